@@ -1,0 +1,101 @@
+"""The three exchangeable parts. The pipeline knows these Protocols and nothing of what is behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from nhm_sched_plugin.types import (
+    Action,
+    Decision,
+    Forecast,
+    Health,
+    Outcome,
+    Recommendation,
+    SchedulingState,
+    Ticket,
+)
+
+__all__ = ["Experience", "Forecaster", "Policy", "RewardedOutcome", "Sink"]
+
+
+@runtime_checkable
+class Forecaster(Protocol):
+    """Answers from memory, in microseconds; a background thread calls `refresh`."""
+
+    def forecast(
+        self, horizon_minutes: int, now: float, task_type: str | None = None, risk_band: str | None = None
+    ) -> Forecast | None:
+        """The load from `now` (Unix seconds) to the horizon, or None when nothing is known (yet)."""
+
+    def refresh(self) -> None:
+        """Read a newer snapshot if there is one. In the background; may raise, the old one then stays."""
+
+    def health(self) -> Health: ...
+
+
+class Experience(msgspec.Struct, frozen=True, kw_only=True):
+    """One step to learn from: what was *executed* (the fallback's actions too) and what came of it."""
+
+    decision_id: str
+    state: SchedulingState
+    action: Action
+    reward: float
+    next_state: SchedulingState | None = None
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Answers from memory, in microseconds; learns and saves in the background."""
+
+    version: str
+
+    def recommend(
+        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast
+    ) -> Recommendation | None:
+        """The best known action and how sure that is; None when nothing is known. Never explores."""
+
+    def explore(
+        self,
+        ticket: Ticket | None,
+        state: SchedulingState,
+        forecast: Forecast,
+        admissible: Callable[[Recommendation], bool],
+    ) -> Recommendation | None:
+        """With probability epsilon another admissible action (flagged), else None. Treatment arm only."""
+
+    def learn(self, experience: Experience) -> None:
+        """Update from one step; idempotent on `decision_id`. In the background."""
+
+    def refresh(self) -> None:
+        """Take over a newer snapshot if there is one. In the background."""
+
+    def save(self) -> None:
+        """Make everything learned so far durable."""
+
+    def health(self) -> Health: ...
+
+
+class RewardedOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """An outcome with its reward, as it is recorded."""
+
+    outcome: Outcome
+    reward: float | None
+    executed_action: Action | None = None
+    applied: bool | None = None
+    """What the host reported through `applied()`; None when it never did."""
+    error: str | None = None
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes records in batches, in the background. The spool is always the first."""
+
+    name: str
+
+    def write(self, records: Sequence[Decision | RewardedOutcome]) -> None:
+        """Make the batch durable. May raise: the batch is offered again later."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,366 @@
+"""The configuration: one tree, checked on load, from a YAML file or a mapping plus `NHM_SCHED_*` variables.
+
+Keys may be written as in the specification's Helm values (camelCase) or in snake_case. Environment variables win over
+the file; `__` separates levels: `NHM_SCHED_ROLLOUT__PERCENTAGE=20`. The keys of the `optimizer` tree may also stand
+at the top level (`decision_budget_ms: 20`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from nhm_sched_plugin.errors import ConfigError
+
+__all__ = ["Settings", "bundled", "load_settings"]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+ExpandedPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+
+
+def bundled(kind: Literal["hooks", "fallback"]) -> Path:
+    """The folder of drop-in hooks or rule books that ships with the package: in the wheel, else in the checkout."""
+    package = Path(__file__).resolve().parent
+    shipped = package / "bundled_files" / kind
+    return shipped if shipped.is_dir() else package.parent / kind
+
+
+class _Tree(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+
+class OptimizerSettings(_Tree):
+    """When the policy is asked and when its answer is taken."""
+
+    enabled: bool = True
+    """False: rules only; every decision says `disabled`."""
+    endpoint: str | None = None
+    """`host:port` of an optimizer agent; unset: forecaster and policy run in this process."""
+    grpc_timeout: Annotated[float, Field(gt=0, le=60)] = 5.0
+    """Seconds. Bounds background calls; a call on the hot path never gets more than `decision_budget_ms`."""
+    forecast_horizon_minutes: Annotated[int, Field(ge=60, le=1440)] = 60
+    recommendation_confidence_threshold: Fraction = 0.7
+    forecast_volume_threshold: Annotated[float, Field(ge=0)] | None = None
+    """Tickets in the hour at the horizon above which the policy is asked. Unset: 80 % of the pool's capacity."""
+    decision_budget_ms: Annotated[float, Field(ge=1, le=10_000)] = 50.0
+
+
+class ClickHouseSettings(_Tree):
+    """Where the records live."""
+
+    dsn: SecretStr | None = None
+    """`chdb:///path`, `clickhouse://`, `http://` or `https://`. Wins over host and port."""
+    host: str | None = None
+    """Unset: the embedded engine under `data_dir`."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8123
+    user: str = "default"
+    password: SecretStr | None = None
+    """From the environment only (`NHM_SCHED_ML__CLICKHOUSE__PASSWORD`); better `password_file`."""
+    password_file: ExpandedPath | None = None
+    password_secret: str | None = None
+    """Name of the Kubernetes secret that the chart mounts; not read here."""
+    secure: bool = False
+    database: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "neural_hive"
+
+
+class ProphetSettings(_Tree):
+    seasonality_mode: Literal["additive", "multiplicative"] = "additive"
+    changepoint_prior_scale: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
+    seasonality_prior_scale: Annotated[float, Field(ge=0.01, le=10)] = 10.0
+
+
+class SchedulingSettings(_Tree):
+    """Q-learning, with the specification's tuning ranges."""
+
+    epsilon: Annotated[float, Field(ge=0.05, le=0.2)] = 0.1
+    learning_rate: Annotated[float, Field(ge=0.001, le=0.1)] = 0.01
+    discount_factor: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    update_interval: Annotated[int, Field(ge=1)] = 100
+    """Save the Q-table after this many updates."""
+    seed: int | None = None
+    """Of the exploration draws; set it to repeat a run."""
+
+
+class TrainingSettings(_Tree):
+    interval_hours: Annotated[int, Field(ge=1)] = 24
+    window_days: Annotated[int, Field(ge=1, le=3650)] = 540
+    max_mape: Annotated[float, Field(gt=0)] = 25.0
+    """Percent; a model at or above it is not promoted."""
+    tracking_uri: str | None = None
+    """MLflow registry; unset: sqlite under `data_dir`."""
+
+
+class ForecastingSettings(_Tree):
+    horizons: Annotated[tuple[Annotated[int, Field(ge=60, le=10_080)], ...], Field(min_length=1)] = (60, 360, 1440)
+    country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = "BR"
+    """ISO 3166 code of the holidays in the fit; null for none."""
+
+
+class CachingSettings(_Tree):
+    enabled: bool = True
+    model_ttl: Annotated[int, Field(ge=1)] = 3600
+    forecast_ttl: Annotated[int, Field(ge=1)] = 300
+    q_table_ttl: Annotated[int, Field(ge=1)] = 7200
+
+
+class MlSettings(_Tree):
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    prophet: ProphetSettings = ProphetSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
+    training: TrainingSettings = TrainingSettings()
+    forecasting: ForecastingSettings = ForecastingSettings()
+    caching: CachingSettings = CachingSettings()
+
+
+class RolloutSettings(_Tree):
+    """Which decisions follow the policy. Hot-reloaded."""
+
+    percentage: Annotated[int, Field(ge=0, le=100)] = 0
+    """0 is shadow mode: the policy is asked and recorded, the rules are applied."""
+    unit: Literal["ticket", "task_type", "switchback"] = "ticket"
+    salt: str = "nhm_sched"
+    block_minutes: Annotated[int, Field(ge=1, le=10_080)] = 60
+
+
+class ExperimentSettings(_Tree):
+    """A/B test among the units inside the rollout."""
+
+    enabled: bool = False
+    control_group_pct: Fraction = 0.2
+    treatment_group_pct: Fraction = 0.8
+    min_samples: Annotated[int, Field(ge=2)] = 1000
+    confidence_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> ExperimentSettings:
+        if abs(self.control_group_pct + self.treatment_group_pct - 1) > 1e-9:
+            raise ValueError("control_group_pct and treatment_group_pct must add up to 1")
+        return self
+
+
+class LimitSettings(_Tree):
+    """The built-in guard: what no recommendation may exceed."""
+
+    min_workers: Annotated[int, Field(ge=0)] = 1
+    max_workers: Annotated[int, Field(ge=1)] = 1000
+    max_step: Annotated[int, Field(ge=1)] | None = None
+    """Most workers added or removed by one decision; unset: no limit."""
+    cooldown_s: Annotated[float, Field(ge=0)] = 60.0
+    """After an applied pool action, no removal of workers for this long."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LimitSettings:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers {self.min_workers} is above max_workers {self.max_workers}")
+        return self
+
+
+class PlannerSettings(_Tree):
+    """The capacity planner behind `target_workers`."""
+
+    startup_s: Annotated[float, Field(ge=0)] = 120.0
+    """How long a new worker takes until it can start a ticket."""
+    sla_wait_s: Annotated[float, Field(gt=0)] = 60.0
+    """A ticket meets its SLA when it starts within this time."""
+
+
+class FallbackSettings(_Tree):
+    rule_book: str = "default"
+    """Name of a bundled rule book (`default`, `conservative`) or a path to your own YAML. Hot-reloaded."""
+
+
+class RecordingSettings(_Tree):
+    enabled: bool = True
+    flush_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
+    durability: Literal["batch", "sync"] = "batch"
+    """`sync` makes `decide()` and `finished()` wait until the record is on disk (within the budget)."""
+    queue_size: Annotated[int, Field(ge=100)] = 100_000
+    spool_max_mb: Annotated[int, Field(ge=1)] = 1024
+
+
+class HooksSettings(_Tree):
+    disabled: tuple[str, ...] = ()
+    """Plugin names not to load; `all` switches every third-party plugin and drop-in off."""
+    trace: bool = False
+    """Log every hook call with its arguments' types, its result and its time."""
+    max_strikes: Annotated[int, Field(ge=1)] = 5
+    """Errors in a row after which a plugin is removed."""
+    pool_size: Annotated[int, Field(ge=1, le=64)] = 8
+    """Threads in which third-party hooks run, so that a sleeping one cannot hold the host."""
+
+
+class MetricsSettings(_Tree):
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+    """0 takes any free port."""
+    token_file: ExpandedPath | None = None
+    """Ask for this bearer token."""
+    tls_cert_file: ExpandedPath | None = None
+    tls_key_file: ExpandedPath | None = None
+
+
+class Settings(BaseSettings):
+    """The whole tree. Build it with `load_settings`, which explains what is wrong with a bad one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NHM_SCHED_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    data_dir: ExpandedPath = Path("~/.local/share/nhm-sched").expanduser()
+    """Embedded database, registry, spool and snapshots."""
+    hooks_dir: ExpandedPath | None = None
+    """Folder of drop-in hook files."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    ml: MlSettings = MlSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
+    limits: LimitSettings = LimitSettings()
+    planner: PlannerSettings = PlannerSettings()
+    fallback: FallbackSettings = FallbackSettings()
+    recording: RecordingSettings = RecordingSettings()
+    hooks: HooksSettings = HooksSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    # Where each room keeps its state: one place that knows the layout of `data_dir`.
+
+    @property
+    def clickhouse_path(self) -> Path:
+        return self.data_dir / "clickhouse"
+
+    @property
+    def registry_path(self) -> Path:
+        return self.data_dir / "registry"
+
+    @property
+    def spool_path(self) -> Path:
+        return self.data_dir / "spool"
+
+    @property
+    def forecast_table_path(self) -> Path:
+        """The forecast snapshot that hosts serve from."""
+        return self.data_dir / "snapshots" / "forecast.json"
+
+    @property
+    def q_table_path(self) -> Path:
+        return self.data_dir / "snapshots" / "q_table.json"
+
+
+def load_settings(source: str | os.PathLike[str] | Mapping[str, Any] | Settings | None = None) -> Settings:
+    """Settings from a YAML file, a mapping or nothing (defaults), each overridden by `NHM_SCHED_*` variables.
+
+    Raises `ConfigError` that names every wrong key with its value and what is allowed.
+    """
+    if isinstance(source, Settings):
+        return source
+    if source is None or isinstance(source, Mapping):
+        name, raw = "configuration", dict(source or {})
+    else:
+        name = os.fspath(source)
+        raw = _read_yaml(Path(name))
+    spelling: dict[str, str] = {}
+    tree = _snake_keys(raw, spelling)
+    for key in [key for key in tree if key in OptimizerSettings.model_fields]:
+        optimizer = tree.setdefault("optimizer", {})
+        if not isinstance(optimizer, dict):
+            break
+        optimizer.setdefault(key, tree.pop(key))
+    try:
+        return Settings(**tree)
+    except ValidationError as error:
+        raise ConfigError([_explain(problem, spelling) for problem in error.errors()], name) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"cannot be read ({error.strerror or error})"], str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"is not valid YAML: {' '.join(str(error).split())}"], str(path)) from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError([f"holds a {type(raw).__name__}; expected a mapping of settings"], str(path))
+    return raw
+
+
+def _snake_case(key: str) -> str:
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key)
+    return re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", words).lower()
+
+
+def _snake_keys(tree: Mapping[Any, Any], spelling: dict[str, str]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        snake = _snake_case(str(key))
+        spelling[snake] = str(key)
+        if snake in result:
+            raise ConfigError([f"{key}: given twice, in camelCase and in snake_case"])
+        result[snake] = _snake_keys(value, spelling) if isinstance(value, Mapping) else value
+    return result
+
+
+def _explain(problem: Any, spelling: Mapping[str, str]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(spelling.get(part, part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_nearest(location)}"
+    value = problem.get("input")
+    shown = "(hidden)" if "password" in key or key.endswith("dsn") else repr(value)
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key or 'settings'} = {shown}: {message}{_allowed(location)}"
+
+
+def _field_at(location: list[str]) -> tuple[type[BaseModel] | None, Any]:
+    model: type[BaseModel] | None = Settings
+    field: Any = None
+    for part in location:
+        if model is None or part not in model.model_fields:
+            return model, None
+        field = model.model_fields[part]
+        annotation = field.annotation
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return model, field
+
+
+def _nearest(location: list[str]) -> str:
+    import difflib
+
+    model, _ = _field_at(location[:-1]) if location[:-1] else (Settings, None)
+    if model is None:
+        return ""
+    names = list(model.model_fields)
+    close = difflib.get_close_matches(location[-1], names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(names)}"
+
+
+def _allowed(location: list[str]) -> str:
+    """The allowed range, both ends, where a field has one (pydantic names only the end that was crossed)."""
+    _, field = _field_at(location)
+    if field is None:
+        return ""
+    bounds = {type(item).__name__.lower(): item for item in field.metadata}
+    low = next((f"{sign}{getattr(bounds[name], name)}" for name, sign in (("ge", "["), ("gt", "(")) if name in bounds), "")
+    high = next((f"{getattr(bounds[name], name)}{sign}" for name, sign in (("le", "]"), ("lt", ")")) if name in bounds), "")
+    if not (low or high):
+        return ""
+    return f" (allowed: {low or '(-inf'}, {high or 'inf)'}; default {field.default!r})"
