@@ -99,15 +99,11 @@ class ExtensionSpecs:
         """Say no to a recommendation. Any veto wins. Raises: counts as a veto."""
 
     @hookspec(firstresult=True)
-    def nhm_sched_fallback(
-        self, ticket: Ticket | None, state: SchedulingState, reason: str
-    ) -> Recommendation | None:
+    def nhm_sched_fallback(self, ticket: Ticket | None, state: SchedulingState, reason: str) -> Recommendation | None:
         """What to do when the policy is not followed. None or raises: the next plugin, at last the rule book."""
 
     @hookspec(firstresult=True)
-    def nhm_sched_reward(
-        self, before: SchedulingState, after: SchedulingState
-    ) -> float | None:
+    def nhm_sched_reward(self, before: SchedulingState, after: SchedulingState) -> float | None:
         """How good was it, in [-1, 1]? Raises: no reward is recorded."""
 
     @hookspec(firstresult=True)

@@ -211,7 +211,11 @@ class Settings(BaseSettings):
     """The whole tree. Build it with `load_settings`, which explains what is wrong with a bad one."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NHM_SCHED_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="NHM_SCHED_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     data_dir: ExpandedPath = Path("~/.local/share/nhm-sched").expanduser()
@@ -359,8 +363,12 @@ def _allowed(location: list[str]) -> str:
     if field is None:
         return ""
     bounds = {type(item).__name__.lower(): item for item in field.metadata}
-    low = next((f"{sign}{getattr(bounds[name], name)}" for name, sign in (("ge", "["), ("gt", "(")) if name in bounds), "")
-    high = next((f"{getattr(bounds[name], name)}{sign}" for name, sign in (("le", "]"), ("lt", ")")) if name in bounds), "")
+    low = next(
+        (f"{sign}{getattr(bounds[name], name)}" for name, sign in (("ge", "["), ("gt", "(")) if name in bounds), ""
+    )
+    high = next(
+        (f"{getattr(bounds[name], name)}{sign}" for name, sign in (("le", "]"), ("lt", ")")) if name in bounds), ""
+    )
     if not (low or high):
         return ""
     return f" (allowed: {low or '(-inf'}, {high or 'inf)'}; default {field.default!r})"

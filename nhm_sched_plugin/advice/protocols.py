@@ -52,9 +52,7 @@ class Policy(Protocol):
 
     version: str
 
-    def recommend(
-        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast
-    ) -> Recommendation | None:
+    def recommend(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast) -> Recommendation | None:
         """The best known action and how sure that is; None when nothing is known. Never explores."""
 
     def explore(
