@@ -19,12 +19,14 @@ __all__ = [
     "Action",
     "Arm",
     "Decision",
+    "Experience",
     "Forecast",
     "ForecastPoint",
     "Health",
     "Outcome",
     "Reason",
     "Recommendation",
+    "RewardedOutcome",
     "SchedulingState",
     "Source",
     "Ticket",
@@ -234,6 +236,27 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Cores used."""
     resource_memory: float | None = None
     """GiB used."""
+
+
+class Experience(msgspec.Struct, frozen=True, kw_only=True):
+    """One step to learn from: what was *executed* (the fallback's actions too) and what came of it."""
+
+    decision_id: str
+    state: SchedulingState
+    action: Action
+    reward: float
+    next_state: SchedulingState | None = None
+
+
+class RewardedOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """An outcome with its reward, as it is recorded."""
+
+    outcome: Outcome
+    reward: float | None
+    executed_action: Action | None = None
+    applied: bool | None = None
+    """What the host reported through `applied()`; None when it never did."""
+    error: str | None = None
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-import msgspec
-
 from nhm_sched_plugin.types import (
-    Action,
     Decision,
+    Experience,
     Forecast,
     Health,
-    Outcome,
     Recommendation,
+    RewardedOutcome,
     SchedulingState,
     Ticket,
 )
 
-__all__ = ["Experience", "Forecaster", "Policy", "RewardedOutcome", "Sink"]
+__all__ = ["Forecaster", "Policy", "Sink"]
 
 
 @runtime_checkable
@@ -34,16 +32,6 @@ class Forecaster(Protocol):
         """Read a newer snapshot if there is one. In the background; may raise, the old one then stays."""
 
     def health(self) -> Health: ...
-
-
-class Experience(msgspec.Struct, frozen=True, kw_only=True):
-    """One step to learn from: what was *executed* (the fallback's actions too) and what came of it."""
-
-    decision_id: str
-    state: SchedulingState
-    action: Action
-    reward: float
-    next_state: SchedulingState | None = None
 
 
 @runtime_checkable
@@ -74,17 +62,6 @@ class Policy(Protocol):
         """Make everything learned so far durable."""
 
     def health(self) -> Health: ...
-
-
-class RewardedOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """An outcome with its reward, as it is recorded."""
-
-    outcome: Outcome
-    reward: float | None
-    executed_action: Action | None = None
-    applied: bool | None = None
-    """What the host reported through `applied()`; None when it never did."""
-    error: str | None = None
 
 
 @runtime_checkable
