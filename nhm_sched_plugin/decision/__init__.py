@@ -1,0 +1,1 @@
+"""The decision core: gate, guards, rule books, rollout and reward. Pure, apart from reading a rule book's file."""

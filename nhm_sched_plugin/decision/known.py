@@ -1,0 +1,25 @@
+"""One answer to "is this number known?" for everything that reads a state."""
+
+from __future__ import annotations
+
+from math import isfinite
+from numbers import Real
+from typing import Any
+
+__all__ = ["known"]
+
+
+def known(value: Any) -> float | None:
+    """`value` as a finite float; None for None, NaN, infinities, booleans, text and whatever else is no number.
+
+    Real numbers of other libraries (NumPy scalars, fractions) count as numbers. Never raises.
+    """
+    if type(value) is float:  # the usual case, and the cheapest test
+        return value if isfinite(value) else None
+    if value is None or isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, ValueError, TypeError):
+        return None
+    return number if isfinite(number) else None

@@ -1,0 +1,106 @@
+"""The one reward function, used by the live path, training and simulation alike.
+
+`0.4*sla + 0.3*throughput + 0.2*efficiency + 0.1*cost` with each delta relative, clipped to [-1, 1], positive = better:
+
+* `sla`: better, `(after - before) / max(1 - before, 0.05)`: the share of the remaining gap that was closed;
+  worse, `(after - before) / max(before, 0.05)`.
+* `throughput`, `efficiency`: `(after - before) / max(before, EPSILON)`.
+* `cost`: `(before - after) / max(before, EPSILON)`: cheaper is better.
+
+`EPSILON` only keeps a division from failing: any real growth from zero is a full +1, zero to zero is 0.
+A component that is missing, or not a finite number, on either side counts 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from nhm_sched_plugin.decision.gate import MS_PER_HOUR
+from nhm_sched_plugin.decision.known import known
+from nhm_sched_plugin.types import SchedulingState
+
+__all__ = ["EPSILON", "SLA_FLOOR", "WEIGHTS", "calculate_reward", "components", "reward"]
+
+Metrics = SchedulingState | Mapping[str, Any]
+_Lookup = Callable[[str], Any]
+
+WEIGHTS: Final[Mapping[str, float]] = {"sla": 0.4, "throughput": 0.3, "efficiency": 0.2, "cost": 0.1}
+SLA_FLOOR: Final = 0.05
+"""Smallest gap that an SLA delta is measured against: below it noise would look like triumph."""
+EPSILON: Final = 1e-9
+
+
+def reward(before: SchedulingState, after: SchedulingState) -> float:
+    """How good was it, in [-1, 1]? The weighted sum of `components`. Never raises."""
+    return calculate_reward(before, after)
+
+
+def calculate_reward(before: Metrics, after: Metrics) -> float:
+    """As `reward`, for states or mappings of metrics (see `components` for the keys)."""
+    parts = components(before, after)
+    return sum(WEIGHTS[name] * part for name, part in parts.items())
+
+
+def components(before: Metrics, after: Metrics) -> dict[str, float]:
+    """The four deltas by name, each in [-1, 1]; what is not known on both sides counts 0.
+
+    Keys of a mapping, or fields and then `features` of a state: `sla_compliance_rate` (or `sla_compliance`);
+    `throughput` in tickets per hour, else by the utilisation law
+    `active_workers * resource_cpu_avg * 3600e3 / avg_task_duration_ms`; `resource_efficiency`, else
+    `resource_cpu_avg`; `cost`, else `active_workers`. Both sides are always read in the same way.
+    """
+    was, now = _lookup(before), _lookup(after)
+    sla = _pair(was, now, "sla_compliance_rate") or _pair(was, now, "sla_compliance")
+    throughput = _pair(was, now, "throughput") or _throughputs(was, now)
+    efficiency = _pair(was, now, "resource_efficiency") or _pair(was, now, "resource_cpu_avg")
+    cost = _pair(was, now, "cost") or _pair(was, now, "active_workers")
+    return {
+        "sla": _sla_delta(*sla) if sla else 0.0,
+        "throughput": _growth(*throughput) if throughput else 0.0,
+        "efficiency": _growth(*efficiency) if efficiency else 0.0,
+        "cost": 0.0 - _growth(*cost) if cost else 0.0,  # 0.0 - x, so that no change is 0.0 and not -0.0
+    }
+
+
+def _lookup(metrics: Metrics) -> _Lookup:
+    if isinstance(metrics, Mapping):
+        return metrics.get
+
+    def read(name: str) -> Any:
+        found = getattr(metrics, name, None)
+        return metrics.features.get(name) if found is None else found
+
+    return read
+
+
+def _pair(was: _Lookup, now: _Lookup, name: str) -> tuple[float, float] | None:
+    before, after = known(was(name)), known(now(name))
+    return None if before is None or after is None else (before, after)
+
+
+def _throughputs(was: _Lookup, now: _Lookup) -> tuple[float, float] | None:
+    before, after = _utilisation_law(was), _utilisation_law(now)
+    return None if before is None or after is None else (before, after)
+
+
+def _utilisation_law(metrics: _Lookup) -> float | None:
+    """Tickets per hour of busy workers: workers * utilisation / service time (Denning & Buzen 1978)."""
+    workers, utilisation = known(metrics("active_workers")), known(metrics("resource_cpu_avg"))
+    duration_ms = known(metrics("avg_task_duration_ms"))
+    if workers is None or utilisation is None or duration_ms is None or duration_ms <= 0:
+        return None
+    return known(workers * utilisation * MS_PER_HOUR / duration_ms)
+
+
+def _sla_delta(before: float, after: float) -> float:
+    gap = 1 - before if after > before else before
+    return _clip((after - before) / max(gap, SLA_FLOOR))
+
+
+def _growth(before: float, after: float) -> float:
+    return _clip((after - before) / max(before, EPSILON))
+
+
+def _clip(delta: float) -> float:
+    return max(-1.0, min(1.0, delta))
