@@ -246,6 +246,8 @@ class Experience(msgspec.Struct, frozen=True, kw_only=True):
     action: Action
     reward: float
     next_state: SchedulingState | None = None
+    parameters: Mapping[str, int | float | str] = {}
+    """Of the executed action; lets the policy tell its own target from somebody else's."""
 
 
 class RewardedOutcome(msgspec.Struct, frozen=True, kw_only=True):
