@@ -205,6 +205,8 @@ class MetricsSettings(_Tree):
     """Ask for this bearer token."""
     tls_cert_file: ExpandedPath | None = None
     tls_key_file: ExpandedPath | None = None
+    allow_insecure: bool = False
+    """Listen beyond loopback without token and TLS: only where the network itself is closed (a mesh, a sidecar)."""
 
 
 class Settings(BaseSettings):
