@@ -25,120 +25,32 @@ _LATENCY_S = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 1e-3, 5e-3, 25e-3, 50e-3, 100
 
 METRICS: Final = (
     # What was forecast.
-    Metric(
-        "predictions",
-        Counter,
-        "optimizer_load_predictions_total",
-        ("horizon", "task_type", "status"),
-        "Forecasts served",
-    ),
-    Metric(
-        "mape",
-        Gauge,
-        "optimizer_load_forecast_accuracy_mape",
-        ("horizon", "task_type"),
-        "Backtest MAPE of the served model, percent",
-    ),
-    Metric(
-        "volume",
-        Gauge,
-        "optimizer_load_forecast_volume",
-        ("horizon", "task_type"),
-        "Tickets expected in the hour at the horizon",
-    ),
-    Metric(
-        "demand",
-        Gauge,
-        "optimizer_resource_demand_forecast",
-        ("resource", "task_type"),
-        "CPU cores or memory GiB expected in the hour at the horizon",
-    ),
-    Metric(
-        "bottleneck",
-        Gauge,
-        "optimizer_load_bottleneck_predicted",
-        ("severity", "task_type", "horizon"),
-        "1 while a bottleneck of that severity is predicted",
-    ),
+    Metric("predictions", Counter, "optimizer_load_predictions_total", ("horizon", "task_type", "status"), "Forecasts served"),
+    Metric("mape", Gauge, "optimizer_load_forecast_accuracy_mape", ("horizon", "task_type"), "Backtest MAPE of the served model, percent"),
+    Metric("volume", Gauge, "optimizer_load_forecast_volume", ("horizon", "task_type"), "Tickets expected in the hour at the horizon"),
+    Metric("demand", Gauge, "optimizer_resource_demand_forecast", ("resource", "task_type"), "CPU cores or memory GiB expected in the hour at the horizon"),
+    Metric("bottleneck", Gauge, "optimizer_load_bottleneck_predicted", ("severity", "task_type", "horizon"), "1 while a bottleneck of that severity is predicted"),
     # What was decided.
-    Metric(
-        "decisions", Counter, "nhm_sched_decisions_total", ("action", "source", "arm"), "Decisions handed to the host"
-    ),
-    Metric(
-        "optimizations",
-        Counter,
-        "optimizer_scheduling_optimizations_applied_total",
-        ("action", "status"),
-        "Recommendations: accepted, rejected or shadow",
-    ),
+    Metric("decisions", Counter, "nhm_sched_decisions_total", ("action", "source", "arm"), "Decisions handed to the host"),
+    Metric("optimizations", Counter, "optimizer_scheduling_optimizations_applied_total", ("action", "status"), "Recommendations: accepted, rejected or shadow"),
     Metric("latency", Histogram, "nhm_sched_decision_latency_seconds", (), "Time in decide()", _LATENCY_S),
-    Metric(
-        "unavailable",
-        Counter,
-        "optimizer_unavailable_total",
-        ("reason",),
-        "Decisions made without the optimizer, by cause",
-    ),
-    Metric(
-        "rollout", Gauge, "nhm_sched_rollout_percentage", (), "Share of units that follow the policy; 0 is shadow mode"
-    ),
+    Metric("unavailable", Counter, "optimizer_unavailable_total", ("reason",), "Decisions made without the optimizer, by cause"),
+    Metric("rollout", Gauge, "nhm_sched_rollout_percentage", (), "Share of units that follow the policy; 0 is shadow mode"),
     # What came of it.
     Metric("raw_reward", Gauge, "optimizer_scheduling_policy_raw_reward", (), "Mean reward of the last 1000 outcomes"),
-    Metric(
-        "sla_before",
-        Gauge,
-        "optimizer_sla_compliance_before_optimization",
-        (),
-        "Mean SLA compliance at decision time, last 1000 outcomes of the treatment arm",
-    ),
-    Metric(
-        "sla_after",
-        Gauge,
-        "optimizer_sla_compliance_after_optimization",
-        (),
-        "Mean SLA compliance at outcome time, last 1000 outcomes of the treatment arm",
-    ),
+    Metric("sla_before", Gauge, "optimizer_sla_compliance_before_optimization", (), "Mean SLA compliance at decision time, last 1000 outcomes of the treatment arm"),
+    Metric("sla_after", Gauge, "optimizer_sla_compliance_after_optimization", (), "Mean SLA compliance at outcome time, last 1000 outcomes of the treatment arm"),
     # What was learned and loaded.
     Metric("q_table_size", Gauge, "optimizer_q_table_size", (), "States in the Q-table"),
     Metric("epsilon", Gauge, "optimizer_epsilon_value", (), "Exploration rate"),
     Metric("model_loads", Counter, "optimizer_ml_model_loads_total", ("status",), "Snapshots loaded"),
-    Metric(
-        "training_samples",
-        Gauge,
-        "optimizer_ml_training_samples_count",
-        ("model_type",),
-        "Hours the served model was trained on",
-    ),
-    Metric(
-        "last_training",
-        Gauge,
-        "optimizer_ml_model_last_training_timestamp",
-        ("model_type",),
-        "When the served model was trained, Unix seconds",
-    ),
+    Metric("training_samples", Gauge, "optimizer_ml_training_samples_count", ("model_type",), "Hours the served model was trained on"),
+    Metric("last_training", Gauge, "optimizer_ml_model_last_training_timestamp", ("model_type",), "When the served model was trained, Unix seconds"),
     # What happened to the records, and what broke.
     Metric("records", Counter, "nhm_sched_records_total", ("state",), "Records: queued, spooled, stored or dropped"),
-    Metric(
-        "hook_errors",
-        Counter,
-        "nhm_sched_hook_errors_total",
-        ("hook", "plugin"),
-        "Hooks that raised, overslept or answered garbage",
-    ),
-    Metric(
-        "component_errors",
-        Counter,
-        "nhm_sched_component_errors_total",
-        ("component",),
-        "Failures inside the plugin, by component",
-    ),
-    Metric(
-        "refused",
-        Counter,
-        "nhm_sched_listener_refused_total",
-        ("cause",),
-        "Requests that the /metrics listener refused, by cause",
-    ),
+    Metric("hook_errors", Counter, "nhm_sched_hook_errors_total", ("hook", "plugin"), "Hooks that raised, overslept or answered garbage"),
+    Metric("component_errors", Counter, "nhm_sched_component_errors_total", ("component",), "Failures inside the plugin, by component"),
+    Metric("refused", Counter, "nhm_sched_listener_refused_total", ("cause",), "Requests that the /metrics listener refused, by cause"),
 )
 
 
