@@ -1,0 +1,284 @@
+"""One SQLite file that several processes share, survives damage, forks and a disk that comes and goes.
+
+The spool's inside: locks between processes, opening, setting a damaged file aside and saving what is readable of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+from nhm_sched_plugin.errors import SpoolError
+from nhm_sched_plugin.store.frames import describe
+from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, readable_frames, set_aside
+
+__all__ = ["SpoolFile"]
+
+log = logging.getLogger(__name__)
+
+FILE_NAME: Final = "spool.sqlite"
+_BUSY_S: Final = 5.0
+_PAGE: Final = 16_384  # large enough that a decision with its forecast stays in one page, where a raw scan finds it
+_CHECKED_UP_TO: Final = 64 * 1024 * 1024
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB);
+CREATE TABLE IF NOT EXISTS quarantine (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB,
+                                       reason TEXT, at REAL);
+"""
+_DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_T = TypeVar("_T")
+
+_live: weakref.WeakSet[SpoolFile] = weakref.WeakSet()
+
+
+class SpoolFile:
+    """`run(work)` hands an open connection to `work`; everything that can go wrong comes out as `SpoolError`.
+
+    `salvaged` and `damaged` count records saved from damaged files and damaged files set aside, in this process.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self.path = path
+        self.file = path / FILE_NAME
+        self.salvaged = self.damaged = 0
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._inode = (0, 0)
+        self._lock_file: int | None = None
+        self._synced = self._checked = False
+        self._pid = os.getpid()
+        _live.add(self)
+
+    def close(self) -> None:
+        """Close the file; the next `run` opens it again."""
+        with self._lock:
+            self._drop()
+
+    def synchronous(self, connection: sqlite3.Connection, sync: bool) -> None:
+        """Whether the next commit waits for the disk. Outside a transaction only."""
+        if sync != self._synced:
+            connection.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
+            self._synced = sync
+
+    def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Run `work` on an open connection, under the locks; sets a damaged file aside and tries once more."""
+        with self._lock:
+            for attempt in (1, 2):
+                try:
+                    with self._shared() as connection:
+                        return work(connection)
+                except sqlite3.Error as error:
+                    damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+                    if not damaged or attempt == 2:
+                        self._drop()  # the next call starts afresh: the disk may be back by then
+                        raise SpoolError(f"spool {self.file} cannot be used: {error}") from error
+                    self._replace_damaged(str(error))
+                except OSError as error:
+                    self._drop()
+                    raise SpoolError(f"spool {self.path} cannot be used: {error.strerror or error}") from error
+            raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[sqlite3.Connection]:
+        """The connection, while no other process may set the file aside."""
+        for _ in range(10):
+            connection = self._open()
+            self._flock(fcntl.LOCK_SH)
+            try:
+                status = os.stat(self.file)
+                current = (status.st_dev, status.st_ino)
+            except FileNotFoundError:
+                current = (0, 0)
+            if current == self._inode:
+                break
+            self._drop()  # another process has set the file aside, or somebody removed it
+        else:
+            raise SpoolError(f"spool {self.file} keeps being replaced by another process")
+        try:
+            yield connection
+        finally:
+            # A failed rollback means that the connection is past use; the error that led here says why.
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            self._flock(fcntl.LOCK_UN)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._pid != os.getpid():
+            self._forget()
+        if self._connection is not None:
+            return self._connection
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._flock(fcntl.LOCK_EX)
+        try:
+            try:
+                connection = self._connect()
+                self._check_once(connection)
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
+                    raise
+                self._drop_connection()
+                self._rename_damaged(str(error))
+                connection = self._connect()
+            self._salvage_leftovers(connection)
+            return connection
+        finally:
+            self._flock(fcntl.LOCK_UN)
+
+    def _connect(self) -> sqlite3.Connection:
+        new = not self.file.exists()
+        connection = sqlite3.connect(self.file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        self._connection, self._synced = connection, False
+        if new:
+            connection.execute(f"PRAGMA page_size={_PAGE}")
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint=256")
+        connection.execute(f"PRAGMA journal_size_limit={8 * 1024 * 1024}")
+        connection.executescript(_SCHEMA)
+        if new:
+            folder = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # so that the file's name is on the disk too
+            finally:
+                os.close(folder)
+        status = os.stat(self.file)
+        self._inode = (status.st_dev, status.st_ino)
+        return connection
+
+    def _check_once(self, connection: sqlite3.Connection) -> None:
+        """Look a small file over when it is first opened; damage in a large one shows when it is read."""
+        if self._checked or self.file.stat().st_size > _CHECKED_UP_TO:
+            return
+        verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        if verdict != "ok":
+            raise _damage(" ".join(verdict.split()))
+        self._checked = True
+
+    def _replace_damaged(self, why: str) -> None:
+        """Set the file aside, unless another process has done so, and open a new one with what could be saved."""
+        mine = self._inode
+        self._drop_connection()
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._flock(fcntl.LOCK_EX)
+            try:
+                status = os.stat(self.file)
+                if mine in ((0, 0), (status.st_dev, status.st_ino)):
+                    self._rename_damaged(why)
+            finally:
+                self._flock(fcntl.LOCK_UN)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise SpoolError(f"damaged spool {self.file} cannot be set aside: {error.strerror or error}") from error
+
+    def _rename_damaged(self, why: str) -> None:
+        stamp = dt.datetime.fromtimestamp(self._clock(), dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+        aside = set_aside(self.file, stamp)
+        self.damaged += 1
+        log.error("spool %s is damaged (%s): set aside as %s", self.file, why, aside.with_suffix(".corrupt").name)
+
+    def _salvage_leftovers(self, connection: sqlite3.Connection) -> None:
+        """Move what is readable from set-aside files into the new one; a crash in between repeats it, harmlessly."""
+        for aside in sorted(self.path.glob(f"spool-*{UNSALVAGED}")):
+            saved = 0
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for frame in readable_frames(aside):
+                    connection.execute(
+                        "INSERT INTO records (kind, id, frame) VALUES (?, ?, ?)", (*describe(frame), frame)
+                    )
+                    saved += 1
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            finished = finish(aside)
+            self.salvaged += saved
+            log.error("%d records were saved from %s", saved, finished.name)
+
+    def _flock(self, operation: int) -> None:
+        """Between processes: shared while using the file, exclusive while opening or replacing it."""
+        if self._lock_file is None:
+            if operation == fcntl.LOCK_UN:
+                return
+            self._lock_file = os.open(self.path / "spool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                fcntl.flock(self._lock_file, operation | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.002)
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Closing may fail on a dead disk; the file is given up either way.
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def _drop(self) -> None:
+        self._drop_connection()
+        lock_file, self._lock_file = self._lock_file, None
+        if lock_file is not None:
+            os.close(lock_file)
+
+    def _forget(self) -> None:
+        """After a fork that skipped our hooks: the parent's connection must be neither used nor closed here."""
+        if self._connection is not None:
+            _parents_own.append(self._connection)
+        self._connection, self._pid = None, os.getpid()
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+
+def _damage(message: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(message)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+# SQLite forbids a connection to cross a fork, even one that the child never uses: its bookkeeping of file locks would.
+# So every spool is closed before a fork and opened again afterwards, by parent and child alike, when next used.
+_parents_own: list[sqlite3.Connection] = []
+_held: list[SpoolFile] = []
+
+
+def _before_fork() -> None:
+    for spool in list(_live):
+        spool._lock.acquire()
+        spool._drop()
+        _held.append(spool)
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop()._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _held:
+        spool = _held.pop()
+        spool._lock = threading.RLock()
+        spool._pid = os.getpid()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
