@@ -1,7 +1,7 @@
 """Every hook, in one readable file. Start here to extend the scheduler.
 
-A verb asks a question (`decide`, `recommend`, `guard`), `make_` builds an exchangeable part, `after_` and `on_` observe and
-cannot change a thing. Hooks are synchronous; take only the arguments you need; give none of them a default.
+A verb asks a question (`decide`, `recommend`, `guard`), `make_` builds an exchangeable part, `after_` and `on_`
+observe and cannot change a thing. Hooks are synchronous; take only the arguments you need; give none a default.
 
     from nhm_sched_plugin import hookimpl, Veto
 
@@ -59,7 +59,7 @@ class SchedulerSpecs:
         """A ticket ended, or a control interval passed: the source of the reward."""
 
     @hookspec
-    def nhm_sched_health(self) -> list[Health]:
+    def nhm_sched_health(self) -> list[Health] | None:
         """Is this plugin ready, part by part?"""
 
     @hookspec
@@ -79,11 +79,11 @@ class ExtensionSpecs:
         """Build the policy, once. Raises: rules only, and an alert."""
 
     @hookspec
-    def nhm_sched_make_sinks(self, settings: Settings) -> list[Sink]:
+    def nhm_sched_make_sinks(self, settings: Settings) -> list[Sink] | None:
         """Where records go besides the spool, once. Raises: that sink is skipped."""
 
     @hookspec
-    def nhm_sched_collect_state(self, ticket: Ticket | None) -> Mapping[str, float]:
+    def nhm_sched_collect_state(self, ticket: Ticket | None) -> Mapping[str, float] | None:
         """Features to add to the state; rule conditions read them as `features.NAME`. Raises: they are skipped."""
 
     @hookspec(firstresult=True)

@@ -1,0 +1,110 @@
+"""The built-in answers to the extension hooks. They are plugins like anybody's, asked last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nhm_sched_plugin.advice.arrivals import ArrivalCounter
+from nhm_sched_plugin.advice.protocols import Forecaster, Policy, Sink
+from nhm_sched_plugin.decision.guards import Limits
+from nhm_sched_plugin.decision.reward import reward
+from nhm_sched_plugin.decision.rulebook import RuleBook, resolve_rule_book
+from nhm_sched_plugin.errors import ConfigError
+from nhm_sched_plugin.hookspecs import hookimpl
+from nhm_sched_plugin.types import Forecast, Recommendation, SchedulingState, Ticket, Veto
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.settings import Settings
+
+__all__ = ["DefaultHooks"]
+
+
+class DefaultHooks:
+    """Forecaster, policy, spool, limits, rule book and reward, as the settings say."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        on_load: Callable[[str], None] | None = None,
+    ) -> None:
+        self._clock, self._on_load = clock, on_load
+        self.policy: Policy | None = None
+        self.arrivals = ArrivalCounter()
+        self.last_pool_action_at: float | None = None
+        self.use(settings)
+
+    def use(self, settings: Settings) -> None:
+        """Take over limits and rule book from these settings. Raises `RuleBookError`; the old ones then stay."""
+        path = resolve_rule_book(settings.fallback.rule_book)
+        self.rule_book: RuleBook = RuleBook.load(path)
+        self.rule_book_path: Path = path
+        self.limits = Limits(settings.limits)
+
+    def rules(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None) -> Recommendation:
+        """What the rules would do, limits kept: the policy measures its confidence against this."""
+        return self._restrained(ticket, state, "")
+
+    def _restrained(self, ticket: Ticket | None, state: SchedulingState, reason: str) -> Recommendation:
+        now = self._clock()
+        answer = self.rule_book.evaluate(ticket, state, None, reason, now)
+        return self.limits.restrain(ticket, state, answer, now, self.last_pool_action_at)
+
+    @hookimpl(trylast=True)
+    def nhm_sched_make_forecaster(self, settings: Settings) -> Forecaster:
+        from nhm_sched_plugin.forecasting.table import SnapshotForecaster
+
+        _refuse_remote(settings)
+        return SnapshotForecaster(settings.forecast_table_path, on_load=self._on_load)
+
+    @hookimpl(trylast=True)
+    def nhm_sched_make_policy(self, settings: Settings) -> Policy:
+        from nhm_sched_plugin.policy.learning import QPolicy
+
+        _refuse_remote(settings)
+        return QPolicy(settings, self.rules, now=self._clock)
+
+    @hookimpl(trylast=True)
+    def nhm_sched_make_sinks(self, settings: Settings) -> list[Sink]:
+        from nhm_sched_plugin.store.spool import Spool, SpoolSink
+
+        recording = settings.recording
+        spool = Spool(settings.spool_path, recording.spool_max_mb * 1024 * 1024)
+        return [SpoolSink(spool, sync=recording.durability == "sync")]
+
+    @hookimpl(trylast=True)
+    def nhm_sched_collect_state(self, ticket: Ticket | None) -> Mapping[str, float]:
+        return {"arrivals_last_hour": float(self.arrivals.last_hour(self._clock()))}
+
+    @hookimpl(trylast=True)
+    def nhm_sched_recommend(
+        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast
+    ) -> Recommendation | None:
+        return None if self.policy is None else self.policy.recommend(ticket, state, forecast)
+
+    @hookimpl(trylast=True)
+    def nhm_sched_guard(
+        self, ticket: Ticket | None, state: SchedulingState, recommendation: Recommendation
+    ) -> Veto | None:
+        return self.limits.check(ticket, state, recommendation, self._clock(), self.last_pool_action_at)
+
+    @hookimpl(trylast=True)
+    def nhm_sched_fallback(self, ticket: Ticket | None, state: SchedulingState, reason: str) -> Recommendation:
+        return self._restrained(ticket, state, reason)
+
+    @hookimpl(trylast=True)
+    def nhm_sched_reward(self, before: SchedulingState, after: SchedulingState) -> float:
+        return reward(before, after)
+
+
+def _refuse_remote(settings: Settings) -> None:
+    if settings.optimizer.endpoint is not None:
+        raise ConfigError(
+            [
+                f"optimizer.endpoint = {settings.optimizer.endpoint!r}: advice over the wire is not available in this"
+                " version; leave it unset to run forecaster and policy in this process"
+            ]
+        )

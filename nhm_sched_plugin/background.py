@@ -1,0 +1,179 @@
+"""Threads that never hold the host: a worker for later, and a bounded pool for calls that may oversleep.
+
+All threads are daemons: a sleeping hook must not keep the orchestrator from exiting, which the standard
+`ThreadPoolExecutor` would do (it joins its threads at interpreter exit). Threads do not survive a fork; both classes
+start afresh in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FileWatch", "Pool", "PoolFullError", "Worker"]
+
+
+class PoolFullError(RuntimeError):
+    """Every thread of the pool is busy, most likely with hooks that overslept."""
+
+
+class Pool:
+    """At most `size` daemon threads, started on demand."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size, self._name = size, name
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None]
+        self._jobs = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = self._idle = 0
+
+    def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run it in a thread. Raises PoolFullError when all are busy: waiting in line would only spend the budget."""
+        if self._pid != os.getpid():
+            self._reset()
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._idle > 0:
+                self._idle -= 1
+            elif self._threads < self._size:
+                self._threads += 1
+                threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
+            else:
+                raise PoolFullError(f"all {self._size} threads of {self._name} are busy")
+        self._jobs.put((future, function, args, kwargs))
+        return future
+
+    def _run(self) -> None:
+        jobs = self._jobs
+        while (job := jobs.get()) is not None:
+            future, function, args, kwargs = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*args, **kwargs))
+                except BaseException as error:  # noqa: BLE001 - handed to whoever reads the future
+                    future.set_exception(error)
+            del job, future, function, args, kwargs
+            with self._lock:
+                self._idle += 1
+
+    def close(self) -> None:
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+
+class Worker:
+    """One thread that runs tasks in order, and others again and again.
+
+    `on_error(what, error)` gets what a task raises; the thread goes on.
+    """
+
+    def __init__(self, name: str, on_error: Callable[[str, BaseException], None], max_queue: int = 100_000) -> None:
+        self._name, self._on_error, self._max_queue = name, on_error, max_queue
+        self._periodic: list[tuple[float, str, Callable[[], None]]] = []
+        self._closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._tasks: queue.SimpleQueue[tuple[str, Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._start_lock = threading.Lock()
+
+    def every(self, seconds: float, what: str, task: Callable[[], None]) -> None:
+        """Run `task` each `seconds`, from the start of the thread on."""
+        self._periodic.append((seconds, what, task))
+
+    def start(self) -> None:
+        """Start the thread if it does not run; also right after a fork."""
+        if self._pid != os.getpid():
+            self._reset()
+        if self._thread is None and not self._closed:
+            with self._start_lock:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    self._thread = thread
+                    thread.start()
+
+    def submit(self, what: str, task: Callable[..., Any], *args: Any) -> bool:
+        """Queue a task; False when the queue is full or the worker closed (nothing is queued then)."""
+        self.start()
+        if self._closed or self._tasks.qsize() >= self._max_queue:
+            return False
+        self._tasks.put((what, task, args))
+        return True
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything queued so far has run; False when that took too long."""
+        if self._thread is None or self._thread is threading.current_thread():
+            return True
+        done = threading.Event()
+        return self.submit("flush", done.set) and done.wait(timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Run what is queued, then end the thread; give up waiting after `timeout_s`."""
+        if self._closed:
+            return
+        self._closed = True
+        thread = self._thread
+        if thread is not None and self._pid == os.getpid():
+            self._tasks.put(None)
+            thread.join(timeout_s)
+
+    def _run(self) -> None:
+        tasks, due = self._tasks, [time.monotonic()] * len(self._periodic)
+        while True:
+            try:
+                task = tasks.get(timeout=max(min(due) - time.monotonic(), 0.0) if due else None)
+            except queue.Empty:
+                task = ("", _nothing, ())
+            if task is None:
+                return
+            self._attempt(*task)
+            now = time.monotonic()
+            for index, (seconds, what, periodic) in enumerate(self._periodic):
+                if now >= due[index]:
+                    self._attempt(what, periodic, ())
+                    due[index] = time.monotonic() + seconds
+
+    def _attempt(self, what: str, task: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            task(*args)
+        except Exception as error:  # noqa: BLE001 - a failing task must not end the thread
+            self._on_error(what, error)
+
+
+def _nothing() -> None:
+    return None
+
+
+class FileWatch:
+    """Says whether a file changed since it was last looked at, symbolic links (ConfigMap mounts) followed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._signature = self._look()
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def changed(self) -> bool:
+        """True once per change; a file that is gone counts as unchanged (what was loaded stays in use)."""
+        now = self._look()
+        if now is None or now == self._signature:
+            return False
+        self._signature = now
+        return True

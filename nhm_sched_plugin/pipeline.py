@@ -1,0 +1,311 @@
+"""decide(): the decision flow of the specification, top to bottom.
+
+It reads what is in memory and asks the hooks; it computes no model, opens no file and touches no network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from nhm_sched_plugin.advice.gauges import ALL_TASK_TYPES
+from nhm_sched_plugin.advice.protocols import Forecaster, Policy
+from nhm_sched_plugin.decision import gate, rollout
+from nhm_sched_plugin.decision.known import known
+from nhm_sched_plugin.decision.rulebook import LAST_RESORT
+from nhm_sched_plugin.extension import CUSTOM, HookFailedError, HookManager, deadline
+from nhm_sched_plugin.observe.faults import Faults
+from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.types import (
+    STATE_FIELDS,
+    Action,
+    Arm,
+    Decision,
+    Forecast,
+    Reason,
+    Recommendation,
+    SchedulingState,
+    Source,
+    Ticket,
+    Veto,
+)
+
+__all__ = ["Pipeline", "last_resort", "new_id"]
+
+_SIX_HOURS = 360
+
+_process_prefix = secrets.token_hex(8)
+_counter = itertools.count()
+
+
+def _after_fork() -> None:
+    global _process_prefix
+    _process_prefix = secrets.token_hex(8)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def new_id() -> str:
+    """A decision id, unique across processes and hosts: 64 random bits per process, then a counter."""
+    return f"{_process_prefix}-{next(_counter):x}"
+
+
+class Advice(NamedTuple):
+    """What came of asking the policy: its recommendation, and why it may not be followed (None: it may)."""
+
+    recommendation: Recommendation | None
+    refusal: Reason | None
+    vetoes: tuple[Veto, ...] = ()
+
+
+class Wiring(Protocol):
+    """What the pipeline reads anew at each decision, so that a reload takes effect at once."""
+
+    settings: Settings
+    forecaster: Forecaster | None
+    policy: Policy | None
+
+
+class Pipeline:
+    """One per plugin; thread-safe, since a decision keeps its state on the stack."""
+
+    def __init__(
+        self, wiring: Wiring, hooks: HookManager, metrics: Metrics, faults: Faults, clock: Callable[[], float]
+    ) -> None:
+        self._wiring, self._hooks = wiring, hooks
+        self._metrics, self._faults, self._clock = metrics, faults, clock
+        self._hook: Any = hooks.hook
+        self._latency = metrics.child("latency")
+
+    def decide(self, ticket: Ticket | None, state: SchedulingState) -> Decision:
+        """The five steps: forecast, recommend, gate and guard, fall back, roll out. Never raises.
+
+        Recording, the sixth, is up to the caller, who also bounds the time.
+        """
+        started = time.perf_counter()
+        now = self._clock()
+        settings = self._wiring.settings
+        budget_s = settings.optimizer.decision_budget_ms / 1000
+        forecast: Forecast | None = None
+        advice = Advice(None, Reason.INTERNAL_ERROR)
+        arm, arm_reason = rollout.arm(settings.rollout, settings.experiment, ticket, now)
+        with deadline(budget_s):
+            try:
+                state = self._complete(ticket, state)
+                forecast, state = self._foresee(state, now, settings)
+                advice = self._advise(ticket, state, forecast, settings)
+                if advice.refusal is None and time.perf_counter() - started > budget_s:
+                    advice = Advice(advice.recommendation, Reason.BUDGET_EXCEEDED, advice.vetoes)
+                if advice.refusal is None and arm is Arm.TREATMENT:
+                    advice = self._explore(ticket, state, forecast, advice, settings)
+            except Exception as error:  # noqa: BLE001 - the host comes first
+                self._faults.report("pipeline", error)
+            if advice.refusal is None and arm_reason is None and advice.recommendation is not None:
+                chosen, source, reason = advice.recommendation, _source(advice.recommendation), Reason.APPLIED
+            else:
+                reason = advice.refusal or arm_reason or Reason.INTERNAL_ERROR
+                chosen, source = self._fall_back(ticket, state, reason)
+        decision = self._written_down(ticket, state, forecast, advice, chosen, source, reason, arm, now, started)
+        self._count(decision, advice)
+        return decision
+
+    def _complete(self, ticket: Ticket | None, state: SchedulingState) -> SchedulingState:
+        """The host's state, its unusable values dropped, with the features that hooks collected."""
+        state = self._usable(state)
+        collected = self._hook.nhm_sched_collect_state(ticket=ticket)
+        if not collected:
+            return state
+        features: dict[str, float] = {}
+        for answer in reversed(collected):  # plugins loaded first win over later ones and over the built-in
+            features.update(answer)
+        features.update(state.features)
+        return msgspec.structs.replace(state, features=features)
+
+    def _usable(self, state: SchedulingState) -> SchedulingState:
+        dropped: dict[str, None] = {}
+        for name in STATE_FIELDS:
+            value = getattr(state, name)
+            if value is None:
+                continue
+            number = known(value)
+            share = name in ("sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg")
+            if number is None or number < 0 or (share and number > 1):
+                dropped[name] = None
+                self._faults.report("state", f"the host's {name} is unusable and counts as unknown")
+        return msgspec.structs.replace(state, **dropped) if dropped else state
+
+    def _foresee(
+        self, state: SchedulingState, now: float, settings: Settings
+    ) -> tuple[Forecast | None, SchedulingState]:
+        """Step 1: the forecast from the snapshot, and the predicted loads where the host gave none."""
+        forecaster = self._wiring.forecaster
+        if forecaster is None:
+            return None, state
+        horizon = settings.optimizer.forecast_horizon_minutes
+        try:
+            # Pool-wide, since the gate compares it with the capacity of the whole pool.
+            forecast = forecaster.forecast(horizon, now)
+            later = forecaster.forecast(_SIX_HOURS, now)
+        except Exception as error:  # noqa: BLE001 - also somebody else's forecaster
+            self._faults.report("forecaster", error)
+            self._metrics.child("predictions", str(horizon), ALL_TASK_TYPES, "failed").inc()
+            return None, state
+        if forecast is None:
+            self._metrics.child("predictions", str(horizon), ALL_TASK_TYPES, "unavailable").inc()
+            return None, state
+        self._metrics.child("predictions", str(horizon), ALL_TASK_TYPES, "served").inc()
+        if state.predicted_load_1h is None or state.predicted_load_6h is None:
+            state = msgspec.structs.replace(
+                state,
+                predicted_load_1h=_first(state.predicted_load_1h, forecast.predicted_volume),
+                predicted_load_6h=_first(state.predicted_load_6h, later.predicted_volume if later else None),
+            )
+        return forecast, state
+
+    def _advise(
+        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, settings: Settings
+    ) -> Advice:
+        """Steps 2 and 3: is there load enough to ask, what does the policy say, is it sure, does a guard object?"""
+        optimizer = settings.optimizer
+        if not optimizer.enabled:
+            return Advice(None, Reason.DISABLED)
+        if forecast is None:
+            return Advice(None, Reason.FORECAST_UNAVAILABLE)
+        if not gate.opens(forecast.predicted_volume, state, optimizer.forecast_volume_threshold):
+            return Advice(None, Reason.BELOW_VOLUME_THRESHOLD)
+        try:
+            recommendation = self._hook.nhm_sched_recommend(ticket=ticket, state=state, forecast=forecast)
+        except HookFailedError as error:
+            late = isinstance(error.error, TimeoutError)
+            return Advice(None, Reason.BUDGET_EXCEEDED if late else Reason.OPTIMIZER_UNAVAILABLE)
+        except Exception as error:  # noqa: BLE001 - the built-in policy, or one that a plugin made
+            self._faults.report("policy", error)
+            return Advice(None, Reason.OPTIMIZER_UNAVAILABLE)
+        if recommendation is None:
+            return Advice(None, Reason.OPTIMIZER_UNAVAILABLE)
+        if not gate.confident(recommendation.confidence, optimizer.recommendation_confidence_threshold):
+            return Advice(recommendation, Reason.CONFIDENCE_BELOW_THRESHOLD)
+        vetoes = self._vetoes(ticket, state, recommendation)
+        return Advice(recommendation, Reason.VETOED if vetoes else None, vetoes)
+
+    def _vetoes(
+        self, ticket: Ticket | None, state: SchedulingState, recommendation: Recommendation
+    ) -> tuple[Veto, ...]:
+        return tuple(self._hook.nhm_sched_guard(ticket=ticket, state=state, recommendation=recommendation))
+
+    def _explore(
+        self,
+        ticket: Ticket | None,
+        state: SchedulingState,
+        forecast: Forecast | None,
+        advice: Advice,
+        settings: Settings,
+    ) -> Advice:
+        """Now and then another action that passes the same gates; only where the policy is followed at all."""
+        policy, recommendation = self._wiring.policy, advice.recommendation
+        if policy is None or forecast is None or recommendation is None or recommendation.source.startswith(CUSTOM):
+            return advice
+        threshold = settings.optimizer.recommendation_confidence_threshold
+
+        def admissible(candidate: Recommendation) -> bool:
+            return gate.confident(candidate.confidence, threshold) and not self._vetoes(ticket, state, candidate)
+
+        other = policy.explore(ticket, state, forecast, admissible)
+        return advice if other is None else Advice(other, None)
+
+    def _fall_back(
+        self, ticket: Ticket | None, state: SchedulingState, reason: Reason
+    ) -> tuple[Recommendation, Source]:
+        """Step 4: the rules. At the very last: keep things as they are."""
+        try:
+            chosen = self._hook.nhm_sched_fallback(ticket=ticket, state=state, reason=str(reason))
+        except Exception as error:  # noqa: BLE001 - the last resort below needs nobody
+            self._faults.report("fallback", error)
+            chosen = None
+        if chosen is None:
+            return LAST_RESORT, Source.DEFAULT
+        return chosen, Source.CUSTOM if chosen.source.startswith(CUSTOM) else Source.FALLBACK
+
+    def _written_down(
+        self,
+        ticket: Ticket | None,
+        state: SchedulingState,
+        forecast: Forecast | None,
+        advice: Advice,
+        chosen: Recommendation,
+        source: Source,
+        reason: Reason,
+        arm: Arm,
+        now: float,
+        started: float,
+    ) -> Decision:
+        said = advice.recommendation
+        followed = chosen is said
+        return Decision(
+            decision_id=new_id(),
+            ticket_id=ticket.ticket_id if ticket is not None else None,
+            task_type=ticket.task_type if ticket is not None else None,
+            risk_band=ticket.risk_band if ticket is not None else None,
+            action=chosen.action,
+            parameters=chosen.parameters,
+            source=source,
+            reason=reason,
+            confidence=said.confidence if said is not None else None,
+            arm=arm,
+            recommendation=said,
+            propensity=chosen.propensity if followed else 1.0,
+            policy_version=said.policy_version if said is not None else "",
+            forecast=forecast,
+            decided_at=now,
+            state=state,
+            vetoes=advice.vetoes,
+            justification=chosen.justification,
+            is_exploration=followed and chosen.is_exploration,
+            rollout_percentage=self._wiring.settings.rollout.percentage,
+            latency_us=(time.perf_counter() - started) * 1e6,
+        )
+
+    def _count(self, decision: Decision, advice: Advice) -> None:
+        child = self._metrics.child
+        child("decisions", decision.action, decision.source, decision.arm).inc()
+        self._latency.observe(decision.latency_us * 1e-6)
+        if decision.reason in _DEGRADED:
+            child("unavailable", decision.reason).inc()
+            self._faults.log("the optimizer", f"degraded to rules ({decision.reason})")
+        if advice.recommendation is not None:
+            status = "rejected" if advice.refusal else "accepted" if decision.reason is Reason.APPLIED else "shadow"
+            child("optimizations", advice.recommendation.action, status).inc()
+
+
+_DEGRADED = frozenset(
+    {Reason.FORECAST_UNAVAILABLE, Reason.OPTIMIZER_UNAVAILABLE, Reason.BUDGET_EXCEEDED, Reason.INTERNAL_ERROR}
+)
+
+
+def _source(recommendation: Recommendation) -> Source:
+    return Source.CUSTOM if recommendation.source.startswith(CUSTOM) else Source.POLICY
+
+
+def _first(given: float | None, otherwise: float | None) -> float | None:
+    return otherwise if given is None else given
+
+
+def last_resort(ticket: Ticket | None, now: float) -> Decision:
+    """A valid decision that needs nothing: keep things as they are."""
+    return Decision(
+        decision_id=new_id(),
+        ticket_id=getattr(ticket, "ticket_id", None),
+        action=Action.NO_ACTION,
+        source=Source.DEFAULT,
+        reason=Reason.INTERNAL_ERROR,
+        decided_at=now,
+        justification=LAST_RESORT.justification,
+    )
