@@ -1,0 +1,330 @@
+"""The policy: starts from the capacity planner, leaves it where the Q-table has evidence, and says how sure it is.
+
+Q-learning as specified, off-policy - it learns from what was *executed*, the rules' actions too:
+
+    Q(s,a) += learning_rate * (reward + discount_factor * max_a' Q(s',a') - Q(s,a))
+
+`recommend` reads immutable cells from a dict and takes no lock; `learn`, `refresh` and `save` belong in the background.
+See docs/policy.md for what the confidence is and is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from nhm_sched_plugin.decision.guards import POOL_ACTIONS
+from nhm_sched_plugin.decision.known import known
+from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, at_least_as_good, value
+from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
+from nhm_sched_plugin.policy.qtable import Cell, QTable, file_lock, set_aside, stamp
+from nhm_sched_plugin.policy.state_key import state_key
+from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.types import Action, Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
+
+__all__ = ["Baseline", "QPolicy", "arm_of"]
+
+_log = logging.getLogger(__name__)
+Baseline = Callable[[Ticket | None, SchedulingState, Forecast | None], Recommendation]
+"""What the fallback would do here: the measure of every confidence."""
+
+LEAVE_AT: Final = 0.9
+"""How sure it must be that another action beats the planner's before the planner is left."""
+NEAR: Final = 0.05
+"""Targets closer than this to the planner's (relative) are the same arm."""
+_ARMS: Final = {action: (action.value, f"{action.value}+", f"{action.value}-") for action in Action}
+_REMEMBERED_IDS: Final = 100_000
+_NOTHING: Final[dict[str, Cell]] = {}
+_MOST_PENDING: Final = 20_000
+
+
+def arm_of(action: Action, parameters: Mapping[str, Any], planned: float | None) -> str:
+    """The Q-table's name for an executed action: with `+` or `-` when its target is above or below the planned one.
+
+    The planned target is `parameters["planned_workers"]` (the policy's own actions carry it), else `planned`.
+    """
+    if action not in POOL_ACTIONS:
+        return _ARMS[action][0]
+    target = parameters.get("target_workers")
+    planned = known(parameters.get("planned_workers", planned))
+    if type(target) is not int or planned is None or abs(target - planned) <= NEAR * planned:
+        return _ARMS[action][0]
+    return _ARMS[action][1 if target > planned else 2]
+
+
+class QPolicy:
+    """Implements the Policy protocol over a Q-table file (`settings.q_table_path`) that several processes may share.
+
+    What is in memory is the file plus what was learned since; `save` replays the latter on the file's newest content.
+    An unusable file does not stop the host: the policy starts empty (every confidence <= 0.5), `health` says so, and
+    the file is set aside as `q_table.json.corrupt-<n>` before a new one is written.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        baseline: Baseline,
+        now: Callable[[], float] = time.time,
+        *,
+        path: Path | None = None,
+        autosave: bool = True,
+    ) -> None:
+        tuning = settings.ml.scheduling
+        self._learning_rate, self._discount = tuning.learning_rate, tuning.discount_factor
+        self._epsilon, self._interval = tuning.epsilon, tuning.update_interval
+        self._random = random.Random(tuning.seed)
+        self._baseline, self._now, self._autosave = baseline, now, autosave
+        self.planner = Planner(settings)
+        self.path = path or settings.q_table_path
+        self.version = "q1-untrained"
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._pending: list[Experience] = []
+        self._ignored = 0
+        self._learned_at: float | None = None
+        self._stamp: tuple[int, int, int] | None = None
+        self._problem = ""
+        self._corrupt = False
+        self.table = QTable()
+        try:
+            self.refresh()
+        except ModelError as error:
+            _log.error("%s. Until then the policy starts without experience.", error)
+
+    @property
+    def epsilon(self) -> float:
+        """The exploration rate, for the metric."""
+        return self._epsilon
+
+    # On the hot path.
+
+    def recommend(
+        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None
+    ) -> Recommendation | None:
+        """The best known action and P(it is at least as good as the baseline's). Never explores, takes no lock.
+
+        `propensity` is 1 - epsilon when `explore` has something else to offer, else 1; where exploration is off the
+        caller records 1.
+        """
+        return self._answer(ticket, state, forecast)[0]
+
+    def explore(
+        self,
+        ticket: Ticket | None,
+        state: SchedulingState,
+        forecast: Forecast | None,
+        admissible: Callable[[Recommendation], bool],
+    ) -> Recommendation | None:
+        """With probability epsilon one of the k admissible other actions (propensity epsilon / k), else None."""
+        if self._random.random() >= self._epsilon:
+            return None
+        greedy, plan, candidates, base = self._answer(ticket, state, forecast)
+        row = self.table.rows.get(greedy.state_hash, _NOTHING)
+        base_arm = arm_of(base.action, base.parameters, self.planner.planned(plan, base.action))
+        others = [
+            self._recommendation(greedy.state_hash, row, plan, candidate, base, base_arm)
+            for candidate in candidates
+            if candidate.action is not greedy.action
+        ]
+        allowed = [other for other in others if admissible(other)]
+        if not allowed:
+            return None
+        chosen = allowed[self._random.randrange(len(allowed))]
+        return msgspec.structs.replace(chosen, is_exploration=True, propensity=self._epsilon / len(allowed))
+
+    def _answer(
+        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None
+    ) -> tuple[Recommendation, Plan, list[Candidate], Recommendation]:
+        key = state_key(state, None if forecast is None else forecast.predicted_volume)
+        plan = self.planner.plan(state, forecast)
+        candidates = self.planner.candidates(plan, state)
+        base = self._baseline(ticket, state, forecast)
+        row = self.table.rows.get(key, _NOTHING)
+        base_arm = arm_of(base.action, base.parameters, self.planner.planned(plan, base.action))
+        if plan.need is None:
+            # Without metrics there is no plan: the rules know best.
+            chosen = Candidate(base.action, dict(base.parameters))
+        else:
+            chosen = self._choose(row, candidates, base, base_arm) if row else candidates[0]
+        alternatives = len(candidates) > 1 or candidates[0].action is not chosen.action
+        propensity = 1.0 - self._epsilon if alternatives else 1.0
+        return self._recommendation(key, row, plan, chosen, base, base_arm, propensity), plan, candidates, base
+
+    def _choose(
+        self, row: Mapping[str, Cell], candidates: list[Candidate], base: Recommendation, base_arm: str
+    ) -> Candidate:
+        """The planner's action, unless the evidence is for another candidate - or for leaving it to the rules."""
+        best = candidates[0]
+        own = row.get(best.action)
+        if own is not None:
+            for other in candidates[1:]:
+                cell = row.get(other.action)
+                if cell is not None and at_least_as_good(cell, own, self._learning_rate) >= LEAVE_AT:
+                    best, own = other, cell
+        rules = row.get(base_arm)
+        if own is None or rules is None or own is rules or own.visits < MIN_VISITS or rules.visits < MIN_VISITS:
+            return best
+        if at_least_as_good(own, rules, self._learning_rate) < 0.5:
+            return Candidate(base.action, dict(base.parameters))
+        return best
+
+    def _recommendation(
+        self,
+        key: str,
+        row: Mapping[str, Cell],
+        plan: Plan,
+        chosen: Candidate,
+        base: Recommendation,
+        base_arm: str,
+        propensity: float = 1.0,
+    ) -> Recommendation:
+        parameters: Mapping[str, int | float | str] = chosen.parameters
+        arm = arm_of(chosen.action, parameters, self.planner.planned(plan, chosen.action))
+        improvement: float | None = None
+        if arm == base_arm:
+            # The same arm: nothing here tells the two apart. With the rules' own parameters it is the same action.
+            parameters = {**parameters, **base.parameters}
+            confidence = 1.0 if sum([cell.visits for cell in row.values()]) >= MIN_VISITS else UNSEEN
+            improvement = 0.0
+        else:
+            own, rules = row.get(arm), row.get(base_arm)
+            confidence = UNSEEN
+            if own is not None and rules is not None:
+                confidence = at_least_as_good(own, rules, self._learning_rate)
+                improvement = value(own, self._learning_rate) - value(rules, self._learning_rate)
+        return Recommendation(
+            action=chosen.action,
+            parameters=parameters,
+            confidence=confidence,
+            justification=explain(plan, chosen.action, parameters),
+            expected_improvement=improvement,
+            risk_score=1.0 - confidence,
+            propensity=propensity,
+            policy_version=self.version,
+            state_hash=key,
+            source="policy",
+        )
+
+    # In the background.
+
+    def learn(self, experience: Experience) -> None:
+        """Update from one executed step. The same `decision_id` again, or a reward that is no number, changes nothing.
+
+        A `next_state` of None ends the episode: the target is the reward alone.
+        """
+        with self._lock:
+            if not math.isfinite(experience.reward) or experience.decision_id in self._seen:
+                self._ignored += 1
+                return
+            self._seen[experience.decision_id] = None
+            if len(self._seen) > _REMEMBERED_IDS:
+                self._seen.popitem(last=False)
+            self._apply(self.table, experience)
+            self._learned_at = self._now()
+            if not self._autosave:
+                return
+            self._pending.append(experience)
+            if len(self._pending) % self._interval == 0:
+                try:
+                    self._save()
+                except ModelError as error:
+                    _log.error("%s", error)
+                    # Still in memory's table; after this much only a takeover of another's file would forget them.
+                    del self._pending[: max(0, len(self._pending) - _MOST_PENDING)]
+
+    def _apply(self, table: QTable, experience: Experience) -> None:
+        state, action, parameters = experience.state, experience.action, experience.parameters
+        planned: int | None = None
+        if action in POOL_ACTIONS and "target_workers" in parameters and "planned_workers" not in parameters:
+            planned = self.planner.planned(self.planner.plan(state), action)
+        target = experience.reward
+        if experience.next_state is not None:
+            # A host's `state_after` has no predicted loads; over one control interval the old ones still hold.
+            after = carry_loads(state, experience.next_state)
+            target += self._discount * table.best(state_key(after))
+        table.update(state_key(state), arm_of(action, parameters, planned), target, self._learning_rate)
+
+    def refresh(self) -> None:
+        """Take over the file when another process (or `q-table reset`) wrote it; keeps what was learned since.
+
+        Raises `ModelError` when the file is unusable; the table in memory then stays.
+        """
+        with self._lock:
+            found = stamp(self.path)
+            if found is None or found == self._stamp:
+                return
+            try:
+                self._take_over()
+            except ModelError as error:
+                self._problem, self._corrupt, self._stamp = str(error), True, found
+                raise
+
+    def _take_over(self) -> None:
+        found = stamp(self.path)
+        table = QTable.load(self.path)
+        for experience in self._pending:
+            self._apply(table, experience)
+        self.table, self._stamp, self._problem, self._corrupt = table, found, "", False
+        self.version = table.version
+
+    def save(self) -> None:
+        """Make everything learned so far durable. Raises `ModelError` when the file cannot be written."""
+        with self._lock:
+            self._save()
+
+    def _save(self) -> None:
+        try:
+            with file_lock(self.path):
+                if stamp(self.path) not in (None, self._stamp) or self._corrupt:
+                    self._merge_or_set_aside()
+                self.table.save(self.path)
+                self._stamp = stamp(self.path)
+        except OSError as error:
+            self._problem = f"{self.path}: cannot be written ({error.strerror or error}); free space or fix permissions"
+            raise ModelError(self._problem) from None
+        self._pending.clear()
+        self._problem = ""
+        self.version = self.table.version
+
+    def _merge_or_set_aside(self) -> None:
+        """Another process wrote: learn our steps on top of its table. What it left is unusable: keep it beside."""
+        try:
+            self._take_over()
+        except FileNotFoundError:
+            pass
+        except ModelError as error:
+            aside = set_aside(self.path)
+            _log.error("%s. It is kept as %s.", error, aside)
+        self._corrupt = False
+
+    def health(self) -> Health:
+        """Not ok while the Q-table file cannot be read or written."""
+        table = self.table
+        detail = f"{len(table)} states, {table.updates} updates, {len(self._pending)} not saved yet"
+        if self._learned_at is not None:
+            detail += f", last learned {max(0.0, self._now() - self._learned_at):.0f} s ago"
+        if self._ignored:
+            detail += f", {self._ignored} ignored (repeated or without a reward)"
+        return Health(
+            component="policy", ok=not self._problem, detail=f"{self._problem}; {detail}" if self._problem else detail
+        )
+
+
+def carry_loads(before: SchedulingState, after: SchedulingState) -> SchedulingState:
+    """`after`, with the predicted loads (and the service time) of `before` where it has none."""
+    missing = {
+        name: getattr(before, name)
+        for name in ("predicted_load_1h", "predicted_load_6h", "avg_task_duration_ms")
+        if getattr(after, name) is None and getattr(before, name) is not None
+    }
+    return msgspec.structs.replace(after, **missing) if missing else after

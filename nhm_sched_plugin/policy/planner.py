@@ -1,0 +1,227 @@
+"""The capacity planner: how many workers the pool needs, and which actions make sense now.
+
+Offered load a = forecast rate x mean service time, taken at the 0.9 quantile of the forecast, because too few workers
+cost more than too many. Workers for it: the fewest with P(wait > SLA) <= 5 % (see `queueing`). On top, the backlog that
+will be left when a new worker can start, spread over the tickets an extra worker can start within the SLA wait:
+
+    backlog = max(0, queue + (mean load - workers) x start-up / service time)
+    extra   = backlog / (1 + SLA wait / service time)
+
+Scale-in is never justified by a forecast alone: its target is at least the workers busy now plus the tickets waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from nhm_sched_plugin.decision.guards import POOL_ACTIONS
+from nhm_sched_plugin.policy.queueing import workers_for
+from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.types import Action, Forecast, SchedulingState
+
+__all__ = ["Candidate", "Plan", "Planner", "explain"]
+
+LEVEL: Final = 0.9
+_Z90: Final = 1.2816  # the standard normal's 0.9 quantile
+_INF: Final = float("inf")
+_DEAD_BAND: Final = 0.05
+"""Shrinking by less than this share of the pool is not worth an action."""
+
+# Reading a member off an Enum class costs 0.2 us; these names cost nothing.
+_INCREASE: Final = Action.INCREASE_WORKER_POOL
+_DECREASE: Final = Action.DECREASE_WORKER_POOL
+_PREEMPTIVE: Final = Action.PREEMPTIVE_SCALING
+_WEIGHTS: Final = Action.ADJUST_PRIORITY_WEIGHTS
+_BALANCE: Final = Action.LOAD_BALANCING_RECONFIG
+_NO_ACTION: Final = Action.NO_ACTION
+_MOST_RATES: Final = 512
+
+
+class Plan(msgspec.Struct, frozen=True, gc=False):
+    """What the pool needs. Workers are whole numbers within `limits`; None: cannot be told from what is known."""
+
+    active: int | None
+    need: int | None
+    """Workers for the load at the lead time and the backlog."""
+    keep: int | None
+    """What a scale-in may go down to: the need, and at least busy workers plus tickets waiting."""
+    peak: int | None
+    """Workers for the highest load in sight (up to six hours)."""
+    load: float
+    """Offered load in Erlangs, upper quantile."""
+    extra: int
+    """Workers for the backlog, part of `need`."""
+    queue: float
+    basis: str
+    """`forecast` or `measured` (busy workers)."""
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """An action that makes sense in the state, with its parameters."""
+
+    action: Action
+    parameters: dict[str, int | float | str]
+
+
+class Planner:
+    """Computes `Plan`s from `settings.planner` and `settings.limits`. Stateless, so safe in any thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.startup_s = settings.planner.startup_s
+        self.wait_s = settings.planner.sla_wait_s
+        limits = settings.limits
+        self._low, self._high = limits.min_workers, limits.max_workers
+        self._step = limits.max_step if limits.max_step is not None else limits.max_workers
+        # The hours that begin before a worker ordered now can start.
+        self._lead_points = 1 + math.ceil(self.startup_s / 3600)
+        # By identity; the forecast is kept beside its rates, so its id cannot be taken by another.
+        self._known_rates: dict[int, tuple[Forecast, tuple[float | None, float | None]]] = {}
+
+    def plan(self, state: SchedulingState, forecast: Forecast | None = None) -> Plan:
+        """What the pool needs in this state. Never raises on absent or non-finite fields."""
+        workers, waiting, cpu = state.active_workers, state.queue_depth, state.resource_cpu_avg
+        queue = waiting if waiting is not None and 0 <= waiting < _INF else 0.0
+        if workers is None or not 0 <= workers < _INF:
+            return Plan(None, None, None, None, 0.0, 0, queue, "nothing")
+        active = int(workers)
+        busy = None if cpu is None or not 0 <= cpu < _INF else math.ceil((cpu if cpu < 1 else 1.0) * active - 1e-9)
+        duration = state.avg_task_duration_ms
+        service_s = duration / 1000 if duration is not None and 0 < duration < _INF else 0.0
+        mean, upper, peak = self._rates(state, forecast)
+        if service_s and upper is not None and mean is not None:
+            load, mean_load, basis = upper * service_s / 3600, mean * service_s / 3600, "forecast"
+        elif busy is not None:
+            load = mean_load = float(busy)
+            basis = "measured"
+        else:
+            return Plan(active, None, None, None, 0.0, 0, queue, "nothing")
+        if not service_s:
+            # Without a service time the SLA wait has no scale: take tickets that last as long as the wait.
+            service_s = self.wait_s
+        waits = self.wait_s / service_s
+        backlog = queue + (mean_load - active) * self.startup_s / service_s
+        extra = math.ceil(backlog / (1 + waits) - 1e-9) if backlog > 0 else 0
+        steady = workers_for(load, waits)
+        need = self._clip(steady + extra, active)
+        keep = ahead = None
+        if busy is not None and waiting is not None and need < active:
+            in_use = busy + math.ceil(queue)
+            keep = need if need >= in_use else self._clip(in_use, active)
+        if peak is not None:
+            ahead = need if peak == upper else self._clip(workers_for(peak * service_s / 3600, waits), active)
+        return Plan(active, need, keep, ahead, load, extra, queue, basis)
+
+    def candidates(self, plan: Plan, state: SchedulingState) -> list[Candidate]:
+        """The actions that make sense, the planner's own choice first."""
+        found = [Candidate(_NO_ACTION, {})]
+        active, need, keep = plan.active, plan.need, plan.keep
+        if active is None or need is None:
+            return found
+        if need > active:
+            found.insert(0, _pool(_INCREASE, need, need))
+        elif keep is not None and not plan.queue and active - keep > _DEAD_BAND * active:
+            found.insert(0, _pool(_DECREASE, keep, keep))
+        if plan.peak is not None and plan.peak > max(active, need):
+            found.append(_pool(_PREEMPTIVE, plan.peak, plan.peak))
+        if plan.queue >= active:
+            # More than a worker-round waits: which tickets go first now matters.
+            found.append(Candidate(_WEIGHTS, dict(BACKLOG_WEIGHTS)))
+            cpu = _known(state.resource_cpu_avg)
+            if cpu is not None and cpu < 0.5:
+                found.append(Candidate(_BALANCE, {"strategy": "least_loaded"}))
+        return found
+
+    def planned(self, plan: Plan, action: Action) -> int | None:
+        """The planner's own target for a pool action, also when the action is no candidate."""
+        if action is _INCREASE:
+            return plan.need
+        if action is _DECREASE:
+            return plan.keep
+        return plan.peak if action is _PREEMPTIVE else None
+
+    def _clip(self, workers: int, active: int) -> int:
+        if workers > active + self._step:
+            workers = active + self._step
+        elif workers < active - self._step:
+            workers = active - self._step
+        if workers > self._high:
+            return self._high
+        return workers if workers > self._low else self._low
+
+    def _rates(
+        self, state: SchedulingState, forecast: Forecast | None
+    ) -> tuple[float | None, float | None, float | None]:
+        """Tickets/h at the lead time (mean, upper quantile) and at the highest hour in sight (upper quantile)."""
+        mean = upper = None
+        if forecast is not None:
+            mean, upper = self._forecast_rates(forecast)
+        if upper is None:
+            mean = _known(state.predicted_load_1h)
+            upper = None if mean is None else _poisson_upper(mean)
+        later = _known(state.predicted_load_6h)
+        if later is None:
+            return mean, upper, upper
+        peak = _poisson_upper(later)
+        return mean, upper, peak if upper is None or peak > upper else upper
+
+    def _forecast_rates(self, forecast: Forecast) -> tuple[float | None, float | None]:
+        """Mean and upper quantile of the highest hour that begins within the lead time; kept per forecast."""
+        known = self._known_rates.get(id(forecast))
+        if known is not None and known[0] is forecast:
+            return known[1]
+        mean = upper = None
+        for point in forecast.points[: self._lead_points]:
+            if not 0 <= point.mean < _INF:
+                continue
+            high = _known(point.quantiles.get(LEVEL))
+            high = max(point.mean, high) if high is not None else _poisson_upper(point.mean)
+            if upper is None or high > upper:
+                mean, upper = point.mean, high
+        if upper is None and 0 <= forecast.predicted_volume < _INF:
+            mean, upper = forecast.predicted_volume, _poisson_upper(forecast.predicted_volume)
+        if len(self._known_rates) >= _MOST_RATES:
+            self._known_rates.clear()
+        self._known_rates[id(forecast)] = (forecast, (mean, upper))
+        return mean, upper
+
+
+BACKLOG_WEIGHTS: Final = {"critical": 8.0, "high": 4.0, "medium": 2.0, "low": 1.0}
+"""Weight per risk band while a backlog exists: each band twice the next, so that none is ever starved."""
+
+
+def explain(plan: Plan, action: Action, parameters: Mapping[str, int | float | str]) -> str:
+    """One plain sentence for `Recommendation.justification`."""
+    active = plan.active
+    if active is None:
+        return "The number of workers is unknown."
+    waiting = f", {plan.queue:.0f} waiting" if plan.queue else ""
+    if action in POOL_ACTIONS:
+        target = parameters.get("target_workers")
+        if action is _PREEMPTIVE:
+            return f"The load in sight needs {target} workers; {active} are active."
+        why = "expected" if plan.basis == "forecast" else "measured"
+        backlog = f" incl. {plan.extra} for the backlog" if plan.extra else ""
+        return f"{plan.load:.1f} workers' worth of load {why}{waiting}: {target} workers{backlog}, {active} are active."
+    if action is _WEIGHTS:
+        return f"{plan.queue:.0f} tickets wait for {active} workers: urgent ones first until the backlog is gone."
+    if action is _BALANCE:
+        return f"{plan.queue:.0f} tickets wait while the workers are less than half busy: spread them better."
+    return f"{active} workers fit {plan.load:.1f} workers' worth of load{waiting}."
+
+
+def _pool(action: Action, target: int, planned: int) -> Candidate:
+    return Candidate(action, {"target_workers": target, "planned_workers": planned})
+
+
+def _known(value: float | None) -> float | None:
+    """The value, or None when it is absent, NaN, infinite or negative."""
+    return value if value is not None and 0 <= value < _INF else None
+
+
+def _poisson_upper(mean: float) -> float:
+    """The 0.9 quantile of Poisson counts, normal approximation: the least spread that counts can have."""
+    return mean + _Z90 * math.sqrt(mean)
