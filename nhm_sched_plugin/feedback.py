@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 from nhm_sched_plugin.advice.protocols import Policy
 from nhm_sched_plugin.decision.known import known
@@ -17,9 +17,16 @@ from nhm_sched_plugin.types import Action, Arm, Decision, Experience, Outcome, R
 __all__ = ["OBSERVER_TIMEOUT_S", "Feedback"]
 
 OBSERVER_TIMEOUT_S: Final = 1.0
-REMEMBERED_DECISIONS: Final = 50_000
+REMEMBERED_DECISIONS: Final = 20_000
 """Decisions whose outcome may still come; older ones are answered from the outcome's own states."""
 WINDOW: Final = 1000
+
+
+class _Decided(NamedTuple):
+    action: Action
+    parameters: Mapping[str, int | float | str]
+    state: SchedulingState | None
+    arm: Arm
 
 
 class Feedback:
@@ -37,14 +44,16 @@ class Feedback:
         self._policy, self._record = policy, record
         self._metrics, self._faults = metrics, faults
         self._lock = threading.Lock()
-        self._decisions: OrderedDict[str, Decision] = OrderedDict()
+        self._decisions: OrderedDict[str, _Decided] = OrderedDict()
         self._applied: OrderedDict[str, tuple[bool, str | None]] = OrderedDict()
         self._rewards: deque[float] = deque(maxlen=WINDOW)
         self._sla: deque[tuple[float, float]] = deque(maxlen=WINDOW)
 
     def remember(self, decision: Decision) -> None:
+        """Keep what an outcome will need of it; not the whole decision, since there are many."""
+        decided = _Decided(decision.action, decision.parameters, decision.state, decision.arm)
         with self._lock:
-            self._decisions[decision.decision_id] = decision
+            self._decisions[decision.decision_id] = decided
             if len(self._decisions) > REMEMBERED_DECISIONS:
                 self._decisions.popitem(last=False)
 
@@ -87,7 +96,7 @@ class Feedback:
         return None if reward is None else max(-1.0, min(1.0, reward))
 
     def _measure(
-        self, decision: Decision | None, before: SchedulingState, after: SchedulingState | None, reward: float
+        self, decision: _Decided | None, before: SchedulingState, after: SchedulingState | None, reward: float
     ) -> None:
         self._rewards.append(reward)
         self._metrics.child("raw_reward").set(sum(self._rewards) / len(self._rewards))
@@ -101,7 +110,7 @@ class Feedback:
 
 
 def _experience(
-    outcome: Outcome, before: SchedulingState, executed: Action, decision: Decision | None, reward: float
+    outcome: Outcome, before: SchedulingState, executed: Action, decision: _Decided | None, reward: float
 ) -> Experience:
     # The decision's own state carries the predicted loads that the policy saw; the host's may not.
     seen = decision.state if decision is not None and decision.state is not None else before

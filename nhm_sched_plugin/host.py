@@ -66,6 +66,7 @@ class SchedulerHost:
         self._closed = False
         self._hooks.add_builtin(self._plugin, "nhm-sched-plugin")
         self._add_third_parties(given)
+        self._alone = len(self._hook.nhm_sched_decide.get_hookimpls()) == 1
         self._hook.nhm_sched_startup.call_historic(kwargs={"config": settings, "host": self})
 
     @classmethod
@@ -91,8 +92,11 @@ class SchedulerHost:
     def decide(self, ticket: Ticket | None, state: SchedulingState | Mapping[str, Any] | None = None) -> Decision:
         """What to do for this ticket, or for the pool when `ticket` is None. Always a valid decision, in time."""
         try:
-            with deadline(self._plugin.settings.optimizer.decision_budget_ms / 1000):
+            if self._alone:  # the plugin bounds itself
                 decision = self._hook.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
+            else:
+                with deadline(self._budget_s()):
+                    decision = self._hook.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
             if isinstance(decision, Decision):
                 return decision
         except Exception as error:  # noqa: BLE001 - the host comes first
@@ -103,11 +107,10 @@ class SchedulerHost:
         self, ticket: Ticket | None, state: SchedulingState | Mapping[str, Any] | None = None
     ) -> Decision:
         """As `decide`, without holding the event loop: runs in a bounded pool, under the budget."""
-        budget_s = self._plugin.settings.optimizer.decision_budget_ms / 1000
         try:
             future = asyncio.wrap_future(self._pool.submit(self.decide, ticket, state))
             # The budget is kept inside; the margin only covers a thread that does not get to run.
-            return await asyncio.wait_for(future, 2 * budget_s)
+            return await asyncio.wait_for(future, 2 * self._budget_s())
         except Exception as error:  # noqa: BLE001 - the host comes first
             self._swallow(error)
             return self._last_resort(ticket)
@@ -152,11 +155,14 @@ class SchedulerHost:
 
     def _observe(self, hook_name: str, **arguments: Any) -> Any:
         try:
-            with deadline(self._plugin.settings.optimizer.decision_budget_ms / 1000):
+            with deadline(self._budget_s()):
                 return getattr(self._hook, hook_name)(**arguments)
         except Exception as error:  # noqa: BLE001 - the host comes first
             self._swallow(error)
             return None
+
+    def _budget_s(self) -> float:
+        return self._plugin.settings.optimizer.decision_budget_ms / 1000
 
     def _swallow(self, error: BaseException) -> None:
         try:

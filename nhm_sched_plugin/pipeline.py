@@ -40,6 +40,7 @@ from nhm_sched_plugin.types import (
 __all__ = ["Pipeline", "last_resort", "new_id"]
 
 _SIX_HOURS = 360
+_SHARES = frozenset({"sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg"})
 
 _process_prefix = secrets.token_hex(8)
 _counter = itertools.count()
@@ -99,8 +100,8 @@ class Pipeline:
         arm, arm_reason = rollout.arm(settings.rollout, settings.experiment, ticket, now)
         with deadline(budget_s):
             try:
-                state = self._complete(ticket, state)
-                forecast, state = self._foresee(state, now, settings)
+                forecast, later = self._foresee(now, settings)
+                state = self._complete(ticket, state, forecast, later)
                 advice = self._advise(ticket, state, forecast, settings)
                 if advice.refusal is None and time.perf_counter() - started > budget_s:
                     advice = Advice(advice.recommendation, Reason.BUDGET_EXCEEDED, advice.vetoes)
@@ -117,38 +118,11 @@ class Pipeline:
         self._count(decision, advice)
         return decision
 
-    def _complete(self, ticket: Ticket | None, state: SchedulingState) -> SchedulingState:
-        """The host's state, its unusable values dropped, with the features that hooks collected."""
-        state = self._usable(state)
-        collected = self._hook.nhm_sched_collect_state(ticket=ticket)
-        if not collected:
-            return state
-        features: dict[str, float] = {}
-        for answer in reversed(collected):  # plugins loaded first win over later ones and over the built-in
-            features.update(answer)
-        features.update(state.features)
-        return msgspec.structs.replace(state, features=features)
-
-    def _usable(self, state: SchedulingState) -> SchedulingState:
-        dropped: dict[str, None] = {}
-        for name in STATE_FIELDS:
-            value = getattr(state, name)
-            if value is None:
-                continue
-            number = known(value)
-            share = name in ("sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg")
-            if number is None or number < 0 or (share and number > 1):
-                dropped[name] = None
-                self._faults.report("state", f"the host's {name} is unusable and counts as unknown")
-        return msgspec.structs.replace(state, **dropped) if dropped else state
-
-    def _foresee(
-        self, state: SchedulingState, now: float, settings: Settings
-    ) -> tuple[Forecast | None, SchedulingState]:
-        """Step 1: the forecast from the snapshot, and the predicted loads where the host gave none."""
+    def _foresee(self, now: float, settings: Settings) -> tuple[Forecast | None, Forecast | None]:
+        """Step 1: the forecast from the snapshot for the gate, and the one for six hours."""
         forecaster = self._wiring.forecaster
         if forecaster is None:
-            return None, state
+            return None, None
         horizon = settings.optimizer.forecast_horizon_minutes
         try:
             # Pool-wide, since the gate compares it with the capacity of the whole pool.
@@ -156,19 +130,46 @@ class Pipeline:
             later = forecaster.forecast(_SIX_HOURS, now)
         except Exception as error:  # noqa: BLE001 - also somebody else's forecaster
             self._faults.report("forecaster", error)
-            self._metrics.child("predictions", str(horizon), ALL_TASK_TYPES, "failed").inc()
-            return None, state
-        if forecast is None:
-            self._metrics.child("predictions", str(horizon), ALL_TASK_TYPES, "unavailable").inc()
-            return None, state
-        self._metrics.child("predictions", str(horizon), ALL_TASK_TYPES, "served").inc()
-        if state.predicted_load_1h is None or state.predicted_load_6h is None:
-            state = msgspec.structs.replace(
-                state,
-                predicted_load_1h=_first(state.predicted_load_1h, forecast.predicted_volume),
-                predicted_load_6h=_first(state.predicted_load_6h, later.predicted_volume if later else None),
-            )
-        return forecast, state
+            forecast = later = None
+        status = "unavailable" if forecast is None else "served"
+        self._metrics.child("predictions", str(horizon), ALL_TASK_TYPES, status).inc()
+        return forecast, later
+
+    def _complete(
+        self, ticket: Ticket | None, given: SchedulingState, forecast: Forecast | None, later: Forecast | None
+    ) -> SchedulingState:
+        """The host's state as plain floats, unusable values dropped, with the predicted loads and hooks' features."""
+        features: dict[str, float] = {}
+        for answer in reversed(self._hook.nhm_sched_collect_state(ticket=ticket)):
+            features.update(answer)  # plugins loaded later win over earlier ones and over the built-in, asked last
+        if given.features:
+            features.update(given.features)
+        queue_depth, workers, duration, sla, next_hour, sixth_hour, cpu, memory = (
+            None if value is None else self._usable(name, value)
+            for name, value in zip(STATE_FIELDS, msgspec.structs.astuple(given), strict=False)
+        )
+        if next_hour is None and forecast is not None:
+            next_hour = forecast.predicted_volume
+        if sixth_hour is None and later is not None:
+            sixth_hour = later.predicted_volume
+        return SchedulingState(
+            queue_depth=queue_depth,
+            active_workers=workers,
+            avg_task_duration_ms=duration,
+            sla_compliance_rate=sla,
+            predicted_load_1h=next_hour,
+            predicted_load_6h=sixth_hour,
+            resource_cpu_avg=cpu,
+            resource_memory_avg=memory,
+            features=features,
+        )
+
+    def _usable(self, name: str, value: Any) -> float | None:
+        number = known(value)
+        if number is None or number < 0 or (number > 1 and name in _SHARES):
+            self._faults.report("state", f"the host's {name} is unusable and counts as unknown")
+            return None
+        return number
 
     def _advise(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, settings: Settings
@@ -292,10 +293,6 @@ _DEGRADED = frozenset(
 
 def _source(recommendation: Recommendation) -> Source:
     return Source.CUSTOM if recommendation.source.startswith(CUSTOM) else Source.POLICY
-
-
-def _first(given: float | None, otherwise: float | None) -> float | None:
-    return otherwise if given is None else given
 
 
 def last_resort(ticket: Ticket | None, now: float) -> Decision:

@@ -34,7 +34,12 @@ __all__ = [
 ]
 
 
-class Action(enum.StrEnum):
+class _Code(enum.StrEnum):
+    # Enum hashes through a Python-level method; these are dictionary keys on the hot path.
+    __hash__ = str.__hash__
+
+
+class Action(_Code):
     """The six actions of the specification."""
 
     INCREASE_WORKER_POOL = "INCREASE_WORKER_POOL"
@@ -45,7 +50,7 @@ class Action(enum.StrEnum):
     NO_ACTION = "NO_ACTION"
 
 
-class Source(enum.StrEnum):
+class Source(_Code):
     """Who chose the action that the host is asked to apply."""
 
     POLICY = "policy"
@@ -54,7 +59,7 @@ class Source(enum.StrEnum):
     DEFAULT = "default"  # the last resort in code: keep things as they are
 
 
-class Arm(enum.StrEnum):
+class Arm(_Code):
     """Where the rollout put the decision."""
 
     SHADOW = "shadow"
@@ -62,7 +67,7 @@ class Arm(enum.StrEnum):
     TREATMENT = "treatment"
 
 
-class Reason(enum.StrEnum):
+class Reason(_Code):
     """Why the applied action is what it is. The codes are stable: dashboards and queries use them."""
 
     APPLIED = "applied"

@@ -8,14 +8,18 @@ from typing import Any
 
 __all__ = ["known"]
 
+_EXACT = 1 << 53
+
 
 def known(value: Any) -> float | None:
     """`value` as a finite float; None for None, NaN, infinities, booleans, text and whatever else is no number.
 
     Real numbers of other libraries (NumPy scalars, fractions) count as numbers. Never raises.
     """
-    if type(value) is float:  # the usual case, and the cheapest test
+    if type(value) is float:  # the usual cases, by the cheapest tests
         return value if isfinite(value) else None
+    if type(value) is int and -_EXACT <= value <= _EXACT:
+        return float(value)
     if value is None or isinstance(value, bool) or not isinstance(value, Real):
         return None
     try:
