@@ -79,18 +79,16 @@ class Limits:
         if active is not None and type(target) is int:
             allowed = self._nearest_allowed(recommendation.action, active, target)
             if allowed != target:
-                parameters = {**recommendation.parameters, "target_workers": allowed}
-                because = f"{recommendation.justification} (held at {allowed} workers by the limits; asked: {target})"
+                if (allowed >= active) if allowed > target else (allowed <= active):
+                    return _kept(recommendation, f"Kept as it is: the limits leave no room for {target} workers.")
+                because = f"{recommendation.justification} The limits allow {allowed} of {target} workers."
                 recommendation = msgspec.structs.replace(
-                    recommendation, parameters=parameters, justification=because.strip()
+                    recommendation,
+                    parameters={**recommendation.parameters, "target_workers": allowed},
+                    justification=because.strip(),
                 )
         veto = self.check(ticket, state, recommendation, now, last_pool_action_at)
-        if veto is None:
-            return recommendation
-        because = f"{recommendation.justification} Held back by the {veto.guard} guard: {veto.reason}."
-        return msgspec.structs.replace(
-            recommendation, action=Action.NO_ACTION, parameters={}, justification=because.strip()
-        )
+        return recommendation if veto is None else _kept(recommendation, f"Kept as it is: {veto.reason}.")
 
     def _nearest_allowed(self, action: Action, active: float, target: int) -> int:
         step = self.max_step
@@ -152,3 +150,8 @@ class Limits:
 
 def _wrong_direction(action: Action, active: float, target: int) -> Veto:
     return Veto(guard="direction", reason=f"{action} to target_workers {target} with {active:g} active")
+
+
+def _kept(recommendation: Recommendation, because: str) -> Recommendation:
+    justification = f"{recommendation.justification} {because}".strip()
+    return msgspec.structs.replace(recommendation, action=Action.NO_ACTION, parameters={}, justification=justification)
