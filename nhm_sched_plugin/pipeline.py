@@ -6,6 +6,7 @@ It reads what is in memory and asks the hooks; it computes no model, opens no fi
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import secrets
 import time
@@ -24,7 +25,6 @@ from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import (
-    STATE_FIELDS,
     Action,
     Arm,
     Decision,
@@ -40,7 +40,6 @@ from nhm_sched_plugin.types import (
 __all__ = ["Pipeline", "last_resort", "new_id"]
 
 _SIX_HOURS = 360
-_SHARES = frozenset({"sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg"})
 
 _process_prefix = secrets.token_hex(8)
 _counter = itertools.count()
@@ -139,34 +138,37 @@ class Pipeline:
         self, ticket: Ticket | None, given: SchedulingState, forecast: Forecast | None, later: Forecast | None
     ) -> SchedulingState:
         """The host's state as plain floats, unusable values dropped, with the predicted loads and hooks' features."""
-        features: dict[str, float] = {}
-        for answer in reversed(self._hook.nhm_sched_collect_state(ticket=ticket)):
-            features.update(answer)  # plugins loaded later win over earlier ones and over the built-in, asked last
-        if given.features:
+        collected = self._hook.nhm_sched_collect_state(ticket=ticket)
+        if len(collected) == 1 and not given.features:
+            features = collected[0]
+        else:
+            features = {}
+            for answer in reversed(collected):  # plugins loaded later win over earlier ones and over the built-in
+                features.update(answer)
             features.update(given.features)
-        queue_depth, workers, duration, sla, next_hour, sixth_hour, cpu, memory = (
-            None if value is None else self._usable(name, value)
-            for name, value in zip(STATE_FIELDS, msgspec.structs.astuple(given), strict=False)
-        )
+        usable = self._usable
+        next_hour, sixth_hour = given.predicted_load_1h, given.predicted_load_6h
         if next_hour is None and forecast is not None:
             next_hour = forecast.predicted_volume
         if sixth_hour is None and later is not None:
             sixth_hour = later.predicted_volume
         return SchedulingState(
-            queue_depth=queue_depth,
-            active_workers=workers,
-            avg_task_duration_ms=duration,
-            sla_compliance_rate=sla,
-            predicted_load_1h=next_hour,
-            predicted_load_6h=sixth_hour,
-            resource_cpu_avg=cpu,
-            resource_memory_avg=memory,
+            queue_depth=usable("queue_depth", given.queue_depth),
+            active_workers=usable("active_workers", given.active_workers),
+            avg_task_duration_ms=usable("avg_task_duration_ms", given.avg_task_duration_ms),
+            sla_compliance_rate=usable("sla_compliance_rate", given.sla_compliance_rate, 1.0),
+            predicted_load_1h=usable("predicted_load_1h", next_hour),
+            predicted_load_6h=usable("predicted_load_6h", sixth_hour),
+            resource_cpu_avg=usable("resource_cpu_avg", given.resource_cpu_avg, 1.0),
+            resource_memory_avg=usable("resource_memory_avg", given.resource_memory_avg, 1.0),
             features=features,
         )
 
-    def _usable(self, name: str, value: Any) -> float | None:
+    def _usable(self, name: str, value: Any, most: float = math.inf) -> float | None:
+        if value is None:
+            return None
         number = known(value)
-        if number is None or number < 0 or (number > 1 and name in _SHARES):
+        if number is None or not 0 <= number <= most:
             self._faults.report("state", f"the host's {name} is unusable and counts as unknown")
             return None
         return number
