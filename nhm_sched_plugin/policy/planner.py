@@ -27,7 +27,8 @@ __all__ = ["Candidate", "Plan", "Planner", "explain"]
 
 LEVEL: Final = 0.9
 _Z90: Final = 1.2816  # the standard normal's 0.9 quantile
-_INF: Final = float("inf")
+_MOST: Final = 1e12  # a rate, count or duration (ms) beyond this is no measurement
+_LEAST_MS: Final = 1e-3
 _DEAD_BAND: Final = 0.05
 """Shrinking by less than this share of the pool is not worth an action."""
 
@@ -84,13 +85,13 @@ class Planner:
     def plan(self, state: SchedulingState, forecast: Forecast | None = None) -> Plan:
         """What the pool needs in this state. Never raises on absent or non-finite fields."""
         workers, waiting, cpu = state.active_workers, state.queue_depth, state.resource_cpu_avg
-        queue = waiting if waiting is not None and 0 <= waiting < _INF else 0.0
-        if workers is None or not 0 <= workers < _INF:
+        queue = waiting if waiting is not None and 0 <= waiting < _MOST else 0.0
+        if workers is None or not 0 <= workers < _MOST:
             return Plan(None, None, None, None, 0.0, 0, queue, "nothing")
         active = int(workers)
-        busy = None if cpu is None or not 0 <= cpu < _INF else math.ceil((cpu if cpu < 1 else 1.0) * active - 1e-9)
+        busy = None if cpu is None or not 0 <= cpu < _MOST else math.ceil((cpu if cpu < 1 else 1.0) * active - 1e-9)
         duration = state.avg_task_duration_ms
-        service_s = duration / 1000 if duration is not None and 0 < duration < _INF else 0.0
+        service_s = duration / 1000 if duration is not None and _LEAST_MS <= duration < _MOST else 0.0
         mean, upper, peak = self._rates(state, forecast)
         if service_s and upper is not None and mean is not None:
             load, mean_load, basis = upper * service_s / 3600, mean * service_s / 3600, "forecast"
@@ -144,13 +145,14 @@ class Planner:
         return plan.peak if action is _PREEMPTIVE else None
 
     def _clip(self, workers: int, active: int) -> int:
-        if workers > active + self._step:
-            workers = active + self._step
-        elif workers < active - self._step:
-            workers = active - self._step
+        # The step last: towards the limits, but not in one go.
         if workers > self._high:
-            return self._high
-        return workers if workers > self._low else self._low
+            workers = self._high
+        elif workers < self._low:
+            workers = self._low
+        if workers > active + self._step:
+            return active + self._step
+        return workers if workers >= active - self._step else active - self._step
 
     def _rates(
         self, state: SchedulingState, forecast: Forecast | None
@@ -175,13 +177,13 @@ class Planner:
             return known[1]
         mean = upper = None
         for point in forecast.points[: self._lead_points]:
-            if not 0 <= point.mean < _INF:
+            if not 0 <= point.mean < _MOST:
                 continue
             high = _known(point.quantiles.get(LEVEL))
             high = max(point.mean, high) if high is not None else _poisson_upper(point.mean)
             if upper is None or high > upper:
                 mean, upper = point.mean, high
-        if upper is None and 0 <= forecast.predicted_volume < _INF:
+        if upper is None and 0 <= forecast.predicted_volume < _MOST:
             mean, upper = forecast.predicted_volume, _poisson_upper(forecast.predicted_volume)
         if len(self._known_rates) >= _MOST_RATES:
             self._known_rates.clear()
@@ -218,8 +220,8 @@ def _pool(action: Action, target: int, planned: int) -> Candidate:
 
 
 def _known(value: float | None) -> float | None:
-    """The value, or None when it is absent, NaN, infinite or negative."""
-    return value if value is not None and 0 <= value < _INF else None
+    """The value, or None when it is absent, NaN, negative or absurdly large."""
+    return value if value is not None and 0 <= value < _MOST else None
 
 
 def _poisson_upper(mean: float) -> float:

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import multiprocessing
+import os
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nhm_sched_plugin.advice.protocols import Policy
+from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.policy.confidence import MIN_VISITS, at_least_as_good
+from nhm_sched_plugin.policy.learning import QPolicy, arm_of
+from nhm_sched_plugin.policy.qtable import Cell, QTable, reset
+from nhm_sched_plugin.policy.state_key import state_key
+from nhm_sched_plugin.settings import Settings, load_settings
+from nhm_sched_plugin.types import Action, Experience, Forecast, Recommendation, SchedulingState
+
+STATE = SchedulingState(
+    queue_depth=0,
+    active_workers=10,
+    avg_task_duration_ms=60_000,
+    sla_compliance_rate=0.99,
+    predicted_load_1h=900,
+    predicted_load_6h=900,
+    resource_cpu_avg=0.9,
+)
+KEY = state_key(STATE)
+FORECAST = Forecast(
+    horizon_minutes=60, predicted_volume=900, confidence=0.9, generated_at=dt.datetime(2026, 1, 5, tzinfo=dt.UTC)
+)
+KEEP = Recommendation(action=Action.NO_ACTION, justification="rules", source="keep")
+
+
+def settings(tmp_path: Path, **scheduling: Any) -> Settings:
+    return load_settings({"data_dir": tmp_path, "ml": {"scheduling": {"seed": 7, **scheduling}}})
+
+
+def keep(*_: object) -> Recommendation:
+    return KEEP
+
+
+def step(number: int, action: Action, reward: float, **fields: Any) -> Experience:
+    values: dict[str, Any] = {"state": STATE, **fields}
+    return Experience(decision_id=f"d{number}", action=action, reward=reward, **values)
+
+
+def teach(policy: QPolicy, action: Action, mean: float, visits: int, **fields: Any) -> None:
+    draw = random.Random(str(action))
+    for number in range(visits):
+        policy.learn(step(f"{action}{fields}{number}", action, draw.gauss(mean, 0.05), **fields))  # type: ignore[arg-type]
+
+
+def test_implements_the_protocol(tmp_path: Path) -> None:
+    assert isinstance(QPolicy(settings(tmp_path), keep), Policy)
+
+
+def test_unseen_states_get_the_planners_action_at_half_confidence(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path), keep)
+    answer = policy.recommend(None, STATE, FORECAST)
+    assert answer is not None
+    assert answer.action is Action.INCREASE_WORKER_POOL
+    assert answer.parameters["target_workers"] > 15  # type: ignore[operator]
+    assert answer.confidence == 0.5
+    assert answer.state_hash == KEY
+    assert "workers" in answer.justification
+    same = QPolicy(settings(tmp_path), lambda *_: answer).recommend(None, STATE, FORECAST)
+    assert same is not None
+    assert same.confidence == 0.5, "even the rules' own action: nothing is known here"
+
+
+def test_the_same_action_as_the_rules_cannot_be_worse(tmp_path: Path) -> None:
+    rules = Recommendation(action=Action.INCREASE_WORKER_POOL, parameters={"target_workers": 23})
+    policy = QPolicy(settings(tmp_path), lambda *_: rules)
+    teach(policy, Action.INCREASE_WORKER_POOL, -0.3, MIN_VISITS)
+    answer = policy.recommend(None, STATE, FORECAST)
+    assert answer is not None
+    assert answer.confidence == 1.0
+    assert answer.parameters["target_workers"] == 23
+
+
+def test_the_same_action_with_another_target_is_another_action(tmp_path: Path) -> None:
+    rules = Recommendation(action=Action.INCREASE_WORKER_POOL, parameters={"target_workers": 12})
+    policy = QPolicy(settings(tmp_path), lambda *_: rules)
+    teach(policy, Action.INCREASE_WORKER_POOL, 0.2, 200)
+    unknown = policy.recommend(None, STATE, FORECAST)
+    assert unknown is not None
+    assert (unknown.parameters["target_workers"], unknown.confidence) == (23, 0.5)
+    teach(policy, Action.INCREASE_WORKER_POOL, -0.2, 200, parameters={"target_workers": 12})
+    known = policy.recommend(None, STATE, FORECAST)
+    assert known is not None
+    assert known.parameters["target_workers"] == 23
+    assert known.confidence > 0.95
+
+
+def test_confidence_follows_the_evidence(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path), keep)
+    teach(policy, Action.INCREASE_WORKER_POOL, 0.2, 200)
+    teach(policy, Action.NO_ACTION, -0.2, MIN_VISITS - 1)
+    few = policy.recommend(None, STATE, FORECAST)
+    assert few is not None
+    assert few.confidence == 0.5, "too few visits of the rules' action"
+    teach(policy, Action.NO_ACTION, -0.2, 200)
+    enough = policy.recommend(None, STATE, FORECAST)
+    assert enough is not None
+    assert enough.action is Action.INCREASE_WORKER_POOL
+    assert enough.confidence > 0.95
+    assert enough.expected_improvement == pytest.approx(0.4, abs=0.03)
+
+
+def test_follows_the_rules_where_they_did_better(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path), keep)
+    teach(policy, Action.INCREASE_WORKER_POOL, -0.2, 300)
+    teach(policy, Action.NO_ACTION, 0.2, 300)
+    answer = policy.recommend(None, STATE, FORECAST)
+    assert answer is not None
+    assert (answer.action, answer.confidence) == (Action.NO_ACTION, 1.0)
+
+
+def test_the_planner_is_left_only_on_strong_evidence(tmp_path: Path) -> None:
+    def chosen(difference: float) -> Action:
+        rules = Recommendation(action=Action.LOAD_BALANCING_RECONFIG)
+        policy = QPolicy(settings(tmp_path, update_interval=10**6), lambda *_: rules)
+        teach(policy, Action.INCREASE_WORKER_POOL, 0.0, 100)
+        teach(policy, Action.NO_ACTION, difference, 100)
+        answer = policy.recommend(None, STATE, FORECAST)
+        assert answer is not None
+        return answer.action
+
+    assert chosen(0.002) is Action.INCREASE_WORKER_POOL
+    assert chosen(0.1) is Action.NO_ACTION
+
+
+def test_without_metrics_it_says_what_the_rules_say(tmp_path: Path) -> None:
+    rules = Recommendation(action=Action.ADJUST_PRIORITY_WEIGHTS, parameters={"high": 2.0})
+    answer = QPolicy(settings(tmp_path), lambda *_: rules).recommend(None, SchedulingState(), FORECAST)
+    assert answer is not None
+    assert (answer.action, answer.confidence, dict(answer.parameters)) == (rules.action, 0.5, {"high": 2.0})
+
+
+def test_arms_tell_targets_apart() -> None:
+    up = Action.INCREASE_WORKER_POOL
+    assert arm_of(up, {}, 20) == up
+    assert arm_of(up, {"target_workers": 21}, 20) == up
+    assert arm_of(up, {"target_workers": 25}, 20) == f"{up}+"
+    assert arm_of(up, {"target_workers": 15}, 20) == f"{up}-"
+    assert arm_of(up, {"target_workers": 25, "planned_workers": 25}, 20) == up
+    assert arm_of(Action.NO_ACTION, {"target_workers": 3}, 20) == Action.NO_ACTION
+
+
+def test_update_rule_bootstraps_on_the_next_state(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path, learning_rate=0.1, discount_factor=0.9), keep)
+    policy.learn(step(1, Action.NO_ACTION, 1.0))
+    first = policy.table.cell(KEY, "NO_ACTION")
+    assert first is not None
+    assert first.q == pytest.approx(0.1), "no next state: the reward alone"
+    # The host's state after carries no forecast: the loads of the state before still hold.
+    after = SchedulingState(queue_depth=0, active_workers=10, sla_compliance_rate=0.99, resource_cpu_avg=0.9)
+    policy.learn(step(2, Action.NO_ACTION, 1.0, next_state=after))
+    second = policy.table.cell(KEY, "NO_ACTION")
+    assert second is not None
+    assert second.q == pytest.approx(0.1 + 0.1 * (1.0 + 0.9 * 0.1 - 0.1))
+
+
+def test_repeated_ids_and_rewards_that_are_no_numbers_change_nothing(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path), keep)
+    for reward in (0.5, 0.5, float("nan")):
+        policy.learn(step(1, Action.NO_ACTION, reward))
+    policy.learn(step(2, Action.NO_ACTION, float("inf")))
+    assert policy.table.updates == 1
+    assert "3 ignored" in policy.health().detail
+
+
+def test_saved_every_interval_and_found_again(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path), keep)
+    teach(policy, Action.NO_ACTION, 0.1, 99)
+    assert not policy.path.exists()
+    policy.learn(step(99, Action.NO_ACTION, 0.1))
+    assert QTable.load(policy.path).updates == 100
+    policy.learn(step(100, Action.NO_ACTION, 0.1))
+    policy.save()
+    again = QPolicy(settings(tmp_path), keep)
+    assert again.table.rows == policy.table.rows
+    assert again.version == policy.version == "q1-101"
+
+
+def test_exploration_share_propensity_and_admission(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path, epsilon=0.2), keep)
+    greedy = policy.recommend(None, STATE, FORECAST)
+    assert greedy is not None
+    assert greedy.propensity == pytest.approx(0.8)
+    draws = [policy.explore(None, STATE, FORECAST, lambda _: True) for _ in range(3000)]
+    other = [draw for draw in draws if draw is not None]
+    assert 0.17 < len(other) / len(draws) < 0.23
+    assert all(draw.is_exploration and draw.action is not greedy.action for draw in other)
+    assert sum(draw.propensity for draw in other[:1]) == pytest.approx(0.2 / len({draw.action for draw in other}))
+    assert not any(policy.explore(None, STATE, FORECAST, lambda _: False) for _ in range(200))
+
+
+def test_a_broken_file_is_reported_and_set_aside_not_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = settings(tmp_path).q_table_path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{ broken")
+    with caplog.at_level(logging.ERROR):
+        policy = QPolicy(settings(tmp_path), keep)
+    assert not policy.health().ok
+    assert str(path) in policy.health().detail
+    assert str(path) in caplog.text
+    answer = policy.recommend(None, STATE, FORECAST)
+    assert answer is not None
+    assert answer.confidence <= 0.5
+    policy.learn(step(1, Action.NO_ACTION, 0.1))
+    policy.save()
+    assert policy.health().ok
+    assert path.with_name("q_table.json.corrupt-1").read_bytes() == b"{ broken"
+    assert QTable.load(path).updates == 1
+
+
+def test_a_file_that_breaks_later_keeps_the_table_in_memory(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path), keep)
+    teach(policy, Action.NO_ACTION, 0.1, 100)
+    policy.path.write_bytes(b"\x00")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        policy.refresh()
+    assert policy.table.updates == 100
+    policy.save()
+    assert QTable.load(policy.path).updates == 100
+
+
+def test_an_unwritable_place_is_an_error_once_saved_and_loses_nothing(tmp_path: Path) -> None:
+    blocked = tmp_path / "snapshots"
+    blocked.write_text("a file where the folder should be")
+    policy = QPolicy(settings(tmp_path), keep)
+    teach(policy, Action.NO_ACTION, 0.1, 100)  # saves by itself, fails, goes on
+    assert not policy.health().ok
+    with pytest.raises(ModelError, match="cannot be written"):
+        policy.save()
+    blocked.unlink()
+    policy.save()
+    assert QTable.load(policy.path).updates == 100
+
+
+def test_two_policies_learn_into_one_file(tmp_path: Path) -> None:
+    one, two = QPolicy(settings(tmp_path), keep), QPolicy(settings(tmp_path), keep)
+    teach(one, Action.NO_ACTION, 0.1, 100)
+    teach(two, Action.INCREASE_WORKER_POOL, 0.1, 100)
+    one.refresh()
+    assert one.table.updates == 200
+    assert one.table.rows == two.table.rows
+    reset(one.path)
+    one.refresh()
+    assert one.table.updates == 0
+
+
+def _learn_elsewhere(folder: str, first: int) -> None:
+    policy = QPolicy(settings(Path(folder), update_interval=5), keep)
+    for number in range(first, first + 50):
+        policy.learn(step(number, Action.NO_ACTION, 0.1))
+
+
+def test_no_update_is_lost_between_processes(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=_learn_elsewhere, args=(os.fspath(tmp_path), 50 * n)) for n in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert QTable.load(settings(tmp_path).q_table_path).updates == 100
+
+
+def test_reading_while_learning(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path, update_interval=10**6), keep)
+    done, failures = threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                assert policy.recommend(None, STATE, FORECAST) is not None
+            except Exception as error:
+                failures.append(error)
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(4000):
+        target = {"target_workers": 5 + number % 60}
+        policy.learn(step(number, list(Action)[number % 6], 0.01, parameters=target))
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not failures
+
+
+def test_probability_is_monotone_and_modest() -> None:
+    def cell(mean: float, visits: int) -> Cell:
+        """`visits` targets of this mean and standard deviation 0.1."""
+        return Cell(mean * (1 - 0.99**visits), visits, mean, 0.01 * (visits - 1))
+
+    base = cell(0.0, 400)
+    sure = [at_least_as_good(cell(mean, 400), base, 0.01) for mean in (-0.1, -0.01, 0.0, 0.01, 0.1)]
+    assert sure == sorted(sure)
+    assert sure[2] == pytest.approx(0.5)
+    assert sure[-1] == 0.99
+    assert at_least_as_good(cell(0.02, 60), base, 0.01) < at_least_as_good(cell(0.02, 4000), base, 0.01)
+    assert at_least_as_good(cell(9.0, MIN_VISITS - 1), base, 0.01) == 0.5
+    assert at_least_as_good(None, base, 0.01) == 0.5

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from pathlib import Path
+
+import pytest
+
+from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.policy.qtable import QTable, reset, set_aside
+
+
+def filled(updates: int = 200) -> QTable:
+    table, draw = QTable(), random.Random(3)
+    for _ in range(updates):
+        arm = draw.choice(["NO_ACTION", "INCREASE_WORKER_POOL+"])
+        table.update(f"u{draw.randrange(3)}-b0-s1-t1", arm, draw.gauss(0, 1), 0.01)
+    return table
+
+
+def test_update_rule_and_spread() -> None:
+    table = QTable()
+    assert table.update("s", "a", 0.5, 0.01) == pytest.approx(0.005)
+    assert table.update("s", "a", 1.0, 0.01) == pytest.approx(0.005 + 0.01 * (1.0 - 0.005))
+    targets = [0.5, 1.0, *(random.Random(1).gauss(0, 1) for _ in range(50))]
+    for target in targets[2:]:
+        table.update("s", "a", target, 0.01)
+    cell = table.cell("s", "a")
+    assert cell is not None
+    assert cell.visits == len(targets) == table.updates
+    assert cell.mean == pytest.approx(statistics.fmean(targets))
+    assert cell.m2 / (cell.visits - 1) == pytest.approx(statistics.variance(targets))
+
+
+def test_best_is_over_tried_arms_and_zero_where_nothing_was() -> None:
+    table = QTable()
+    assert table.best("s") == 0
+    table.update("s", "a", -1.0, 0.1)
+    assert table.best("s") == pytest.approx(-0.1)
+    table.update("s", "b", 1.0, 0.1)
+    assert table.best("s") == pytest.approx(0.1)
+
+
+def test_survives_the_file_exactly(tmp_path: Path) -> None:
+    table, path = filled(), tmp_path / "deep" / "q_table.json"
+    table.save(path)
+    again = QTable.load(path)
+    assert again.rows == table.rows
+    assert again.updates == 200
+    assert [file.name for file in path.parent.iterdir()] == ["q_table.json"], "no temporary file stays behind"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda raw: raw[: len(raw) // 2], "not valid JSON"),
+        (lambda raw: b"\x00" * 40, "not valid JSON"),
+        (lambda raw: raw.replace(b'"updates":200', b'"updates":900'), "SHA-256 digest"),
+        (lambda raw: raw.replace(b'"version":1', b'"version":9'), "version 9"),
+        (lambda raw: b"[1, 2]", "not a Q-table"),
+        (lambda raw: json.dumps({"format": "something"}).encode(), "not a Q-table"),
+    ],
+)
+def test_unusable_files_name_the_file_and_the_fix(tmp_path: Path, damage, says: str) -> None:
+    path = tmp_path / "q_table.json"
+    path.write_bytes(damage(filled().dump()))
+    with pytest.raises(ModelError, match=says) as caught:
+        QTable.load(path)
+    assert str(path) in str(caught.value)
+    assert "move the file away" in str(caught.value)
+    assert path.exists(), "loading never touches the file"
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "q_table.json"
+    filled().save(path)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        filled(300).save(path)
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_set_aside_and_reset_overwrite_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "q_table.json"
+    path.write_text("first")
+    assert set_aside(path).name == "q_table.json.corrupt-1"
+    path.write_text("second")
+    assert set_aside(path).name == "q_table.json.corrupt-2"
+    assert (tmp_path / "q_table.json.corrupt-1").read_text() == "first"
+    assert reset(path) is None
+    assert len(QTable.load(path)) == 0
+    filled().save(path)
+    kept = reset(path)
+    assert kept is not None
+    assert QTable.load(kept).updates == 200
+    assert QTable.load(path).updates == 0
