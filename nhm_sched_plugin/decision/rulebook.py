@@ -258,7 +258,8 @@ def _checked(name: str, value: Any) -> Parameter:
         return cast(Parameter, value)  # a number or a text: checked when the book was compiled
     if isinstance(value, str) or not 0 <= value <= _MAX_WORKERS:
         raise ValueError(f"parameters.{name} = {value!r}: a number of workers is a number from 0 up")
-    return math.ceil(round(value, 6))  # 12.000000000000002 is 12 workers, not 13
+    workers: int = math.ceil(round(value, 6))  # 12.000000000000002 is 12 workers, not 13
+    return workers
 
 
 def resolve_rule_book(name_or_path: str) -> Path:
@@ -270,9 +271,12 @@ def resolve_rule_book(name_or_path: str) -> Path:
     shipped = folder / f"{name_or_path}.yaml"
     if name_or_path and Path(name_or_path).name == name_or_path and shipped.is_file():
         return shipped
-    own = Path(name_or_path).expanduser()
-    if name_or_path and own.is_file():
-        return own
+    try:
+        own = Path(name_or_path).expanduser()
+        if name_or_path and own.is_file():
+            return own
+    except (OSError, RuntimeError) as error:  # a folder that may not be entered; the home of an unknown user
+        raise RuleBookError(f"cannot be looked for ({error})", file=name_or_path) from None
     names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
     raise RuleBookError(
         f"no such rule book; give the path of a YAML file or one of the bundled names: {names}",
