@@ -32,10 +32,11 @@ from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import HookError
 from nhm_sched_plugin.hookspecs import PROJECT, ExtensionSpecs, SchedulerSpecs, hookimpl
 from nhm_sched_plugin.observe.faults import Faults
-from nhm_sched_plugin.settings import HooksSettings
+from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.settings import HooksSettings, Settings
 from nhm_sched_plugin.types import Action, Decision, Recommendation, Veto
 
-__all__ = ["CUSTOM", "Found", "HookFailedError", "HookManager", "deadline", "discover"]
+__all__ = ["CUSTOM", "Found", "HookFailedError", "HookManager", "LoadedHooks", "deadline", "discover", "inspect_hooks"]
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,10 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {getattr(error, 'msg', None) or error}{where}"
 
 
+class _StandIn:
+    """Holds a plugin's wrapped hooks; pluggy registers it in the plugin's place."""
+
+
 class HookManager(pluggy.PluginManager):
     """A plugin manager for one of the two spec classes, with every third-party implementation isolated."""
 
@@ -202,11 +207,11 @@ class HookManager(pluggy.PluginManager):
             return False
         return True
 
-    def _isolated(self, plugin: Any, name: str) -> types.SimpleNamespace:
+    def _isolated(self, plugin: Any, name: str) -> _StandIn:
         """A stand-in for the plugin that holds only the hooks of this manager, each wrapped."""
         if name in dict(self.list_name_plugin()):
             raise HookError(f"a plugin named {name!r} is loaded already; rename one of them")
-        wrapped = types.SimpleNamespace()
+        wrapped = _StandIn()
         for attribute in dir(plugin):
             options = self.parse_hookimpl_opts(plugin, attribute)
             if options is None:
@@ -294,6 +299,31 @@ class HookManager(pluggy.PluginManager):
 
     def close(self) -> None:
         self._pool.close()
+
+
+class LoadedHooks(NamedTuple):
+    """One plugin as `nhm-sched hooks list` shows it."""
+
+    plugin: str
+    origin: str
+    hooks: tuple[str, ...]
+    problem: str
+
+
+def inspect_hooks(settings: Settings) -> list[LoadedHooks]:
+    """Every third-party plugin and drop-in with its hooks, or with what is wrong with it. Starts nothing."""
+    faults = Faults(Metrics())
+    managers = [HookManager(specs, settings.hooks, faults) for specs in (SchedulerSpecs, ExtensionSpecs)]
+    rows = []
+    for found in discover(settings.hooks, settings.hooks_dir):
+        loaded = [manager for manager in managers if manager.add(found)]
+        callers = [
+            caller for manager in loaded for caller in manager.get_hookcallers(manager.get_plugin(found.name)) or ()
+        ]
+        names = tuple(sorted(caller.name for caller in callers))
+        problem = next((manager.problems[found.name] for manager in managers if found.name in manager.problems), "")
+        rows.append(LoadedHooks(found.name, found.origin, names, problem))
+    return rows
 
 
 def _under_deadline(

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
 from nhm_sched_plugin.advice.gauges import ALL_TASK_TYPES
 from nhm_sched_plugin.advice.protocols import Forecaster, Policy
 from nhm_sched_plugin.decision import gate, rollout
