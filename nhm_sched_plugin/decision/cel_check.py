@@ -80,11 +80,10 @@ def _fix(problem: str, text: str) -> str:
     if undeclared:
         return _known_names(undeclared[1], text)
     if "no matching overload" in problem:
-        if "(double, int)" in problem:
-            return "; CEL does not mix kinds of numbers and this one is a double: write 3.0 instead of 3"
-        if "(int, double)" in problem:
+        if "(double, int)" in problem or "(int, double)" in problem:
             return (
-                "; CEL does not mix kinds of numbers: write whole numbers on both sides (hour >= 22), or double(hour)"
+                "; CEL does not mix kinds of numbers: with a double such as queue_depth write 3.0 instead of 3,"
+                " with hour and weekday write 3"
             )
         if "applied to '(int" in problem and "math." in problem:
             return "; math functions take doubles: write 3.0 instead of 3"

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from nhm_sched_plugin.decision.rulebook_model import BookModel, CelParameter, OtherwiseModel, RuleModel
+from nhm_sched_plugin.decision.rulebook_model import BookModel, OtherwiseModel, RuleModel
 from nhm_sched_plugin.errors import RuleBookError
 from nhm_sched_plugin.types import Action
 
@@ -75,7 +75,8 @@ class BookSource:
         except ValidationError as error:
             problems = sorted(error.errors(), key=lambda problem: self._line(_yaml_path(problem["loc"])) or 0)
             first = problems[0]
-            others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            places = {_yaml_path(problem["loc"]) for problem in problems}  # a union complains once for each member
+            others = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
             raise self.error(_explain(first) + others, _yaml_path(first["loc"])) from None
 
     def _refuse_double_names(self) -> None:
@@ -158,13 +159,12 @@ def _yaml_path(location: Sequence[str | int]) -> tuple[str | int, ...]:
 def _explain(problem: Any) -> str:
     """One wrong thing in plain words, with the fix."""
     location = _yaml_path(problem["loc"])
-    key = ".".join(str(part) for part in (location[2:] if location[:1] == ("rules",) else location)) or "the rule"
+    in_rule = len(location) > 1 and location[0] == "rules"
+    key = ".".join(str(part) for part in (location[2:] if in_rule else location)) or "the rule"
     value, kind = problem.get("input"), problem["type"]
     if "parameters" in location and "when" not in location and kind != "missing":
-        return (
-            f"{key} = {_shown(value)}: give a number, a text or {{cel: 'expression'}}, under a name of letters,"
-            " digits and underscores" + ("; in otherwise, constants only" if location[0] == "otherwise" else "")
-        )
+        allowed = "a number or a text" if location[0] == "otherwise" else "a number, a text or {cel: 'expression'}"
+        return f"{key} = {_shown(value)}: give {allowed}, under a name of letters, digits and underscores"
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {_known_keys(location)}"
     if kind == "missing":
@@ -185,17 +185,16 @@ def _explain(problem: Any) -> str:
 
 
 def _known_keys(location: Sequence[str | int]) -> str:
-    in_rule = len(location) > 2 and location[0] == "rules"
-    model: type[BookModel | RuleModel | OtherwiseModel | CelParameter] = BookModel
-    if in_rule:
-        model = RuleModel
-    elif location[0] == "otherwise":
-        model = OtherwiseModel
+    model: type[BookModel | RuleModel | OtherwiseModel] = BookModel
+    place = "a rule book"
+    if len(location) > 2 and location[0] == "rules":
+        model, place = RuleModel, "a rule"
+    elif len(location) > 1 and location[0] == "otherwise":
+        model, place = OtherwiseModel, "otherwise"
     names = list(model.model_fields)
     close = difflib.get_close_matches(str(location[-1]), names, n=1)
     if close and close[0] != location[-1]:
         return f"did you mean {close[0]!r}?"
-    place = "a rule" if in_rule else "this place"
     return f"the keys of {place} are {', '.join(names)}"
 
 

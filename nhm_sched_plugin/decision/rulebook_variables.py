@@ -157,7 +157,9 @@ class Sentence:
         except ValueError as error:
             raise ValueError(f"{error}; write a brace that is meant as such twice: {{{{ or }}}}") from None
         for literal, name, form, conversion in pieces:
-            if name is not None and (name not in allowed or conversion):
+            if name is not None and conversion:
+                raise ValueError(f"{{{name}!{conversion}}}: conversions are not supported; write {{{name}}}")
+            if name is not None and name not in allowed:
                 raise ValueError(f"{{{name}}} is no placeholder here; there are {', '.join(sorted(allowed))}")
             if name is not None:
                 _check_format(name, form or "")
