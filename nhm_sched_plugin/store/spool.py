@@ -234,6 +234,10 @@ class Spool:
         )
         return [Quarantined(*row) for row in rows]
 
+    def quarantined_count(self) -> int:
+        """How many records are in quarantine."""
+        return self._file.run(lambda c: int(c.execute("SELECT count(*) FROM quarantine").fetchone()[0]))
+
     def damaged_files(self) -> list[Path]:
         """Files that were set aside, in this process or before."""
         return sorted(path for path in self.path.glob("spool-*.corrupt"))
