@@ -7,6 +7,7 @@ start afresh in the child.
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import threading
@@ -24,10 +25,11 @@ class PoolFullError(RuntimeError):
 
 
 class Pool:
-    """At most `size` daemon threads, started on demand."""
+    """At most `size` daemon threads, started on demand. With `wait_in_line` a job waits while all are busy."""
 
-    def __init__(self, size: int, name: str) -> None:
-        self._size, self._name = size, name
+    def __init__(self, size: int, name: str, *, wait_in_line: bool = False) -> None:
+        self._size, self._name, self._wait_in_line = size, name, wait_in_line
+        self._closed = False
         self._reset()
 
     def _reset(self) -> None:
@@ -38,7 +40,9 @@ class Pool:
         self._threads = self._idle = 0
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run it in a thread. Raises PoolFullError when all are busy: waiting in line would only spend the budget."""
+        """Run it in a thread. Raises PoolFullError when all are busy (and none may wait in line), or the pool is closed."""
+        if self._closed:
+            raise PoolFullError(f"{self._name} is closed")
         if self._pid != os.getpid():
             self._reset()
         future: Future[Any] = Future()
@@ -48,7 +52,7 @@ class Pool:
             elif self._threads < self._size:
                 self._threads += 1
                 threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
-            else:
+            elif not self._wait_in_line:
                 raise PoolFullError(f"all {self._size} threads of {self._name} are busy")
         self._jobs.put((future, function, args, kwargs))
         return future
@@ -57,16 +61,28 @@ class Pool:
         jobs = self._jobs
         while (job := jobs.get()) is not None:
             future, function, args, kwargs = job
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(*args, **kwargs))
-                except BaseException as error:  # noqa: BLE001 - handed to whoever reads the future
-                    future.set_exception(error)
-            del job, future, function, args, kwargs
+            tell = self._run_one(future, function, args, kwargs)
+            # Idle before the caller hears of it: its next job must not find a pool that only looks busy.
             with self._lock:
                 self._idle += 1
+            tell()
+            del job, future, function, args, kwargs, tell
+
+    @staticmethod
+    def _run_one(
+        future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], None]:
+        if not future.set_running_or_notify_cancel():
+            return _nothing
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever reads the future
+            return functools.partial(future.set_exception, error)
+        return functools.partial(future.set_result, result)
 
     def close(self) -> None:
+        """End the threads as they come free; later jobs are refused."""
+        self._closed = True
         for _ in range(self._threads):
             self._jobs.put(None)
 
@@ -157,11 +173,14 @@ def _nothing() -> None:
 
 
 class FileWatch:
-    """Says whether a file changed since it was last looked at, symbolic links (ConfigMap mounts) followed."""
+    """Says whether a file changed since it was last looked at, symbolic links (ConfigMap mounts) followed.
 
-    def __init__(self, path: Path) -> None:
+    `seen=False`: what the file holds now counts as a change, since it may be newer than what was read of it.
+    """
+
+    def __init__(self, path: Path, *, seen: bool = True) -> None:
         self.path = path
-        self._signature = self._look()
+        self._signature = self._look() if seen else None
 
     def _look(self) -> tuple[int, int, int] | None:
         try:

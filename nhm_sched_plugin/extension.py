@@ -2,54 +2,56 @@
 
 Raw pluggy isolates nothing: one raising implementation aborts the whole call, one sleeping holds it. Here every
 third-party implementation runs in a bounded pool under the caller's deadline, answers its hook's default when it fails,
-is reported by hook and plugin name, and its plugin is removed after `hooks.max_strikes` errors in a row. Built-ins run
-directly.
+is reported by hook and plugin name, and its plugin is removed after `hooks.max_strikes` errors of a hook in a row.
+Built-ins run directly.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib.metadata
-import importlib.util
-import inspect
 import logging
-import numbers
-import sys
 import threading
 import time
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import pluggy
 
 from nhm_sched_plugin.background import Pool, PoolFullError
-from nhm_sched_plugin.decision.known import known
+from nhm_sched_plugin.discovery import Found, discover, is_disabled
 from nhm_sched_plugin.errors import HookError
+from nhm_sched_plugin.hookchecks import (
+    CUSTOM,
+    OURS_ALONE,
+    SPECIFIED,
+    accepted,
+    accepted_from_part,
+    check_implementation,
+)
 from nhm_sched_plugin.hookspecs import PROJECT, ExtensionSpecs, SchedulerSpecs, hookimpl
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.settings import HooksSettings, Settings
-from nhm_sched_plugin.types import Action, Decision, Recommendation, Veto
+from nhm_sched_plugin.types import Veto
 
-__all__ = ["CUSTOM", "Found", "HookFailedError", "HookManager", "LoadedHooks", "deadline", "discover", "inspect_hooks"]
+__all__ = [
+    "CUSTOM",
+    "Found",
+    "HookFailedError",
+    "HookManager",
+    "Inspected",
+    "deadline",
+    "discover",
+    "inspect_hooks",
+    "is_disabled",
+]
 
 logger = logging.getLogger(__name__)
 
-OWN_ENTRY_POINT: Final = "nhm-sched-plugin"
 UNBUDGETED_TIMEOUT_S: Final = 5.0
 """For calls that nobody waits for: startup, shutdown, factories."""
 
-_SPECIFIED: Final = {
-    name: inspect.getfullargspec(function).args[1:]
-    for specs in (SchedulerSpecs, ExtensionSpecs)
-    for name, function in vars(specs).items()
-    if name.startswith(PROJECT)
-}
 _FAILURE_IS_AN_ANSWER: Final = frozenset(
     {
         "nhm_sched_make_forecaster",
@@ -62,19 +64,6 @@ _FAILURE_IS_AN_ANSWER: Final = frozenset(
 """Here a failure must not fall through to the next plugin as if nobody had answered: the caller decides."""
 
 
-_ANSWERS: Final[Mapping[str, type]] = {
-    "nhm_sched_decide": Decision,
-    "nhm_sched_collect_state": Mapping,
-    "nhm_sched_recommend": Recommendation,
-    "nhm_sched_guard": Veto,
-    "nhm_sched_fallback": Recommendation,
-    "nhm_sched_reward": numbers.Real,
-    "nhm_sched_make_sinks": list,
-}
-CUSTOM: Final = "custom:"
-"""Prefix of `Recommendation.source` when a third-party hook made it."""
-
-
 class HookFailedError(HookError):
     """A third-party hook whose failure the caller has to know about raised, overslept or was busy."""
 
@@ -85,6 +74,10 @@ class HookFailedError(HookError):
 
 class _StillBusyError(TimeoutError):
     """The plugin has not come back from an earlier call yet."""
+
+
+class _BudgetSpentError(TimeoutError):
+    """Others used the caller's time up before this hook could start: no fault of its plugin."""
 
 
 class _Budget(threading.local):
@@ -110,77 +103,39 @@ class deadline:  # noqa: N801 - reads as a statement: `with deadline(seconds):`
         _budget.until = self._before
 
 
-class Found(NamedTuple):
-    """A plugin that discovery came upon: usable (`plugin`) or not (`problem` says why)."""
-
-    name: str
-    origin: str
-    plugin: Any = None
-    problem: str | None = None
+class _Isolated:
+    """A stand-in for a third-party plugin: holds its hooks, each wrapped."""
 
 
-def discover(settings: HooksSettings, hooks_dir: Path | None) -> Iterator[Found]:
-    """Third-party plugins: entry points of group `nhm_sched`, then the files of `hooks_dir` in order of their names."""
-    if "all" in settings.disabled:
-        return
-    for point in importlib.metadata.entry_points(group=PROJECT):
-        if point.name == OWN_ENTRY_POINT or point.name in settings.disabled:
-            continue
-        try:
-            yield Found(point.name, f"entry point {point.value}", point.load())
-        except Exception as error:  # noqa: BLE001 - somebody else's module may raise anything
-            yield Found(point.name, f"entry point {point.value}", problem=_describe(error))
-    if hooks_dir is None:
-        return
-    if not hooks_dir.is_dir():
-        yield Found(str(hooks_dir), "hooks_dir", problem="hooks_dir is not a directory")
-        return
-    for path in sorted(hooks_dir.glob("*.py")):
-        if path.name.startswith(("_", ".")) or path.stem in settings.disabled:
-            continue
-        try:
-            yield Found(path.stem, str(path), _load_file(path))
-        except BaseException as error:  # a drop-in may raise anything, SystemExit included
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            yield Found(path.stem, str(path), problem=_describe(error))
+class _IsolatedPart:
+    """A stand-in for a third party's forecaster or policy: every method under the caller's deadline, like a hook."""
 
+    def __init__(self, part: Any, call: Callable[..., Any]) -> None:
+        self._part, self._call = part, call
 
-def _load_file(path: Path) -> types.ModuleType:
-    name = f"_nhm_sched_dropin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise HookError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before execution: dataclasses in it look their module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _describe(error: BaseException) -> str:
-    where = f" (line {error.lineno})" if isinstance(error, SyntaxError) and error.lineno else ""
-    return f"{type(error).__name__}: {getattr(error, 'msg', None) or error}{where}"
-
-
-class _StandIn:
-    """Holds a plugin's wrapped hooks; pluggy registers it in the plugin's place."""
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._part, name)
+        return functools.partial(self._call, name, value) if callable(value) else value
 
 
 class HookManager(pluggy.PluginManager):
-    """A plugin manager for one of the two spec classes, with every third-party implementation isolated."""
+    """A plugin manager for one of the two spec classes, with every third-party implementation isolated.
 
-    def __init__(self, specs: type, settings: HooksSettings, faults: Faults) -> None:
+    `parts` names the Protocol of what a factory hook makes: answers are checked against it, and every method of a
+    third party's part is isolated like a hook.
+    """
+
+    def __init__(
+        self, specs: type, settings: HooksSettings, faults: Faults, parts: Mapping[str, type] | None = None
+    ) -> None:
         super().__init__(PROJECT)
         self.add_hookspecs(specs)
         self._own = {name for name in vars(specs) if name.startswith(PROJECT)}
-        self._settings, self._faults = settings, faults
+        self._settings, self._faults, self._parts = settings, faults, dict(parts or {})
         self._pool = Pool(settings.pool_size, "nhm-sched-hooks")
-        self._strikes: dict[str, int] = {}
-        self._last_strike: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._strikes: dict[tuple[str, str], int] = {}
+        self._last_strike: dict[tuple[str, str], float] = {}
         self._overslept: dict[str, int] = {}
         self.problems: dict[str, str] = {}
         """Plugin name -> why it was not loaded, or was removed."""
@@ -194,50 +149,73 @@ class HookManager(pluggy.PluginManager):
 
     def add(self, found: Found) -> bool:
         """Register a third-party plugin; False, with the reason in `problems`, when it is not usable."""
+        registered = False
         try:
             if found.problem is not None:
                 raise HookError(found.problem)
             super().register(self._isolated(found.plugin, found.name), found.name)
+            registered = True
             self.check_pending()
         except Exception as error:  # noqa: BLE001 - a plugin's attributes may raise anything
-            if self.get_plugin(found.name) is not None:
+            if registered:
                 self.unregister(name=found.name)
             self.problems[found.name] = f"{found.origin}: {error}"
             self._faults.hook("load", found.name, error)
             return False
         return True
 
-    def _isolated(self, plugin: Any, name: str) -> _StandIn:
+    def _isolated(self, plugin: Any, name: str) -> _Isolated:
         """A stand-in for the plugin that holds only the hooks of this manager, each wrapped."""
-        if name in dict(self.list_name_plugin()):
+        if self.has_plugin(name):
             raise HookError(f"a plugin named {name!r} is loaded already; rename one of them")
-        wrapped = _StandIn()
-        for attribute in dir(plugin):
-            options = self.parse_hookimpl_opts(plugin, attribute)
-            if options is None:
-                if attribute in _SPECIFIED:
-                    raise HookError(f"{attribute} has no @hookimpl: decorate it, or rename it if it is no hook")
+        wrapped, hooks = _Isolated(), implementations(self, plugin)
+        if not hooks:
+            raise HookError("holds no @hookimpl function; a helper file's name starts with an underscore")
+        for attribute, (hook_name, implementation, options) in hooks.items():
+            if hook_name not in self._own:
                 continue
-            hook_name = options.get("specname") or attribute
-            implementation = getattr(plugin, attribute)
-            _check(hook_name, implementation, dict(options))
-            if hook_name in self._own:
-                function = self._wrap(hook_name, name, implementation)
-                setattr(wrapped, attribute, hookimpl(**_kept(dict(options)))(function))
+            if hook_name == OURS_ALONE:
+                self._refuse(hook_name, name)
+                continue
+            setattr(wrapped, attribute, hookimpl(**_kept(options))(self._wrap(hook_name, name, implementation)))
         return wrapped
 
+    def _refuse(self, hook_name: str, plugin_name: str) -> None:
+        """Leave one hook of a plugin out; its others are good."""
+        why = f"{hook_name} is not called: it would bypass the gate and the rollout; use nhm_sched_recommend instead"
+        self.problems[plugin_name] = why
+        self._faults.hook(hook_name, plugin_name, HookError(why))
+
     def _wrap(self, hook_name: str, plugin_name: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
+        part = self._parts.get(hook_name)
+
         @functools.wraps(implementation)
         def isolated(*args: Any, **kwargs: Any) -> Any:
             try:
-                result = _accepted(hook_name, plugin_name, self._call(plugin_name, implementation, args, kwargs))
+                result = accepted(hook_name, plugin_name, self._call(plugin_name, implementation, args, kwargs))
+                if part is not None and result is not None:
+                    result = self._isolated_part(hook_name, plugin_name, part, result)
             except Exception as error:  # noqa: BLE001 - whatever it is, it stops here
                 return self._failed(hook_name, plugin_name, error)
-            if self._strikes.get(plugin_name):
-                self._strikes[plugin_name] = 0
+            if self._strikes.get((plugin_name, hook_name)):
+                self._strikes[plugin_name, hook_name] = 0
             return result
 
         return isolated
+
+    def _isolated_part(self, hook_name: str, plugin_name: str, protocol: type, part: Any) -> _IsolatedPart:
+        if not isinstance(part, protocol):
+            raise TypeError(f"made a {type(part).__name__}; expected a {protocol.__name__} with all its methods")
+
+        def call(method_name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            try:
+                return accepted_from_part(method_name, self._call(plugin_name, method, args, kwargs))
+            except Exception as error:
+                # No strike: without its hooks the part would stay all the same.
+                self.fail(hook_name, plugin_name, error, strike=False)
+                raise HookFailedError(f"{method_name} of {hook_name}", plugin_name, error) from error
+
+        return _IsolatedPart(part, call)
 
     def _call(
         self, plugin_name: str, implementation: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -247,7 +225,7 @@ class HookManager(pluggy.PluginManager):
         until = _budget.until
         timeout = UNBUDGETED_TIMEOUT_S if until is None else until - time.monotonic()
         if timeout <= 0:
-            raise PoolFullError("the budget was spent before this hook could start")
+            raise _BudgetSpentError("the budget was spent before this hook could start")
         future = self._pool.submit(_under_deadline, until, implementation, args, kwargs)
         try:
             return future.result(timeout)
@@ -261,8 +239,9 @@ class HookManager(pluggy.PluginManager):
 
     def _failed(self, hook_name: str, plugin_name: str, error: Exception) -> Any:
         # One long sleep must not cost all strikes at once: a call refused meanwhile counts once a second at most.
-        since_strike = time.monotonic() - self._last_strike.get(plugin_name, 0.0)
-        strike = not isinstance(error, PoolFullError) and not (isinstance(error, _StillBusyError) and since_strike < 1)
+        since_strike = time.monotonic() - self._last_strike.get((plugin_name, hook_name), 0.0)
+        innocent = isinstance(error, PoolFullError | _BudgetSpentError)
+        strike = not innocent and not (isinstance(error, _StillBusyError) and since_strike < 1)
         self.fail(hook_name, plugin_name, error, strike=strike)
         if hook_name == "nhm_sched_guard":
             return Veto(guard=plugin_name, reason=f"the guard failed ({type(error).__name__}: {error})")
@@ -274,14 +253,20 @@ class HookManager(pluggy.PluginManager):
         """Report a failure (also a garbage answer that the caller noticed) and count it against the plugin."""
         self._faults.hook(hook_name, plugin_name, error)
         if strike:
-            self._last_strike[plugin_name] = time.monotonic()
-            strikes = self._strikes[plugin_name] = self._strikes.get(plugin_name, 0) + 1
-            if strikes >= self._settings.max_strikes and self.get_plugin(plugin_name) is not None:
-                self.unregister(name=plugin_name)
-                self.problems[plugin_name] = f"removed after {strikes} errors in a row; the last: {error}"
-                logger.error("plugin %s %s", plugin_name, self.problems[plugin_name])
+            self._strike(hook_name, plugin_name, error)
         if self.on_error is not None and hook_name != "nhm_sched_on_error":
             self.on_error(hook_name, plugin_name, error)
+
+    def _strike(self, hook_name: str, plugin_name: str, error: Exception) -> None:
+        key = (plugin_name, hook_name)
+        with self._lock:  # of two threads only one may remove the plugin
+            self._last_strike[key] = time.monotonic()
+            strikes = self._strikes[key] = self._strikes.get(key, 0) + 1
+            if strikes < self._settings.max_strikes or self.get_plugin(plugin_name) is None:
+                return
+            self.unregister(name=plugin_name)
+            self.problems[plugin_name] = f"removed after {strikes} errors of {hook_name} in a row; the last: {error}"
+        logger.error("plugin %s %s", plugin_name, self.problems[plugin_name])
 
     def _trace_calls(self) -> None:
         started = threading.local()
@@ -292,8 +277,9 @@ class HookManager(pluggy.PluginManager):
         def after(outcome: Any, hook_name: str, implementations: Any, kwargs: Any) -> None:
             took = (time.perf_counter() - started.at) * 1e6
             answer = outcome.exception or outcome.get_result()
-            names = [implementation.plugin_name for implementation in implementations]
-            logger.info("%s%s by %s -> %r in %.0f us", hook_name, tuple(kwargs), names, answer, took)
+            names = [implementation.plugin_name for implementation in reversed(implementations)]
+            given = ", ".join(f"{name}: {type(value).__name__}" for name, value in kwargs.items())
+            logger.info("%s(%s) by %s -> %r in %.0f us", hook_name, given, names, answer, took)
 
         self.add_hookcall_monitoring(before, after)
 
@@ -301,78 +287,67 @@ class HookManager(pluggy.PluginManager):
         self._pool.close()
 
 
-class LoadedHooks(NamedTuple):
-    """One plugin as `nhm-sched hooks list` shows it."""
-
-    plugin: str
-    origin: str
-    hooks: tuple[str, ...]
-    problem: str
-
-
-def inspect_hooks(settings: Settings) -> list[LoadedHooks]:
-    """Every third-party plugin and drop-in with its hooks, or with what is wrong with it. Starts nothing."""
-    faults = Faults(Metrics())
-    managers = [HookManager(specs, settings.hooks, faults) for specs in (SchedulerSpecs, ExtensionSpecs)]
-    rows = []
-    for found in discover(settings.hooks, settings.hooks_dir):
-        loaded = [manager for manager in managers if manager.add(found)]
-        callers = [
-            caller for manager in loaded for caller in manager.get_hookcallers(manager.get_plugin(found.name)) or ()
-        ]
-        names = tuple(sorted(caller.name for caller in callers))
-        problem = next((manager.problems[found.name] for manager in managers if found.name in manager.problems), "")
-        rows.append(LoadedHooks(found.name, found.origin, names, problem))
-    return rows
-
-
 def _under_deadline(
     until: float | None, implementation: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     _budget.until = until
-    return implementation(*args, **kwargs)
+    try:
+        return implementation(*args, **kwargs)
+    except Exception:
+        raise
+    except BaseException as error:
+        # SystemExit and its like must not travel to the thread that waits for the answer.
+        raise HookError(f"raised {type(error).__name__}: {error}") from error
 
 
-def _accepted(hook_name: str, plugin_name: str, answer: Any) -> Any:
-    """The answer, if it is of the hook's kind; its origin stamped on it. Raises TypeError or ValueError for garbage."""
-    expected = _ANSWERS.get(hook_name)
-    if answer is None or expected is None:
-        return answer
-    if not isinstance(answer, expected):
-        raise TypeError(f"answered with a {type(answer).__name__}; expected {expected.__name__} or None")
-    if isinstance(answer, Mapping):
-        wrong = [key for key, value in answer.items() if not isinstance(key, str) or known(value) is None]
-        if wrong:
-            raise ValueError(f"feature {wrong[0]!r} is {answer[wrong[0]]!r}; expected a finite number")
-        return {key: float(value) for key, value in answer.items()}
-    if isinstance(answer, Recommendation):
-        # msgspec checks nothing on construction; a hook may have put a plain string here.
-        return msgspec.structs.replace(answer, action=Action(answer.action), source=f"{CUSTOM}{plugin_name}")
-    return answer
+def implementations(
+    manager: pluggy.PluginManager, plugin: Any
+) -> dict[str, tuple[str, Callable[..., Any], dict[str, Any]]]:
+    """The plugin's hooks: attribute -> hook name, function, marker options. Raises HookError for an unusable one."""
+    found: dict[str, tuple[str, Callable[..., Any], dict[str, Any]]] = {}
+    for attribute in dir(plugin):
+        options = manager.parse_hookimpl_opts(plugin, attribute)
+        if options is not None:
+            hook_name, implementation = options.get("specname") or attribute, getattr(plugin, attribute)
+            check_implementation(hook_name, implementation, dict(options))
+            found[attribute] = hook_name, implementation, dict(options)
+        elif attribute in SPECIFIED:
+            raise HookError(f"{attribute} has no @hookimpl: decorate it, or rename it if it is no hook")
+    return found
 
 
 def _kept(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ("tryfirst", "trylast", "optionalhook", "specname") if options.get(key)}
 
 
-def _check(hook_name: str, implementation: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Refuse what pluggy would accept and the house cannot: unknown hooks, wrappers, defaults, coroutines."""
-    arguments = _SPECIFIED.get(hook_name)
-    if arguments is None:
-        if options.get("optionalhook"):
-            return
-        close = difflib.get_close_matches(hook_name, _SPECIFIED, n=1)
-        raise HookError(f"unknown hook {hook_name}" + (f"; did you mean {close[0]}?" if close else ""))
-    if options.get("wrapper") or options.get("hookwrapper"):
-        raise HookError(f"{hook_name}: wrappers are not allowed (they could bypass the gate and the rollout)")
-    if inspect.iscoroutinefunction(implementation):
-        raise HookError(f"{hook_name}: hooks are synchronous; make it a plain function")
-    parameters = list(inspect.signature(implementation).parameters.values())
-    unknown = [parameter.name for parameter in parameters if parameter.name not in arguments]
-    if unknown:
-        raise HookError(f"{hook_name}: unknown argument {unknown[0]!r}; it may take {', '.join(arguments)}")
-    defaulted = [parameter.name for parameter in parameters if parameter.default is not inspect.Parameter.empty]
-    if defaulted:
-        raise HookError(
-            f"{hook_name}: argument {defaulted[0]!r} has a default; pluggy versions differ on those: drop it"
-        )
+class Inspected(NamedTuple):
+    """A plugin as `nhm-sched hooks list` shows it; `problem` is empty for a usable one."""
+
+    name: str
+    origin: str
+    hooks: tuple[str, ...]
+    problem: str
+
+
+def inspect_hooks(settings: Settings) -> list[Inspected]:
+    """Every third-party plugin that a host with these settings would come upon. Loads them; calls none."""
+    rows = []
+    managers = [HookManager(specs, settings.hooks, _Silent(Metrics())) for specs in (ExtensionSpecs, SchedulerSpecs)]
+    try:
+        for found in discover(settings.hooks, settings.hooks_dir):
+            usable = all(manager.add(found) for manager in managers)
+            problem = next((manager.problems[found.name] for manager in managers if found.name in manager.problems), "")
+            hooks = implementations(managers[0], found.plugin) if usable else {}
+            names = sorted({hook_name for hook_name, _, _ in hooks.values()})
+            rows.append(Inspected(found.name, found.origin, tuple(names), problem))
+    finally:
+        for manager in managers:
+            manager.close()
+    return rows
+
+
+class _Silent(Faults):
+    """For a look at the plugins: what is wrong with them is in the answer."""
+
+    def log(self, what: str, error: BaseException | str) -> None:
+        """Nothing: see above."""
