@@ -18,5 +18,5 @@ compile() { # OUTPUT ARGUMENTS...
 compile dev.txt "$@" pyproject.toml --all-extras --group dev
 compile demo.txt "$@" pyproject.toml --extra demo --group build --constraints requirements/dev.txt
 compile host.txt "$@" pyproject.toml --constraints requirements/dev.txt
-compile lowest.txt --upgrade pyproject.toml --all-extras --group test --group build --resolution lowest-direct
+compile lowest.txt --upgrade pyproject.toml --all-extras --group test --resolution lowest-direct
 compile uv.txt "$@" requirements/uv.in
