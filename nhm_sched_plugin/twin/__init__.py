@@ -1,0 +1,31 @@
+"""The twin: a simulated queue and worker pool, to try a policy before it touches the real one. Imports stay light."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.twin.learn import LearnReport, pretrain
+    from nhm_sched_plugin.twin.replay import ReplayReport, replay
+    from nhm_sched_plugin.twin.simulator import Pool, Run, simulate
+    from nhm_sched_plugin.twin.traces import Trace
+
+__all__ = ["LearnReport", "Pool", "ReplayReport", "Run", "Trace", "pretrain", "replay", "simulate"]
+
+_HOMES = {
+    "LearnReport": "learn",
+    "Pool": "simulator",
+    "ReplayReport": "replay",
+    "Run": "simulator",
+    "Trace": "traces",
+    "pretrain": "learn",
+    "simulate": "simulator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
