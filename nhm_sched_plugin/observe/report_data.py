@@ -10,8 +10,6 @@ from typing import Any
 
 import msgspec
 
-from nhm_sched_plugin.types import Decision, Outcome, RewardedOutcome
-
 __all__ = [
     "DecisionCount",
     "Example",
@@ -108,8 +106,10 @@ class RewardSample(msgspec.Struct, frozen=True, kw_only=True):
 class Example(msgspec.Struct, frozen=True, kw_only=True):
     """A decision whose story is told."""
 
-    decision: Decision | dict[str, Any]
-    outcome: RewardedOutcome | Outcome | dict[str, Any] | None = None
+    decision: Any
+    """A `Decision`, or the mapping that the records database gives back."""
+    outcome: Any = None
+    """A `RewardedOutcome`, an `Outcome`, a mapping, or None."""
     title: str = ""
 
 

@@ -1,0 +1,244 @@
+"""The HTML report: one file without network, scripts or fonts of its own, that explains itself.
+
+`render_report(data, path)` takes whatever parts `ReportData` has; for a missing one a sentence says so.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from nhm_sched_plugin.observe import captions, story, words
+from nhm_sched_plugin.observe.captions import Caption
+from nhm_sched_plugin.observe.report_data import Example, PolicyResult, ReportData
+
+__all__ = ["render_report"]
+
+_TEMPLATES: Final = Path(__file__).parent / "templates"
+
+
+class Table(NamedTuple):
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+class Section(NamedTuple):
+    """One part of the page. Without a plot and a table it says why there is nothing to show."""
+
+    name: str
+    title: str
+    caption: Caption | None = None
+    plot: Any = None
+    table: Table | None = None
+    missing: str = ""
+
+
+class Story(NamedTuple):
+    title: str
+    decision_id: str
+    chapters: list[story.Chapter]
+
+
+def render_report(data: ReportData, path: Path) -> Path:
+    """Write the report to `path` (its folder is made) and return its absolute path.
+
+    The file is replaced as a whole or not at all. Raises `OSError` when it cannot be written, `ValueError` when an
+    example is no decision. Needs the `report` extra (matplotlib, jinja2).
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    templates = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_unbroken,
+    )
+    page = templates.get_template("report.html.j2").render(
+        data=data,
+        cards=captions.cards(data),
+        sections=[build(data) for build in _SECTIONS],
+        stories=[_story(example, data) for example in data.examples],
+        made=words.when(data.generated_at if data.generated_at is not None else time.time(), seconds=False),
+        took="" if data.duration_s is None else words.duration(round(data.duration_s)),
+    )
+    return _replace(path, page)
+
+
+def _unbroken(value: Any) -> Any:
+    """A number and its percent sign stay on one line."""
+    return value.replace(" %", "\u00a0%") if type(value) is str else value
+
+
+def _replace(path: Path, page: str) -> Path:
+    path = path.expanduser().absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as target:
+            target.write(page)
+        fresh.chmod(0o644)  # mkstemp gives 0600, but a report is there to be shown
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _load(data: ReportData) -> Section:
+    name, title = "load", "The load, and what was expected"
+    if not any(hour.actual is not None for hour in data.load):
+        return Section(name, title, missing="No hourly load was given.")
+    from nhm_sched_plugin.observe import plots
+
+    return Section(name, title, captions.load(data.load, bool(data.phases)), plots.load(data.load, data.phases))
+
+
+def _errors(data: ReportData) -> Section:
+    name, title = "errors", "How good the forecasts were"
+    horizons = sorted(data.horizon_errors, key=lambda error: error.horizon_minutes)
+    if not any(error.wape_pct is not None or error.mape_pct is not None for error in horizons):
+        return Section(name, title, missing="No forecast was compared with what came.")
+    from nhm_sched_plugin.observe import plots
+
+    rows = [
+        [
+            words.duration(error.horizon_minutes * 60),
+            _pct(error.wape_pct),
+            _pct(error.mape_pct),
+            _pct(error.naive_wape_pct),
+            error.method.replace("_", " ") or "–",
+            _int(error.hours),
+        ]
+        for error in horizons
+    ]
+    head = ["Looking ahead", "WAPE", "MAPE", "“As a week before” (WAPE)", "Model", "Hours compared"]
+    note = "WAPE: tickets misjudged, of all tickets that came. MAPE: mean error of an hour, in percent of that hour."
+    return Section(name, title, captions.errors(horizons), plots.errors(horizons), Table(head, rows, note))
+
+
+def _workers(data: ReportData) -> Section:
+    name, title = "workers", "Workers over time"
+    shown = [policy for policy in data.policies if policy.timeline]
+    if not shown:
+        return Section(name, title, missing="No timeline of workers was given.")
+    from nhm_sched_plugin.observe import plots
+
+    return Section(name, title, captions.workers(shown), plots.workers(shown, data.phases))
+
+
+def _outcomes(data: ReportData) -> Section:
+    name, title = "outcomes", "Service and cost, side by side"
+    if not any(policy.sla_pct is not None or policy.worker_hours is not None for policy in data.policies):
+        return Section(name, title, missing="No way of deciding was measured.")
+    from nhm_sched_plugin.observe import plots
+
+    head = ["", "Started in time", "Worker-hours", "Wait: half below", "95 % below", "99 % below", "Changes", "Reward"]
+    return Section(
+        name,
+        title,
+        captions.outcomes(data.policies, data.sla_target_pct),
+        plots.outcomes(data.policies, data.sla_target_pct),
+        Table(head, [_policy_row(policy) for policy in data.policies], _policy_note(data)),
+    )
+
+
+def _policy_row(policy: PolicyResult) -> list[str]:
+    waits = [policy.wait_p50_s, policy.wait_p95_s, policy.wait_p99_s]
+    return [
+        f"{policy.name} ({policy.note})" if policy.note else policy.name,
+        _pct(policy.sla_pct),
+        "–" if policy.worker_hours is None else words.number(policy.worker_hours),
+        *("–" if wait is None else words.duration(wait) for wait in waits),
+        _int(policy.scale_events),
+        "–" if policy.reward_mean is None else f"{policy.reward_mean:+.3f}",
+    ]
+
+
+def _policy_note(data: ReportData) -> str:
+    note = "Every row had the same tickets. “Changes” is how often the number of workers was changed."
+    if data.sla_wait_s is None:
+        return note
+    return f"A ticket is in time when it starts within {words.duration(data.sla_wait_s)}. {note}"
+
+
+def _decisions(data: ReportData) -> Section:
+    name, title = "decisions", "What was decided, by whom and why"
+    if not sum(count.count for count in data.decision_counts):
+        return Section(name, title, missing="No decisions were counted.")
+    from nhm_sched_plugin.observe import plots
+
+    totals: dict[str, int] = {}
+    for count in data.decision_counts:
+        totals[count.reason] = totals.get(count.reason, 0) + count.count
+    everything = sum(totals.values())
+    rows = [
+        [reason, _meaning(reason), words.number(total), words.percent(total / everything, 1)]
+        for reason, total in sorted(totals.items(), key=lambda item: -item[1])
+    ]
+    table = Table(["Reason", "In plain words", "Decisions", "Share"], rows)
+    return Section(name, title, captions.decisions(data), plots.decisions(data.decision_counts), table)
+
+
+def _meaning(reason: str) -> str:
+    return next((text for code, text in words.REASONS.items() if code == reason), "A reason of a newer version.")
+
+
+def _rewards(data: ReportData) -> Section:
+    name, title = "rewards", "Did things get better?"
+    if not data.rewards:
+        return Section(name, title, missing="No rewards were recorded.")
+    from nhm_sched_plugin.observe import plots
+
+    epochs = [sample.epoch for sample in data.rewards]
+    window_s = max(3600.0, round((max(epochs) - min(epochs)) / 14 / 3600) * 3600.0)
+    plot = plots.rewards(data.rewards, data.phases, window_s)
+    return Section(name, title, captions.reward(data, window_s), plot)
+
+
+def _confidence(data: ReportData) -> Section:
+    name, title = "confidence", "How sure the policy was"
+    values = [value for value in data.confidences if 0 <= value <= 1]
+    if not values:
+        return Section(name, title, missing="The policy was never asked.")
+    from nhm_sched_plugin.observe import plots
+
+    threshold = data.confidence_threshold
+    return Section(name, title, captions.confidence(values, threshold), plots.confidence(values, threshold))
+
+
+_SECTIONS: Final[tuple[Callable[[ReportData], Section], ...]] = (
+    _load,
+    _errors,
+    _outcomes,
+    _workers,
+    _decisions,
+    _rewards,
+    _confidence,
+)
+
+
+def _story(example: Example, data: ReportData) -> Story:
+    known = story.facts(
+        example.decision,
+        example.outcome,
+        confidence_threshold=data.confidence_threshold,
+        volume_threshold=data.volume_threshold,
+    )
+    title = example.title or words.action(known["applied"]["action"], known["applied"]["parameters"])
+    return Story(title[:1].upper() + title[1:], known["decision_id"], story.chapters(known))
+
+
+def _pct(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} %"
+
+
+def _int(value: int | None) -> str:
+    return "–" if value is None else words.number(value)
