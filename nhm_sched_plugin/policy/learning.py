@@ -67,7 +67,8 @@ class QPolicy:
 
     What is in memory is the file plus what was learned since; `save` replays the latter on the file's newest content.
     An unusable file does not stop the host: the policy starts empty (every confidence <= 0.5), `health` says so, and
-    the file is set aside as `q_table.json.corrupt-<n>` before a new one is written.
+    the file is set aside as `q_table.json.corrupt-<n>` before a new one is written. `autosave=False` saves only when
+    asked, for pre-training.
     """
 
     def __init__(
@@ -298,6 +299,12 @@ class QPolicy:
 
     def _merge_or_set_aside(self) -> None:
         """Another process wrote: learn our steps on top of its table. What it left is unusable: keep it beside."""
+        if not self._autosave:
+            # Pre-training keeps no list of its (many) steps, so its table goes in whole and the other stays beside.
+            aside = set_aside(self.path, "superseded")
+            _log.warning("%s changed during pre-training; what was there is kept as %s.", self.path, aside)
+            self._corrupt = False
+            return
         try:
             self._take_over()
         except FileNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS, Limits
@@ -104,8 +104,14 @@ class RulesController:
 
     watches_tickets = False
 
-    def __init__(self, settings: Settings, forecaster: Forecasts | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        forecaster: Forecasts | None = None,
+        before_tick: Callable[[float], None] | None = None,
+    ) -> None:
         self.name = "rules"
+        self._before_tick = before_tick
         self._book = RuleBook.load(resolve_rule_book(settings.fallback.rule_book))
         self._limits = Limits(settings.limits)
         self._advised = Advised(forecaster)
@@ -124,6 +130,8 @@ class RulesController:
 
     def on_tick(self, state: SchedulingState, now: float) -> int | None:
         self.now = now
+        if self._before_tick is not None:
+            self._before_tick(now)
         full, forecast = self._advised.complete(state, now)
         answer = self.rules(None, full, forecast)
         self.decisions["fallback", answer.action.value, "control"] += 1
@@ -141,18 +149,35 @@ class Host(Protocol):
     def finished(self, outcome: Outcome) -> None: ...
 
 
+class Clock(Protocol):
+    """Simulated time that the host reads by calling it."""
+
+    now: float
+
+
 class PluginController:
     """Drives a real host: a decision per ticket and per control tick, and the outcomes of both.
 
     Pool actions are obeyed at control ticks, because a pool has one size whoever asks; the same action on a ticket is
     reported as not applied. A tick's outcome is reported `lead_s` later, when its workers could have made a difference.
+    `clock` is the host's: the controller moves it.
     """
 
     watches_tickets = True
 
-    def __init__(self, host: Host, trace: Trace, *, lead_s: float, sla_wait_s: float) -> None:
+    def __init__(
+        self,
+        host: Host,
+        trace: Trace,
+        *,
+        clock: Clock,
+        lead_s: float,
+        sla_wait_s: float,
+        before_tick: Callable[[float], None] | None = None,
+    ) -> None:
         self.name = "plugin"
-        self.now = trace.start
+        self._before_tick = before_tick
+        self._clock = clock
         self._host, self._trace = host, trace
         self._lead_s, self._wait_s = lead_s, sla_wait_s
         self._tickets: dict[int, str] = {}
@@ -161,19 +186,15 @@ class PluginController:
         self.tick_decisions: Counter[tuple[str, str, str]] = Counter()
         self.reasons: Counter[str] = Counter()
 
-    def clock(self) -> float:
-        """The simulated time: give it to the host as its `clock`."""
-        return self.now
-
     def on_arrival(self, index: int, state: SchedulingState, now: float) -> None:
-        self.now = now
+        self._clock.now = now
         decision = self._host.decide(self._trace.ticket(index), state)
         self._host.applied(decision, applied=decision.action not in POOL_ACTIONS)
         self._tickets[index] = decision.decision_id
         self._count(decision)
 
     def on_finished(self, index: int, wait_s: float, now: float) -> None:
-        self.now = now
+        self._clock.now = now
         decision_id = self._tickets.pop(index, None)
         if decision_id is None:
             return
@@ -189,7 +210,9 @@ class PluginController:
         )
 
     def on_tick(self, state: SchedulingState, now: float) -> int | None:
-        self.now = now
+        self._clock.now = now
+        if self._before_tick is not None:
+            self._before_tick(now)
         while self._open and self._open[0][0] <= now:
             _, decision, before = self._open.popleft()
             self._host.finished(
