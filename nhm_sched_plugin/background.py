@@ -17,6 +17,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from nhm_sched_plugin.forks import renew_after_fork
+
 __all__ = ["FileWatch", "Pool", "PoolFullError", "Worker"]
 
 
@@ -30,21 +32,20 @@ class Pool:
     def __init__(self, size: int, name: str, *, wait_in_line: bool = False) -> None:
         self._size, self._name, self._wait_in_line = size, name, wait_in_line
         self._closed = False
-        self._reset()
+        self.after_fork()
+        renew_after_fork(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def after_fork(self) -> None:
+        """No thread survives a fork: the child starts its own on demand."""
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None]
         self._jobs = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = self._idle = 0
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run it in a thread. Raises PoolFullError when all are busy (and none may wait in line), or the pool is closed."""
+        """Run it in a thread. Raises PoolFullError when all are busy and none may wait in line, or after `close`."""
         if self._closed:
             raise PoolFullError(f"{self._name} is closed")
-        if self._pid != os.getpid():
-            self._reset()
         future: Future[Any] = Future()
         with self._lock:
             if self._idle > 0:
@@ -97,10 +98,11 @@ class Worker:
         self._name, self._on_error, self._max_queue = name, on_error, max_queue
         self._periodic: list[tuple[float, str, Callable[[], None]]] = []
         self._closed = False
-        self._reset()
+        self.after_fork()
+        renew_after_fork(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def after_fork(self) -> None:
+        """What was queued before a fork is the parent's to do; the child's thread starts with its first task."""
         self._tasks: queue.SimpleQueue[tuple[str, Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -110,9 +112,7 @@ class Worker:
         self._periodic.append((seconds, what, task))
 
     def start(self) -> None:
-        """Start the thread if it does not run; also right after a fork."""
-        if self._pid != os.getpid():
-            self._reset()
+        """Start the thread if it does not run."""
         if self._thread is None and not self._closed:
             with self._start_lock:
                 if self._thread is None:
@@ -141,7 +141,7 @@ class Worker:
             return
         self._closed = True
         thread = self._thread
-        if thread is not None and self._pid == os.getpid():
+        if thread is not None:
             self._tasks.put(None)
             thread.join(timeout_s)
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from nhm_sched_plugin.advice.protocols import Policy
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.extension import HookManager, deadline
+from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.types import Action, Arm, Decision, Experience, Outcome, RewardedOutcome, SchedulingState
@@ -36,18 +37,23 @@ class Feedback:
         self,
         hooks: HookManager,
         policy: Policy | None,
-        record: Callable[[RewardedOutcome], Any],
+        record: Callable[[RewardedOutcome, threading.Event | None], Any],
+        observed: Callable[[Outcome, float | None], Any],
         metrics: Metrics,
         faults: Faults,
     ) -> None:
         self._hook: Any = hooks.hook
-        self._policy, self._record = policy, record
+        self._policy, self._record, self._observed = policy, record, observed
         self._metrics, self._faults = metrics, faults
-        self._lock = threading.Lock()
+        self.after_fork()
+        renew_after_fork(self)
         self._decisions: OrderedDict[str, _Decided] = OrderedDict()
         self._applied: OrderedDict[str, tuple[bool, str | None]] = OrderedDict()
         self._rewards: deque[float] = deque(maxlen=WINDOW)
         self._sla: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
 
     def remember(self, decision: Decision) -> None:
         """Keep what an outcome will need of it; not the whole decision, since there are many."""
@@ -64,8 +70,8 @@ class Feedback:
             if len(self._applied) > REMEMBERED_DECISIONS:
                 self._applied.popitem(last=False)
 
-    def finished(self, outcome: Outcome) -> None:
-        """Reward, record, learn, tell the observers."""
+    def finished(self, outcome: Outcome, durable: threading.Event | None = None) -> None:
+        """Reward, record, learn, tell the observers. `durable` is set once the record is on disk."""
         with self._lock:
             decision = self._decisions.get(outcome.decision_id)
             applied, problem = self._applied.get(outcome.decision_id, (None, None))
@@ -74,15 +80,21 @@ class Feedback:
             before = decision.state
         reward = self._reward(before, outcome.state_after)
         executed = Action.NO_ACTION if applied is False else decision.action if decision is not None else None
-        self._record(
-            RewardedOutcome(outcome=outcome, reward=reward, executed_action=executed, applied=applied, error=problem)
+        rewarded = RewardedOutcome(
+            outcome=outcome, reward=reward, executed_action=executed, applied=applied, error=problem
         )
+        self._record(rewarded, durable)
         if reward is not None and before is not None:
             self._measure(decision, before, outcome.state_after, reward)
             if executed is not None and self._policy is not None:
-                self._policy.learn(_experience(outcome, before, executed, decision, reward))
-        with deadline(OBSERVER_TIMEOUT_S):
-            self._hook.nhm_sched_after_outcome(record=outcome, reward=reward)
+                self._learn(self._policy, _experience(outcome, before, executed, decision, reward))
+        self._observed(outcome, reward)
+
+    def _learn(self, policy: Policy, experience: Experience) -> None:
+        try:
+            policy.learn(experience)
+        except Exception as error:  # noqa: BLE001 - also somebody else's policy; the observers are told all the same
+            self._faults.report("policy", error)
 
     def _reward(self, before: SchedulingState | None, after: SchedulingState | None) -> float | None:
         if before is None or after is None:

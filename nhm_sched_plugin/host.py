@@ -12,9 +12,11 @@ for what a person has to mend first: a wrong setting or rule book. A service tha
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +25,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from nhm_sched_plugin.background import Pool
-from nhm_sched_plugin.extension import Found, HookManager, deadline, discover
+from nhm_sched_plugin.extension import Found, HookManager, deadline, discover, is_disabled
 from nhm_sched_plugin.hookspecs import SchedulerSpecs
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
@@ -36,6 +38,7 @@ __all__ = ["SchedulerHost"]
 
 logger = logging.getLogger(__name__)
 
+OWN_NAME: Final = "nhm-sched-plugin"
 ASYNC_THREADS: Final = 4
 UNKNOWN_STATE: Final = SchedulingState()
 
@@ -58,16 +61,19 @@ class SchedulerHost:
         self.settings, self.clock, self.config_path = settings, clock, config_path
         self.metrics = Metrics()
         self.faults = Faults(self.metrics)
+        # Each plugin is loaded once: what its two kinds of hooks share - a module's variables - is one and the same.
         given = [Found(name, "given to the host", plugin) for name, plugin in (plugins or {}).items()]
-        self._plugin = SchedulerPlugin(given)
+        found = [one for one in given if not is_disabled(settings.hooks, one.name)]
+        found += discover(settings.hooks, settings.hooks_dir)
+        self._plugin = SchedulerPlugin(found)
         self._hooks = HookManager(SchedulerSpecs, settings.hooks, self.faults)
         self._hook: Any = self._hooks.hook
-        self._pool = Pool(ASYNC_THREADS, "nhm-sched-async")
+        self._pool = Pool(ASYNC_THREADS, "nhm-sched-async", wait_in_line=True)
         self._closed = False
-        self._hooks.add_builtin(self._plugin, "nhm-sched-plugin")
-        self._add_third_parties(given)
-        self._alone = len(self._hook.nhm_sched_decide.get_hookimpls()) == 1
+        self._hooks.add_builtin(self._plugin, OWN_NAME)
         self._hook.nhm_sched_startup.call_historic(kwargs={"config": settings, "host": self})
+        self._add_third_parties(found)
+        atexit.register(_close_at_exit, weakref.ref(self))
 
     @classmethod
     def from_config(
@@ -81,22 +87,20 @@ class SchedulerHost:
         path = Path(config) if isinstance(config, str | os.PathLike) else None
         return cls(load_settings(config), clock=clock, plugins=plugins, config_path=path)
 
-    def _add_third_parties(self, given: Iterable[Found]) -> None:
-        for found in given:
-            self._hooks.add(found)
-        for found in discover(self.settings.hooks, self.settings.hooks_dir):
-            # A file that cannot be loaded is the extension manager's to report, once.
-            if found.problem is None:
-                self._hooks.add(found)
+    def _add_third_parties(self, found: Iterable[Found]) -> None:
+        """After the plugin's own start, which has checked them all: what it refused is refused here without a word."""
+        self._hooks.on_error = self._plugin.hook_failed
+        problems = self._plugin.hooks.problems
+        for one in found:
+            if one.name not in problems:
+                self._hooks.add(one)
+        problems.update(self._hooks.problems)
 
     def decide(self, ticket: Ticket | None, state: SchedulingState | Mapping[str, Any] | None = None) -> Decision:
         """What to do for this ticket, or for the pool when `ticket` is None. Always a valid decision, in time."""
         try:
-            if self._alone:  # the plugin bounds itself
-                decision = self._hook.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
-            else:
-                with deadline(self._budget_s()):
-                    decision = self._hook.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
+            # Nobody but the plugin answers this hook, and it bounds itself.
+            decision = self._hook.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
             if isinstance(decision, Decision):
                 return decision
         except Exception as error:  # noqa: BLE001 - the host comes first
@@ -117,8 +121,11 @@ class SchedulerHost:
 
     def applied(self, decision: Decision, applied: bool = True, error: str | BaseException | None = None) -> None:
         """Report what was really done with a decision."""
-        problem = None if error is None else str(error)
-        self._observe("nhm_sched_decision_applied", decision=decision, applied=bool(applied), error=problem)
+        try:
+            done, problem = bool(applied), None if error is None else str(error) or type(error).__name__
+        except Exception as unusable:  # noqa: BLE001 - an exception whose own text fails, say
+            done, problem = False, f"{type(error).__name__} ({type(unusable).__name__} when asked for its text)"
+        self._observe("nhm_sched_decision_applied", decision=decision, applied=done, error=problem)
 
     def finished(self, outcome: Outcome) -> None:
         """Report the end of a ticket (or of a control interval): where the reward comes from."""
@@ -126,7 +133,7 @@ class SchedulerHost:
 
     def health(self) -> list[Health]:
         """Every component's readiness."""
-        answers = self._observe("nhm_sched_health") or []
+        answers: list[list[Health]] = self._observe("nhm_sched_health") or []
         return [health for answer in answers for health in answer]
 
     def flush(self, timeout_s: float = 10.0) -> bool:
@@ -137,11 +144,22 @@ class SchedulerHost:
             self._swallow(error)
             return False
 
+    def refresh(self) -> None:
+        """Look at changed files (configuration, rule book, snapshots) now instead of within a second.
+
+        For simulations, whose clock runs faster than the background thread's.
+        """
+        try:
+            self._plugin.refresh()
+        except Exception as error:  # noqa: BLE001 - the host comes first
+            self._swallow(error)
+
     def close(self, grace_s: float = 10.0) -> None:
         """Flush and stop, within about `grace_s` seconds. Safe to call twice; later decisions are the last resort."""
         if not self._closed:
             self._closed = True
-            self._observe("nhm_sched_shutdown", grace_s=grace_s)
+            # Third parties come first and share half of the time; the plugin's own flush has the rest.
+            self._observe("nhm_sched_shutdown", grace_s / 2, grace_s=grace_s)
             self._hooks.close()
             self._pool.close()
 
@@ -153,9 +171,9 @@ class SchedulerHost:
     ) -> None:
         self.close()
 
-    def _observe(self, hook_name: str, **arguments: Any) -> Any:
+    def _observe(self, hook_name: str, seconds: float | None = None, **arguments: Any) -> Any:
         try:
-            with deadline(self._budget_s()):
+            with deadline(self._budget_s() if seconds is None else seconds):
                 return getattr(self._hook, hook_name)(**arguments)
         except Exception as error:  # noqa: BLE001 - the host comes first
             self._swallow(error)
@@ -176,6 +194,13 @@ class SchedulerHost:
         except Exception:  # noqa: BLE001 - a broken clock
             now = time.time()
         return last_resort(ticket, now)
+
+
+def _close_at_exit(reference: weakref.ref[SchedulerHost]) -> None:
+    """What was decided but not yet written is written, also when nobody closed the host."""
+    host = reference()
+    if host is not None:
+        host.close()
 
 
 def _as_ticket(ticket: Any) -> Ticket | None:

@@ -6,6 +6,7 @@ Any pluggy host can load it through the entry-point group `nhm_sched`; `Schedule
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,6 +43,10 @@ __all__ = ["SchedulerPlugin", "plugin"]
 
 logger = logging.getLogger(__name__)
 
+BUILT_IN: Final = "built-in"
+PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
+MOST_OBSERVATIONS: Final = 10_000
+"""Waiting for slow observers; beyond it they miss some."""
 REFRESH_S: Final = 1.0
 """How often files (configuration, rule book, snapshots) are looked at."""
 HOT_SECTIONS: Final = ("optimizer", "rollout", "experiment", "limits", "fallback")
@@ -58,8 +63,9 @@ class SchedulerPlugin:
     forecaster: Forecaster | None = None
     policy: Policy | None = None
 
-    def __init__(self, plugins: Iterable[Found] = ()) -> None:
-        self._given = tuple(plugins)
+    def __init__(self, plugins: Iterable[Found] | None = None) -> None:
+        """`plugins`: the third parties, where the host has found them already; None to look for them here."""
+        self._given = None if plugins is None else tuple(plugins)
         self._ready = False
 
     @hookimpl(trylast=True)
@@ -77,26 +83,28 @@ class SchedulerPlugin:
         self._background = Worker("nhm-sched-background", self._failed)
         self._make_parts()
         self._pipeline = Pipeline(self, self.hooks, self.metrics, self.faults, self.clock)
-        self._recorder = Recorder(self._sinks, self.settings.recording, self.metrics, self.faults)
-        self._feedback = Feedback(self.hooks, self.policy, self._record, self.metrics, self.faults)
+        self._recorder = self._made_recorder()
+        self._feedback = Feedback(self.hooks, self.policy, self._record, self._after_outcome, self.metrics, self.faults)
         self._latest_state: SchedulingState | None = None
         self._watches = self._watch_files()
-        self._background.every(REFRESH_S, "refresh", self._refresh)
+        self._background.every(REFRESH_S, "refresh", self.refresh)
         self._publish_gauges()
-        self._background.start()
         self._listener = self._listen()
+        self._background.start()
         self._ready = True
 
     # Setting up
 
     def _load_hooks(self) -> None:
-        self.hooks = HookManager(ExtensionSpecs, self.settings.hooks, self.faults)
-        self.hooks.add_builtin(self._defaults, "built-in")
-        for found in self._given:
-            self.hooks.add(found)
-        for found in discover(self.settings.hooks, self.settings.hooks_dir):
-            self.hooks.add(found)
-        self.hooks.on_error = self._hook_failed
+        # Observers may take their time: they have a thread of their own, so that records and learning do not wait.
+        self._observers = Worker("nhm-sched-observers", self._failed, MOST_OBSERVATIONS)
+        self.hooks = HookManager(ExtensionSpecs, self.settings.hooks, self.faults, PARTS)
+        found = discover(self.settings.hooks, self.settings.hooks_dir) if self._given is None else self._given
+        for one in found:
+            self.hooks.add(one)
+        # Last, so that pluggy asks it after everybody else, a third party's own `trylast` included.
+        self.hooks.add_builtin(self._defaults, BUILT_IN)
+        self.hooks.on_error = self.hook_failed
 
     def _make_parts(self) -> None:
         hook: Any = self.hooks.hook
@@ -105,11 +113,18 @@ class SchedulerPlugin:
         for part in (self.forecaster, self.policy):
             if part is not None:
                 self._refreshed(part)
-        self._sinks: list[Sink] = []
-        if self.settings.recording.enabled:
-            made = hook.nhm_sched_make_sinks(settings=self.settings)
-            # The built-in spool was asked last; it comes first here, since it is what makes a record safe.
-            self._sinks = [sink for sinks in reversed(made) for sink in sinks]
+
+    def _made_recorder(self) -> Recorder | None:
+        if not self.settings.recording.enabled:
+            return None
+        hook: Any = self.hooks.hook
+        made = [sink for sinks in hook.nhm_sched_make_sinks(settings=self.settings) for sink in sinks]
+        for sink in made:
+            if not isinstance(sink, Sink):
+                self.faults.report("recorder", f"{sink!r} is no sink (name, write, close) and gets no records")
+        # The built-in spool was asked last; it comes first here, since it is what makes a record safe.
+        sinks = [sink for sink in reversed(made) if isinstance(sink, Sink)]
+        return Recorder(sinks, self.settings.recording, self.metrics, self.faults)
 
     def _made(self, part: str, maker: Any) -> Any:
         try:
@@ -155,9 +170,10 @@ class SchedulerPlugin:
         decision = self._pipeline.decide(ticket, state)
         self._latest_state = decision.state
         self._feedback.remember(decision)
-        self._record(decision, self._left(decision))
+        if self._recorder is not None:
+            self._write_down(decision)
         if self._observed():
-            self._background.submit("after_decision", self._after_decision, decision)
+            self._observe("after_decision", self._after_decision, decision)
         return decision
 
     @hookimpl(trylast=True)
@@ -176,18 +192,18 @@ class SchedulerPlugin:
             return
         if outcome.finished_at is None:
             outcome = msgspec.structs.replace(outcome, finished_at=self.clock())
-        if not self._background.submit("outcome", self._feedback.finished, outcome):
+        durable = threading.Event() if self._waits() else None
+        if not self._background.submit("outcome", self._feedback.finished, outcome, durable):
             self.metrics.child("records", "dropped").inc()
             self.faults.report("recorder", "outcomes are being dropped: the background queue is full")
+        elif durable is not None:
+            durable.wait(self.settings.optimizer.decision_budget_ms / 1000)
 
     @hookimpl(trylast=True)
     def nhm_sched_health(self) -> list[Health]:
         if not self._ready:
             return [Health(component="plugin", ok=False, detail="not started")]
-        parts = [
-            part.health() if part is not None else Health(component=name, ok=False, detail="rules only")
-            for name, part in (("forecaster", self.forecaster), ("policy", self.policy))
-        ]
+        parts = [_health(name, part) for name, part in (("forecaster", self.forecaster), ("policy", self.policy))]
         broken = "; ".join(f"{name}: {why}" for name, why in self.hooks.problems.items())
         return [
             *parts,
@@ -202,7 +218,8 @@ class SchedulerPlugin:
         until = time.monotonic() + grace_s
         self._ready = False
         self._background.close(max(until - time.monotonic(), 0.1))
-        self._recorder.close(max(until - time.monotonic(), 0.1))
+        if self._recorder is not None:
+            self._recorder.close(max(until - time.monotonic(), 0.1))
         if self.policy is not None:
             try:
                 self.policy.save()
@@ -210,27 +227,41 @@ class SchedulerPlugin:
                 self.faults.report("policy", error)
         if self._listener is not None:
             self._listener.close()
+        self._observers.close(max(until - time.monotonic(), 0.1))
         self.hooks.close()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything so far is learned from and with every sink."""
+        """Wait until everything so far is learned from, with every sink and with the observers."""
         until = time.monotonic() + timeout_s
-        return self._background.flush(timeout_s) and self._recorder.flush(max(until - time.monotonic(), 0.0))
+        done = self._background.flush(timeout_s)
+        if self._recorder is not None:
+            done &= self._recorder.flush(max(until - time.monotonic(), 0.0))
+        return done and self._observers.flush(max(until - time.monotonic(), 0.0))
 
     # After a decision
 
-    def _record(self, record: Decision | RewardedOutcome, at_most_s: float | None = None) -> None:
-        """Queue it; with `recording.durability: sync` wait until it is on disk, at most so long."""
-        if self._sinks:
-            sync = self.settings.recording.durability == "sync"
-            self._recorder.record(record, at_most_s if sync else None)
+    def _waits(self) -> bool:
+        return self._recorder is not None and self.settings.recording.durability == "sync"
 
-    def _left(self, decision: Decision) -> float:
-        return max(self.settings.optimizer.decision_budget_ms / 1000 - decision.latency_us * 1e-6, 0.0)
+    def _write_down(self, decision: Decision) -> None:
+        """Queue it; with `recording.durability: sync` wait until it is on disk, as long as the budget allows."""
+        durable = threading.Event() if self._waits() else None
+        self._record(decision, durable)
+        if durable is not None:
+            left = self.settings.optimizer.decision_budget_ms / 1000 - decision.latency_us * 1e-6
+            if not durable.wait(max(left, 0.0)):
+                self.faults.report("recorder", "the disk was too slow: a decision left before it was durable")
+
+    def _record(self, record: Decision | RewardedOutcome, durable: threading.Event | None = None) -> None:
+        if self._recorder is not None:
+            self._recorder.record(record, durable)
+
+    def _observe(self, what: str, task: Callable[..., None], *args: Any) -> None:
+        if not self._observers.submit(what, task, *args):
+            self.faults.report("observers", "hooks that observe are too slow: some were not told")
 
     def _observed(self) -> bool:
-        hook: Any = self.hooks.hook
-        return bool(hook.nhm_sched_after_decision.get_hookimpls() or hook.nhm_sched_actuate.get_hookimpls())
+        return self._observes("nhm_sched_after_decision") or self._observes("nhm_sched_actuate")
 
     def _after_decision(self, decision: Decision) -> None:
         hook: Any = self.hooks.hook
@@ -255,8 +286,22 @@ class SchedulerPlugin:
     def _failed(self, what: str, error: BaseException) -> None:
         self.faults.report(what, error)
 
-    def _hook_failed(self, hook_name: str, plugin_name: str, error: BaseException) -> None:
-        self._background.submit("on_error", self._tell_observers, hook_name, plugin_name, error)
+    def hook_failed(self, hook_name: str, plugin_name: str, error: BaseException) -> None:
+        """Tell the `nhm_sched_on_error` hooks, later."""
+        if self._observes("nhm_sched_on_error"):
+            self._observe("on_error", self._tell_observers, hook_name, plugin_name, error)
+
+    def _observes(self, hook_name: str) -> bool:
+        return bool(getattr(self.hooks.hook, hook_name).get_hookimpls())
+
+    def _after_outcome(self, outcome: Outcome, reward: float | None) -> None:
+        if self._observes("nhm_sched_after_outcome"):
+            self._observe("after_outcome", self._tell_outcome, outcome, reward)
+
+    def _tell_outcome(self, outcome: Outcome, reward: float | None) -> None:
+        hook: Any = self.hooks.hook
+        with deadline(OBSERVER_TIMEOUT_S):
+            hook.nhm_sched_after_outcome(record=outcome, reward=reward)
 
     def _tell_observers(self, hook_name: str, plugin_name: str, error: BaseException) -> None:
         hook: Any = self.hooks.hook
@@ -267,9 +312,11 @@ class SchedulerPlugin:
         paths = {"rules": self._defaults.rule_book_path}
         if self._config_path is not None:
             paths["config"] = self._config_path
-        return {name: FileWatch(path) for name, path in paths.items()}
+        # What was read at the start may have changed since.
+        return {name: FileWatch(path, seen=False) for name, path in paths.items()}
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Take over what changed on disk; each part that fails keeps what it had."""
         config = self._watches.get("config")
         try:
             if config is not None and config.changed():
@@ -287,6 +334,8 @@ class SchedulerPlugin:
     def _reconfigure(self, fresh: Settings) -> None:
         """Take over the hot sections; an error leaves everything as it was."""
         settings = self.settings.model_copy(update={name: getattr(fresh, name) for name in HOT_SECTIONS})
+        if settings == self.settings == fresh:
+            return
         self._defaults.use(settings)
         self._watches["rules"] = FileWatch(self._defaults.rule_book_path)
         self.settings = settings
@@ -295,7 +344,19 @@ class SchedulerPlugin:
         logger.info("configuration reloaded, rollout at %d %%%s", settings.rollout.percentage, note)
 
     def _publish_gauges(self) -> None:
-        gauges.publish(self.metrics, self.settings, self.forecaster, self.policy, self._latest_state, self.clock())
+        try:
+            gauges.publish(self.metrics, self.settings, self.forecaster, self.policy, self._latest_state, self.clock())
+        except Exception as error:  # noqa: BLE001 - also somebody else's forecaster, or a broken clock
+            self.faults.report("gauges", error)
+
+
+def _health(name: str, part: Forecaster | Policy | None) -> Health:
+    if part is None:
+        return Health(component=name, ok=False, detail="rules only")
+    try:
+        return part.health()
+    except Exception as error:  # noqa: BLE001 - also somebody else's part
+        return Health(component=name, ok=False, detail=f"cannot tell: {error}")
 
 
 plugin: Final = SchedulerPlugin()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from nhm_sched_plugin.forks import renew_after_fork
+
 __all__ = ["ArrivalCounter"]
 
 _MINUTES = 60
@@ -13,10 +15,14 @@ class ArrivalCounter:
     """Tickets per minute over the last 60 minutes, on the host's clock. Thread-safe; a clock set back is tolerated."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.after_fork()
+        renew_after_fork(self)
         self._counts = [0] * _MINUTES
         self._total = 0
         self._minute: int | None = None
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
 
     def observe(self, now: float) -> None:
         """A ticket arrived at `now` (Unix seconds)."""

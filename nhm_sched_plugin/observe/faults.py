@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from typing import Final
 
+from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.metrics import Metrics
 
 __all__ = ["Faults"]
@@ -13,6 +15,7 @@ __all__ = ["Faults"]
 logger = logging.getLogger("nhm_sched_plugin")
 
 _REMEMBERED: Final = 1000
+_NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
 
 
 class Faults:
@@ -21,6 +24,10 @@ class Faults:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._seen: dict[tuple[str, str], int] = {}
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
         self._lock = threading.Lock()
 
     def report(self, component: str, error: BaseException | str) -> None:
@@ -34,13 +41,22 @@ class Faults:
         self.log(f"hook {hook_name} of {plugin_name}", error)
 
     def log(self, what: str, error: BaseException | str) -> None:
-        cause = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        cause = error if isinstance(error, str) else _described(error)
+        # Durations, counters and addresses differ from time to time; the cause is the same.
+        key = what, _NUMBER.sub("#", cause)
         with self._lock:
             if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
-            count = self._seen[what, cause] = self._seen.get((what, cause), 0) + 1
+            count = self._seen[key] = self._seen.get(key, 0) + 1
         trace = error if isinstance(error, BaseException) else None
         if count == 1:
             logger.warning("%s failed: %s (repeats are counted, not logged)", what, cause, exc_info=trace)
         else:
             logger.debug("%s failed again (%d times): %s", what, count, cause)
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - somebody's exception whose own text fails
+        return type(error).__name__
