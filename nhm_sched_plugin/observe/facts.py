@@ -40,14 +40,15 @@ def facts(
 ) -> dict[str, Any]:
     """Everything known about one decision, as JSON-ready values; what is not known is None or left out.
 
-    `outcome` may also be inside the mapping, under `outcome`. `volume_threshold` is the configured one; None means
+    `outcome` may also be inside the mapping: its fields under `outcome`, the reward and what the host reported there or
+    beside it, as `Store.decision` gives them. `volume_threshold` is the configured one; None means
     80 % of the pool's capacity. `rule` is what the rule book says here, where the caller has asked it: it is shown when
     the policy was followed, so that one can see what would have happened otherwise.
 
     Raises `ValueError` when the mapping is no decision (`msgspec.ValidationError`, naming the field).
     """
     if outcome is None and isinstance(decision, Mapping):
-        outcome = _json(decision.get("outcome"))
+        outcome = _inside(decision)
     made, came = as_decision(decision), as_outcome(outcome)
     state = made.state or SchedulingState()
     return {
@@ -117,8 +118,18 @@ def as_outcome(given: RewardedOutcome | Outcome | Mapping[str, Any] | None) -> R
     if "finished_at" in values:
         values["finished_at"] = _epoch(values["finished_at"])
     around = {name: given[name] for name in _fields(RewardedOutcome, given) if name != "outcome"}
+    around["executed_action"] = around.get("executed_action") or None  # a column without NULL holds empty text
     whole = {"reward": None, **around, "outcome": {"decision_id": "", **values}}
     return msgspec.convert(whole, RewardedOutcome, strict=False, str_keys=True)
+
+
+def _inside(decision: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    came = _json(decision.get("outcome"))
+    if not came:
+        return None
+    beside = {name: decision[name] for name in _fields(RewardedOutcome, decision) if name != "outcome"}
+    whole: Mapping[str, Any] = {**beside, **came} if "outcome" in came else {**beside, **came, "outcome": came}
+    return whole
 
 
 def _fields(kind: type[msgspec.Struct], given: Mapping[str, Any]) -> list[str]:

@@ -248,6 +248,17 @@ def test_a_recorded_mapping_tells_the_same_story() -> None:
     assert tell(texts) == tell(FOLLOWED, CAME)
 
 
+def test_reward_and_report_of_the_host_may_stand_beside_the_outcome() -> None:
+    """As `Store.decision` gives them."""
+    stored: dict[str, Any] = msgspec.to_builtins(FOLLOWED)
+    rewarded: dict[str, Any] = msgspec.to_builtins(CAME)
+    beside = {name: rewarded[name] for name in ("reward", "applied", "executed_action", "error")}
+    recorded = {**stored, **beside, "outcome": rewarded["outcome"], "recorded_at": HOUR}
+    assert tell(recorded) == tell(FOLLOWED, CAME)
+    unfinished = {**recorded, "outcome": None, "reward": None, "applied": None, "executed_action": None}
+    assert tell(unfinished) == tell(FOLLOWED)
+
+
 def test_a_flat_mapping_with_empty_columns_is_understood() -> None:
     flat: dict[str, Any] = {
         "decision_id": "d2",
