@@ -111,6 +111,8 @@ def _known_names(name: str, text: str) -> str:
     if name in ("True", "False"):
         return "; write true and false in small letters"
     first = name.split(".")[0]
+    if first == "math":
+        return "; of math there are greatest, least, ceil, floor, round, trunc, abs, sign and sqrt, all on doubles"
     close = difflib.get_close_matches(first, names, n=1)
     if close and close[0] != first:
         return f"; did you mean {close[0]!r}?"

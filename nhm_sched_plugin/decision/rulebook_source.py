@@ -162,7 +162,7 @@ def _explain(problem: Any) -> str:
     in_rule = len(location) > 1 and location[0] == "rules"
     key = ".".join(str(part) for part in (location[2:] if in_rule else location)) or "the rule"
     value, kind = problem.get("input"), problem["type"]
-    if "parameters" in location and "when" not in location and kind != "missing":
+    if "parameters" in location:
         allowed = "a number or a text" if location[0] == "otherwise" else "a number, a text or {cel: 'expression'}"
         return f"{key} = {_shown(value)}: give {allowed}, under a name of letters, digits and underscores"
     if kind == "extra_forbidden":

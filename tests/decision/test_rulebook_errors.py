@@ -65,6 +65,7 @@ def load(tmp_path: Path, text: str) -> RuleBookError:
         (rule(when="hour > 22.0"), 5, "grow", "with hour and weekday write 3"),
         (rule(when="queue_dept > 3.0"), 5, "grow", "undeclared reference to 'queue_dept' at column 1 of"),
         (rule(when="queue_dept > 3.0"), 5, "grow", "did you mean 'queue_depth'?"),
+        (rule(when="math.pow(queue_depth, 2.0) > 3.0"), 5, "grow", "of math there are greatest, least, ceil"),
         (rule(when="nonsense > 3.0"), 5, "grow", "the variables are queue_depth, active_workers"),
         (rule(when="known.queue > 3.0"), 5, "grow", "write for instance known.queue_depth"),
         (rule(when="known.features"), 5, "grow", "for a feature write has(features.NAME)"),
@@ -124,7 +125,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[" * 5000,
+        "[" * 1200,
         "a: " * 50 + "1",
         "version: 1\nname: x\nrules: &r [*r]",
         "version: 1\nname: x\nrules: &r\n  - *r",

@@ -248,7 +248,7 @@ def nosy_book(tmp_path_factory: pytest.TempPathFactory) -> RuleBook:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     state=st.builds(SchedulingState, **dict.fromkeys(STATE_FIELDS, ANYTHING), features=FEATURES),
     load=st.none() | st.builds(forecast, ANYTHING, ANYTHING),
