@@ -29,7 +29,7 @@ from nhm_sched_plugin.extension import Found, HookManager, deadline, discover, i
 from nhm_sched_plugin.hookspecs import SchedulerSpecs
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
-from nhm_sched_plugin.pipeline import last_resort
+from nhm_sched_plugin.pipeline import UNKNOWN_STATE, last_resort
 from nhm_sched_plugin.plugin import SchedulerPlugin
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.types import STATE_FIELDS, Decision, Health, Outcome, SchedulingState, Ticket
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 OWN_NAME: Final = "nhm-sched-plugin"
 ASYNC_THREADS: Final = 4
-UNKNOWN_STATE: Final = SchedulingState()
 
 
 class SchedulerHost:
@@ -204,15 +203,30 @@ def _close_at_exit(reference: weakref.ref[SchedulerHost]) -> None:
 
 
 def _as_ticket(ticket: Any) -> Ticket | None:
-    if ticket is None or isinstance(ticket, Ticket):
+    """The ticket as our own type; names that are no text become text, so that it can be recorded."""
+    if ticket is None:
+        return None
+    if not isinstance(ticket, Ticket):
+        return msgspec.convert(ticket, Ticket, from_attributes=True, strict=False)
+    if type(ticket.ticket_id) is str and _is_text(ticket.task_type) and _is_text(ticket.risk_band):
         return ticket
-    return msgspec.convert(ticket, Ticket, from_attributes=True)
+    return msgspec.structs.replace(
+        ticket, ticket_id=str(ticket.ticket_id), task_type=_text(ticket.task_type), risk_band=_text(ticket.risk_band)
+    )
 
 
-def _as_state(state: Any) -> SchedulingState:
-    """The state as our own type; fields of a mapping that we do not know are left out."""
+def _is_text(value: Any) -> bool:
+    return value is None or type(value) is str
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _as_state(state: Any) -> Any:
+    """The state as our own type; fields of a mapping that we do not know are left out. What is neither stays."""
     if isinstance(state, SchedulingState):
         return state
     if isinstance(state, Mapping):
         return SchedulingState(**{name: state[name] for name in (*STATE_FIELDS, "features") if name in state})
-    return UNKNOWN_STATE
+    return UNKNOWN_STATE if state is None else state

@@ -10,8 +10,8 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Protocol
 
 from nhm_sched_plugin.advice.gauges import ALL_TASK_TYPES
 from nhm_sched_plugin.advice.protocols import Forecaster, Policy
@@ -35,9 +35,10 @@ from nhm_sched_plugin.types import (
     Veto,
 )
 
-__all__ = ["Pipeline", "last_resort", "new_id"]
+__all__ = ["UNKNOWN_STATE", "Pipeline", "last_resort", "new_id"]
 
 _SIX_HOURS = 360
+UNKNOWN_STATE: Final = SchedulingState()
 
 _process_prefix = secrets.token_hex(8)
 _counter = itertools.count()
@@ -95,10 +96,14 @@ class Pipeline:
         forecast: Forecast | None = None
         advice = Advice(None, Reason.INTERNAL_ERROR)
         arm, arm_reason = rollout.arm(settings.rollout, settings.experiment, ticket, now)
+        given, state = state, UNKNOWN_STATE
         with deadline(budget_s):
             try:
                 forecast, later = self._foresee(now, settings)
-                state = self._complete(ticket, state, forecast, later)
+                if not isinstance(given, SchedulingState):
+                    advice = Advice(None, Reason.INVALID_STATE)
+                    raise TypeError(f"the host's state is a {type(given).__name__}; expected a SchedulingState")
+                state = self._complete(ticket, given, forecast, later)
                 advice = self._advise(ticket, state, forecast, settings)
                 if advice.refusal is None and time.perf_counter() - started > budget_s:
                     advice = Advice(advice.recommendation, Reason.BUDGET_EXCEEDED, advice.vetoes)
@@ -137,13 +142,13 @@ class Pipeline:
     ) -> SchedulingState:
         """The host's state as plain floats, unusable values dropped, with the predicted loads and hooks' features."""
         collected = self._hook.nhm_sched_collect_state(ticket=ticket)
-        if len(collected) == 1 and not given.features:
+        if len(collected) == 1 and given.features == {}:
             features = collected[0]
         else:
             features = {}
             for answer in reversed(collected):  # plugins loaded later win over earlier ones and over the built-in
                 features.update(answer)
-            features.update(given.features)
+            features.update(self._usable_features(given.features))
         usable = self._usable
         next_hour, sixth_hour = given.predicted_load_1h, given.predicted_load_6h
         if next_hour is None and forecast is not None:
@@ -161,6 +166,16 @@ class Pipeline:
             resource_memory_avg=usable("resource_memory_avg", given.resource_memory_avg, 1.0),
             features=features,
         )
+
+    def _usable_features(self, given: Any) -> dict[str, float]:
+        if not isinstance(given, Mapping):
+            self._faults.report("state", "the host's features are unusable and count as unknown")
+            return {}
+        numbers = {name: known(value) for name, value in given.items() if isinstance(name, str)}
+        usable = {name: number for name, number in numbers.items() if number is not None}
+        if len(usable) < len(given):
+            self._faults.report("state", "some of the host's features are unusable and count as unknown")
+        return usable
 
     def _usable(self, name: str, value: Any, most: float = math.inf) -> float | None:
         if value is None:
