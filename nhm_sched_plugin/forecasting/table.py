@@ -225,7 +225,8 @@ class SnapshotForecaster:
         if loaded is None:
             detail = str(self._error) if self._error else f"no forecast table at {self._path} yet; {_FIX}"
             return Health(component="forecaster", ok=False, detail=detail)
-        detail = f"{len(loaded.rows)} slices, model {loaded.table.model_version}, made {loaded.generated_at:%Y-%m-%d %H:%M} UTC"
+        made = f"{loaded.generated_at:%Y-%m-%d %H:%M} UTC"
+        detail = f"{len(loaded.rows)} slices, model {loaded.table.model_version}, made {made}"
         return Health(component="forecaster", ok=True, detail=f"{detail}; but {self._error}" if self._error else detail)
 
     def forecast(

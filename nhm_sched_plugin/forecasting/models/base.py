@@ -1,0 +1,119 @@
+"""What a model gets to see and what it must be able to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nhm_sched_plugin.forecasting.series import INTERPOLATED_HOURS, Floats
+
+__all__ = ["WEEK", "Model", "State", "Timeline", "pack", "profile"]
+
+State = dict[str, Any]
+WEEK: Final = 168
+_MONDAY: Final = 72
+"""Hours by which the epoch (a Thursday) is past a Monday midnight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The known hours, and the calendar of those and of the hours to come.
+
+    `local` and `holiday` are longer than `values`: they go on beyond the origin, which is the end of the last value.
+    """
+
+    values: Floats
+    """Tickets in each known hour, NaN where missing."""
+    local: NDArray[np.int64]
+    """Starts of hours on the clock of the history's time zone, in seconds from 1970-01-01 on that clock."""
+    holiday: NDArray[np.bool_]
+    """Whether the day of that hour is a public holiday."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def week(self) -> NDArray[np.int64]:
+        """Hour of the week, 0 = Monday midnight, of each hour, known or to come."""
+        return np.asarray((self.local // 3600 + _MONDAY) % WEEK, dtype=np.int64)
+
+    def until(self, end: int, tail: int | None = None) -> Timeline:
+        """What was known when `end` hours were: the future values are not in it. `tail` keeps only the last hours."""
+        start = 0 if tail is None else max(end - tail, 0)
+        return Timeline(self.values[start:end], self.local[start:], self.holiday[start:])
+
+    def interpolated(self) -> Timeline:
+        """The same with inner gaps under 3 h filled linearly; longer gaps stay NaN."""
+        missing = np.isnan(self.values)
+        if not missing.any():
+            return self
+        known = np.flatnonzero(~missing)
+        if not len(known):
+            return self
+        after = np.searchsorted(known, np.arange(len(self.values)))
+        inner = missing & (after > 0) & (after < len(known))
+        span = np.zeros(len(self.values), dtype=np.int64)
+        span[inner] = known[after[inner]] - known[after[inner] - 1] - 1
+        short = inner & (span <= INTERPOLATED_HOURS)
+        values = self.values.copy()
+        values[short] = np.interp(np.flatnonzero(short), known, self.values[known])
+        return replace(self, values=values)
+
+
+class Model(Protocol):
+    """One way to forecast. `fit` learns numbers; `predict` starts from whatever origin its timeline has.
+
+    Because the origin comes with the call, newer counts move it without a refit.
+    """
+
+    name: str
+    min_hours: int
+    """Fewest known hours it is worth fitting on."""
+
+    def fit(self, past: Timeline) -> Self:
+        """Learn from the known hours and return itself. May raise: the model is then left out."""
+
+    def predict(self, past: Timeline, steps: int) -> Floats:
+        """Tickets expected in each of the `steps` hours after the origin."""
+
+    def to_state(self) -> State:
+        """What was learned, as JSON values."""
+
+    @classmethod
+    def from_state(cls, state: State) -> Self: ...
+
+
+def profile(values: Floats, week: NDArray[np.int64], half_life_weeks: float | None = None) -> Floats:
+    """The mean of each hour of the week (168 values); recent weeks weigh more if a half-life is given.
+
+    An hour of the week leans on its hour of the day, and that on the overall mean, as strongly as half a sample does,
+    so that a short history still gives a full week. All NaN gives zeros.
+    """
+    known = ~np.isnan(values)
+    if not known.any():
+        return np.zeros(WEEK)
+    age = np.arange(len(values) - 1, -1, -1)[known]
+    weight = np.ones(len(age)) if half_life_weeks is None else 0.5 ** (age / (WEEK * half_life_weeks))
+    hour, seen = week[: len(values)][known], values[known]
+    overall = float(np.average(seen, weights=weight))
+
+    def lean(bins: NDArray[np.int64], count: int, prior: Floats | float) -> Floats:
+        total = np.bincount(bins, weights=weight * seen, minlength=count)
+        mass = np.bincount(bins, weights=weight, minlength=count)
+        return np.asarray((total + 0.5 * prior) / (mass + 0.5), dtype=np.float64)
+
+    by_day = lean(hour % 24, 24, overall)
+    return lean(hour, WEEK, np.tile(by_day, 7))
+
+
+def pack(values: Floats) -> list[Any]:
+    """Numbers as JSON holds them: seven significant digits, NaN as null."""
+    shortened: list[Any] = (
+        np.vectorize(lambda value: None if np.isnan(value) else float(f"{value:.7g}"), otypes=[object])(values).tolist()
+        if values.size
+        else []
+    )
+    return shortened
