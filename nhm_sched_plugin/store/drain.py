@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from nhm_sched_plugin.store.frames import record_id
 from nhm_sched_plugin.store.repository import RejectedRowsError, Store
 from nhm_sched_plugin.store.rows import DECISION_COLUMNS, OUTCOME_COLUMNS, decision_row, outcome_row
 from nhm_sched_plugin.store.spool import Batch, Spool
@@ -35,7 +36,12 @@ class DrainResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def drain(
-    spool: Spool, store: Store, batch: int = 5000, progress: Callable[[int, int | None], None] | None = None
+    spool: Spool,
+    store: Store,
+    batch: int = 5000,
+    progress: Callable[[int, int | None], None] | None = None,
+    *,
+    log_tickets: bool = False,
 ) -> DrainResult:
     """Deliver everything that waits in the spool.
 
@@ -44,6 +50,8 @@ def drain(
         store: an initialised store.
         batch: records an insert.
         progress: called after each batch with (records done, records known so far).
+        log_tickets: also write each ended ticket into `execution_logs`, once. For hosts whose tickets nothing else
+            writes there; where something does, they would be counted twice.
 
     Raises `StoreError` when the database does not answer and `SpoolError` when the disk does not; what was delivered
     until then is acknowledged, everything else is still in the spool.
@@ -53,6 +61,8 @@ def drain(
     decisions = outcomes = done = 0
     for item in spool.batches(batch):
         good_decisions, good_outcomes = _deliver(item, spool, store)
+        if log_tickets:
+            store.log_finished(sorted({record_id(entry.record) for entry in item.records}))
         spool.ack(item)
         decisions, outcomes, done = decisions + good_decisions, outcomes + good_outcomes, done + len(item.records)
         if progress is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RejectedRowsError", "Store", "TicketUsage"]
 
 _Record = TypeVar("_Record", Decision, RewardedOutcome)
+_IDS = 1000  # a server over HTTP takes parameters in the address, which must not grow without bound
 _HOUR = "intDiv(toUnixTimestamp(timestamp), 3600)"  # of the epoch, so that no server's time zone moves it
 
 
@@ -137,6 +138,33 @@ class Store:
     def insert_outcomes(self, outcomes: Sequence[tuple[RewardedOutcome, float]]) -> None:
         """Outcomes with the time each was recorded; before or after their decisions. Again changes nothing."""
         self.insert_rows("scheduling_outcomes", OUTCOME_COLUMNS, _fitted(outcome_row, outcomes))
+
+    def log_finished(self, decision_ids: Sequence[str]) -> None:
+        """Write tickets that have ended into `execution_logs`: those of these decisions whose outcome is stored.
+
+        One row a decision, stamped with the time of the decision (the ticket's arrival); again changes nothing.
+        Control ticks are no tickets.
+        """
+        for start in range(0, len(decision_ids), _IDS):
+            self._log_finished(decision_ids[start : start + _IDS])
+
+    def _log_finished(self, decision_ids: Sequence[str]) -> None:
+        logs = self._t("execution_logs")
+        self.command(
+            f"INSERT INTO {logs} (timestamp, ticket_id, task_type, risk_band, actual_duration_ms, status, worker_id, "  # noqa: S608
+            "resource_cpu, resource_memory, sla_met, queue_depth_at_start, decision_id) "
+            "SELECT toDateTime(decided_at), assumeNotNull(ticket_id), ifNull(task_type, 'default'), "
+            "ifNull(risk_band, ''), if(actual_duration_ms IS NULL OR isNaN(actual_duration_ms), 0, "
+            "toUInt32(least(greatest(actual_duration_ms, 1), 4294967295))), assumeNotNull(status), "
+            "ifNull(worker_id, ''), ifNull(resource_cpu, 0), ifNull(resource_memory, 0), sla_met, queue_depth, "
+            f"decision_id FROM {self._t('scheduling_decisions')} WHERE decision_id IN {{ids:Array(String)}} "
+            "AND status IS NOT NULL AND status != 'tick' AND ticket_id IS NOT NULL AND decision_id NOT IN ("
+            f"SELECT decision_id FROM {logs} WHERE decision_id IN {{ids:Array(String)}} AND timestamp IN ("
+            f"SELECT toDateTime(decided_at) FROM {self._t('scheduling_decisions_raw')} "
+            "WHERE decision_id IN {ids:Array(String)}))",
+            {"ids": list(decision_ids)},
+            name="log_finished",
+        )
 
     def insert_execution_logs(self, frame: pd.DataFrame) -> None:
         """Finished tickets: a DataFrame with columns of `execution_logs`; those that are absent get their defaults."""

@@ -209,10 +209,11 @@ MIGRATIONS: Final = (
     Migration(1, "tables of the specification", (_EXECUTION_LOGS, _TELEMETRY)),
     Migration(
         2,
-        "SLA, queue depth and retention by row",
+        "SLA, queue depth, origin and retention by row",
         (
             "ALTER TABLE {db}.execution_logs ADD COLUMN IF NOT EXISTS sla_met Nullable(UInt8), "
             "ADD COLUMN IF NOT EXISTS queue_depth_at_start Nullable(Float32), "
+            "ADD COLUMN IF NOT EXISTS decision_id String DEFAULT '', "
             "ADD COLUMN IF NOT EXISTS ingest_id LowCardinality(String) DEFAULT '', "
             "ADD COLUMN IF NOT EXISTS kept UInt8 DEFAULT 0",
             "ALTER TABLE {db}.telemetry_metrics ADD COLUMN IF NOT EXISTS kept UInt8 DEFAULT 0",
@@ -227,7 +228,7 @@ MIGRATIONS: Final = (
 
 _NEEDED: Final = {
     "execution_logs": "timestamp, ticket_id, task_type, risk_band, actual_duration_ms, status, worker_id, "
-    "resource_cpu, resource_memory, sla_met, queue_depth_at_start, ingest_id, kept",
+    "resource_cpu, resource_memory, sla_met, queue_depth_at_start, decision_id, ingest_id, kept",
     "telemetry_metrics": "timestamp, service, metric_name, metric_value, labels, kept",
 }
 """Columns of the tables that may have been made by others."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from nhm_sched_plugin.store.drain import drain
 from nhm_sched_plugin.store.repository import Store
 from nhm_sched_plugin.store.rows import DECISION_COLUMNS, decision_row
 from nhm_sched_plugin.store.spool import Spool
-from nhm_sched_plugin.types import Action, Decision, Outcome, RewardedOutcome
+from nhm_sched_plugin.types import Action, Decision, Outcome, RewardedOutcome, SchedulingState
 
 
 def decision(name: str, **changes: Any) -> Decision:
@@ -143,3 +144,34 @@ def test_a_row_that_only_the_database_client_refuses_is_found_by_halving(
     assert (result.delivered, result.quarantined) == (8, 1)
     assert set(answer(store)) == {f"d{n}" for n in range(9) if n != 5}
     assert [item.record_id for item in spool.quarantined()] == ["d5"]
+
+
+def test_ended_tickets_are_logged_once_whichever_half_comes_last(store: Store, tmp_path: Path) -> None:
+    now = time.time() - 3600
+    spool = Spool(tmp_path)
+    state = SchedulingState(queue_depth=7.0)
+    made = [
+        decision(f"d{n}", ticket_id=f"t{n}", task_type="x", decided_at=now, state=state if n else None)
+        for n in range(3)
+    ]
+    ended = [
+        RewardedOutcome(
+            outcome=Outcome(decision_id=f"d{n}", ticket_id=f"t{n}", actual_duration_ms=5.4, sla_met=True), reward=None
+        )
+        for n in range(2)
+    ]
+    tick = RewardedOutcome(outcome=Outcome(decision_id="tick", status="tick"), reward=0.5)
+    for order in ([*made, decision("tick", decided_at=now)], [*ended, tick], ended, made):
+        spool.append(order)
+        drain(spool, store, log_tickets=True)
+    rows = store.rows(
+        "SELECT toUnixTimestamp(timestamp), ticket_id, task_type, actual_duration_ms, status, sla_met, "
+        f"queue_depth_at_start, decision_id FROM {store.database}.execution_logs ORDER BY ticket_id"
+    )
+    assert rows == [
+        (int(now), "t0", "x", 5, "success", 1, None, "d0"),
+        (int(now), "t1", "x", 5, "success", 1, 7.0, "d1"),
+    ]
+    spool.append([*ended, decision("late", ticket_id="t9", decided_at=now), outcome("late")])
+    drain(spool, store, batch=1, log_tickets=True)
+    assert store.counts()["execution_logs"] == 3
