@@ -7,6 +7,7 @@ at the top level (`decision_budget_ms: 20`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,13 +15,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from nhm_sched_plugin.errors import ConfigError
 
 __all__ = ["Settings", "bundled", "load_settings"]
 
+_CREDENTIALS = re.compile(r"://[^/@\s]*@")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ExpandedPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
@@ -32,8 +43,27 @@ def bundled(kind: Literal["hooks", "fallback"]) -> Path:
     return shipped if shipped.is_dir() else package.parent / kind
 
 
+def _names(value: Any) -> Any:
+    """A list, or text as environment variables hold it: `a, b` or JSON."""
+    if not isinstance(value, str):
+        return value
+    return (
+        json.loads(value)
+        if value.lstrip().startswith("[")
+        else [name.strip() for name in value.split(",") if name.strip()]
+    )
+
+
 class _Tree(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, and true would pass for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("expected no switch (true, false, yes, no, on, off)")
+        return value
 
 
 class OptimizerSettings(_Tree):
@@ -186,8 +216,8 @@ class RecordingSettings(_Tree):
 
 
 class HooksSettings(_Tree):
-    disabled: tuple[str, ...] = ()
-    """Plugin names not to load; `all` switches every third-party plugin and drop-in off."""
+    disabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
+    """Plugin names not to load; `all` switches every third-party plugin and drop-in off. Also as text: `a,b`."""
     trace: bool = False
     """Log every hook call with its arguments' types, its result and its time."""
     max_strikes: Annotated[int, Field(ge=1)] = 5
@@ -293,6 +323,8 @@ def load_settings(source: str | os.PathLike[str] | Mapping[str, Any] | Settings 
         return Settings(**tree)
     except ValidationError as error:
         raise ConfigError([_explain(problem, spelling) for problem in error.errors()], name) from None
+    except SettingsError as error:
+        raise ConfigError([f"NHM_SCHED_* environment variables: {error}; lists are written as JSON"], name) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -301,7 +333,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError([f"cannot be read ({error.strerror or error})"], str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"is not valid YAML: {' '.join(str(error).split())}"], str(path)) from None
+        # Without the line itself, which YAML would quote: it may hold a password.
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        raise ConfigError([f"is not valid YAML: {what}{where}"], str(path)) from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -331,7 +367,9 @@ def _explain(problem: Any, spelling: Mapping[str, str]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key{_nearest(location)}"
     value = problem.get("input")
-    shown = "(hidden)" if "password" in key or key.endswith("dsn") else repr(value)
+    whole_tree = key in ("", "ml", "ml.clickhouse") and not isinstance(value, str | int | float)
+    secret = whole_tree or any(word in key for word in ("password", "dsn"))
+    shown = "(hidden)" if secret else _CREDENTIALS.sub("://(hidden)@", repr(value))
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key or 'settings'} = {shown}: {message}{_allowed(location)}"
 
