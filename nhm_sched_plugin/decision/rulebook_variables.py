@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -43,6 +44,7 @@ VARIABLES: Final = (
     Variable("features", "map", "numbers that `nhm_sched_collect_state` hooks added: `features.NAME`"),
 )
 _NAMES: Final = frozenset(variable.name for variable in VARIABLES)
+_LARGEST: Final = sys.float_info.max
 _DERIVED: Final = frozenset({"predicted_volume", "forecast_confidence", "capacity", "offered_load", "backlog_ratio"})
 _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KNOWN: Final = re.compile(r"\bknown\s*\.\s*([A-Za-z_][A-Za-z0-9_]*)")
@@ -82,9 +84,11 @@ class VariableReader:
         """Variable -> value; what is not known (or no finite number) is left out. `now` in Unix seconds."""
         values: dict[str, Any] = {}
         for name in self._fields:
-            value = known(getattr(state, name))
-            if value is not None:
+            value = getattr(state, name)
+            if type(value) is float and -_LARGEST <= value <= _LARGEST:  # `known`, without the call
                 values[name] = value
+            elif value is not None:
+                _put_number(values, name, value)
         if self._derived:
             _derive(values, self._derived, state, forecast)
         if self._ticket and ticket is not None:
@@ -122,7 +126,7 @@ def _derive(values: dict[str, Any], wanted: frozenset[str], state: SchedulingSta
             _put_number(values, "backlog_ratio", queue / max(workers, 1.0))
 
 
-def _put_number(values: dict[str, Any], name: str, number: float | None) -> None:
+def _put_number(values: dict[str, Any], name: str, number: Any) -> None:
     value = known(number)
     if value is not None:
         values[name] = value
