@@ -47,7 +47,7 @@ lock: $(DEV_READY) ## Compile requirements/*.txt from pyproject.toml; `make lock
 	requirements/lock.sh $(ARGS)
 
 bench: $(DEV_READY) ## Every benchmark, each printing its table
-	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename "$$file" .py); done
 
 build: $(DEV_READY) ## The sdist and the wheel, in dist/
 	$(BIN)/python -m build --no-isolation
