@@ -108,7 +108,7 @@ class RulesController:
         self,
         settings: Settings,
         forecaster: Forecasts | None = None,
-        before_tick: Callable[[float], None] | None = None,
+        before_tick: Callable[[float], Any] | None = None,
     ) -> None:
         self.name = "rules"
         self._before_tick = before_tick
@@ -173,7 +173,7 @@ class PluginController:
         clock: Clock,
         lead_s: float,
         sla_wait_s: float,
-        before_tick: Callable[[float], None] | None = None,
+        before_tick: Callable[[float], Any] | None = None,
     ) -> None:
         self.name = "plugin"
         self._before_tick = before_tick

@@ -37,7 +37,7 @@ def hourly_series(counts: Sequence[tuple[float, int]]) -> pd.Series[float]:
 class RollingForecasts:
     """Fit on `train`, then keep the table in `path` current: every `refresh_s` of simulated time the origin moves.
 
-    `served` answers as the host's forecaster does, from the same kind of file.
+    `served` answers as the host's own forecaster does from that file.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class RollingForecasts:
         """Backtest MAPE in percent by horizon in minutes, on the training part."""
         return self._mape
 
-    def advance(self, now: float) -> None:
-        """Take in the hours that are over by `now` and write a new table, when it is time."""
+    def advance(self, now: float) -> bool:
+        """Take in the hours that are over by `now` and write a new table, when it is time. True when it did."""
         if now < self._next:
-            return
+            return False
         self._next = now + self._refresh_s
         fresh = self._known
         while fresh < len(self._coming) and self._coming[fresh][0] + _HOUR <= now:
@@ -86,6 +86,7 @@ class RollingForecasts:
         )
         write_table(self._path, table)
         self.served.refresh()
+        return True
 
 
 def _seam(train: Trace, test: Trace) -> list[tuple[float, int]]:

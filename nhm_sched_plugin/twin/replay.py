@@ -19,8 +19,6 @@ from typing import Any, Final
 import msgspec
 
 from nhm_sched_plugin.decision.reward import reward
-from nhm_sched_plugin.forecasting.table import SnapshotForecaster
-from nhm_sched_plugin.hookspecs import hookimpl
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.twin.controllers import PluginController, RulesController, StaticController, static_workers
@@ -126,8 +124,8 @@ def replay(
     """Replay the last part of `trace` under each of `policies` (see `POLICIES`).
 
     `startup_s` and `sla_wait_s` default to `settings.planner`. The plugin runs as a real `SchedulerHost` at 100 %
-    rollout, recording off, in a temporary folder: neither the user's Q-table nor the records are touched. It starts from
-    the user's Q-table when there is one, else it is pre-trained for `learn_decisions` on the training part (0: not).
+    rollout, recording off, in a temporary folder: neither the user's Q-table nor the records are touched. It starts
+    from the user's Q-table when there is one, else it is pre-trained for `learn_decisions` on the training part.
 
     Raises `ValueError` for an unknown policy or a trace that leaves no tickets in either part.
     """
@@ -196,19 +194,22 @@ class _Bench:
             self.notes.append(f"static: {workers} workers, the fewest that start 95 % in time on the training part")
             return self._simulated(StaticController(workers), Counter(), Counter(), workers)
         forecasts = self._forecasts(name)
-        advance = None if forecasts is None else forecasts.advance
-        served = None if forecasts is None else forecasts.served
         if name == "rules":
+            served, advance = (None, None) if forecasts is None else (forecasts.served, forecasts.advance)
             rules = RulesController(self.settings, served, advance)
             return self._simulated(rules, rules.decisions, Counter())
         self._prepare_table(learn_decisions)
-        return self._plugin(served, advance)
+        return self._plugin(forecasts)
 
-    def _plugin(self, served: SnapshotForecaster | None, advance: Callable[[float], None] | None) -> PolicyResult:
+    def _plugin(self, forecasts: RollingForecasts | None) -> PolicyResult:
         planner = self.settings.planner
         clock = _Clock(self.test.start)
-        plugins = {} if served is None else {"twin-forecasts": _MakesForecaster(served)}
-        with SchedulerHost.from_config(self.settings, clock=clock, plugins=plugins) as host:
+        with SchedulerHost.from_config(self.settings, clock=clock) as host:
+
+            def advance(now: float) -> None:
+                if forecasts is not None and forecasts.advance(now):
+                    host.refresh()  # the background would do it within a second: hours of simulated time
+
             controller = PluginController(
                 host,
                 self.test,
@@ -236,7 +237,7 @@ class _Bench:
 
     def _forecasts(self, name: str) -> RollingForecasts | None:
         forecasting = self.settings.ml.forecasting
-        path = self.settings.data_dir / name / "forecast.json"
+        path = self.settings.forecast_table_path if name == "plugin" else self.settings.data_dir / "rules.json"
         told = self._telling("fit the forecast")
         try:
             forecasts = RollingForecasts(
@@ -302,17 +303,6 @@ class _Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class _MakesForecaster:
-    """A plugin that hands the host the forecaster of the replay."""
-
-    def __init__(self, forecaster: SnapshotForecaster) -> None:
-        self._forecaster = forecaster
-
-    @hookimpl
-    def nhm_sched_make_forecaster(self, settings: Settings) -> SnapshotForecaster:
-        return self._forecaster
 
 
 class _Scored:
