@@ -1,0 +1,235 @@
+"""The steps of the demo, in order; each does with a library call what a user does with a command."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from nhm_sched_plugin.demo.flights import flights, with_durations
+from nhm_sched_plugin.demo.foresight import HOUR_S, Foresight, Hindsight
+from nhm_sched_plugin.demo.told import policy_result, tell
+from nhm_sched_plugin.host import SchedulerHost
+from nhm_sched_plugin.observe.report_data import Phase, PolicyResult, ReportData
+from nhm_sched_plugin.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nhm_sched_plugin.store.repository import Store
+    from nhm_sched_plugin.twin.simulator import Controller, Run
+    from nhm_sched_plugin.twin.traces import Trace
+
+__all__ = ["Progress", "Step", "run"]
+
+DAYS: Final = 14
+STAGES: Final = ((0, "shadow"), (20, "20 %"), (50, "50 %"), (100, "100 %"))
+TICK_S: Final = 60.0
+PRETRAIN_DAYS: Final = 56
+ROLLOUT: Final = {"unit": "switchback", "block_minutes": 60}
+"""Actions change the whole pool, so whole hours go to one arm; single tickets would get in each other's way."""
+CONFIG: Final[dict[str, Any]] = {
+    "ml": {"forecasting": {"country": "US"}, "scheduling": {"seed": 7}},
+    "limits": {"max_workers": 400},
+    "metrics": {"enabled": False},
+}
+
+Progress = Callable[[float, float | None], None]
+Step = Callable[[str], AbstractContextManager[Progress]]
+"""Opens a step of the demo by its title; what it gives moves the step's progress bar (done, total)."""
+
+
+def run(
+    output: Path, step: Step, *, days: int = DAYS, pretrain: int = 20_000, command: str = "nhm-sched demo"
+) -> ReportData:
+    """Run everything below `output` (its `state` folder is made anew) and write `report.html` there.
+
+    `days` is the length of the replayed end of the year, `pretrain` the number of simulated decisions before it.
+    Raises `NhmSchedError` when a part cannot be done.
+    """
+    from nhm_sched_plugin.observe.report import render_report
+    from nhm_sched_plugin.store.client import open_store
+    from nhm_sched_plugin.twin.traces import Trace
+
+    began = time.monotonic()
+    settings = _prepare(output)
+    with step("Read the flights of 2013"):
+        history = flights()
+    split = history["timestamp"].max().ceil("D") - dt.timedelta(days=days)
+    with open_store(settings) as store:
+        with step(f"Ingest {len(history):,} tickets") as progress:
+            _ingest(store, history, progress)
+        with step("Train the forecasters") as progress:
+            training = _train(settings, store, split, progress)
+    trace = Trace.from_frame(with_durations(history), name="flights of 2013")
+    past, coming = trace.slice(trace.start, split.timestamp()), trace.slice(split.timestamp(), trace.end)
+    with step(f"Pre-train the policy on {pretrain:,} simulated decisions") as progress:
+        lesson = _pretrain(settings, past, pretrain, progress)
+    phases = _phases(coming)
+    with step(f"Run {days} days through the plugin: shadow, 20 %, 50 %, 100 %") as progress:
+        plugin, foreseen = _run_plugin(output, settings, past, coming, phases, progress)
+    with step("Run the same days with the rules alone, and with a fixed pool") as progress:
+        others = _run_rivals(settings, past, coming, foreseen, progress)
+    with open_store(settings) as store:
+        with step("Deliver the records to the database") as progress:
+            _deliver(settings, store, foreseen, progress)
+        with step("Write the report"):
+            data = tell(store, past, coming, phases, foreseen, [plugin, *others])
+    data.done = [
+        f"Took in {len(history):,} scheduled departures of 2013 as tickets.",
+        training,
+        lesson,
+        f"Ran the last {days} days, {len(coming):,} tickets, through the plugin in simulated time.",
+        "Ran the same tickets with the rules alone and with a fixed pool.",
+    ]
+    data.command, data.generated_at, data.duration_s = command, time.time(), time.monotonic() - began
+    data.report_path = str(render_report(data, output / "report.html"))
+    return data
+
+
+def _prepare(output: Path) -> Settings:
+    """A fresh state folder and a configuration file that every other command can use afterwards."""
+    state = output.resolve() / "state"
+    if state.exists():
+        shutil.rmtree(state)
+    state.mkdir(parents=True)
+    return _configure(output, 0)
+
+
+def _configure(output: Path, percentage: int) -> Settings:
+    path = output / "nhm-sched.yaml"
+    tree = {**CONFIG, "data_dir": str(output.resolve() / "state")}
+    tree["rollout"] = {**ROLLOUT, "percentage": percentage}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return load_settings(path)
+
+
+def _ingest(store: Store, history: pd.DataFrame, progress: Progress) -> None:
+    from nhm_sched_plugin.store.ingest import ingest_frame
+
+    ingest_frame(history, store, name="flights of 2013", keep_expired=True, progress=progress)
+
+
+def _train(settings: Settings, store: Store, split: pd.Timestamp, progress: Progress) -> str:
+    from nhm_sched_plugin.training.pipeline import train
+
+    report = train(settings, store=store, until=split.to_pydatetime(), progress=progress)
+    rows = [row for row in report.rows if row.mape is not None]
+    overall = ", ".join(f"{row.mape:.0f} % at {row.horizon // 60} h ({row.method})" for row in rows if not row.slice)
+    return f"Trained {len(report.rows)} models on everything before the last days; backtest MAPE: {overall}."
+
+
+def _pretrain(settings: Settings, past: Trace, decisions: int, progress: Progress) -> str:
+    from nhm_sched_plugin.twin.learn import pretrain
+
+    recent = past.slice(max(past.start, past.end - PRETRAIN_DAYS * 86_400), past.end)
+    report = pretrain(settings, recent, decisions=decisions, tick_s=TICK_S, progress=lambda share: progress(share, 1.0))
+    return f"Pre-trained the policy on {report.decisions:,} simulated decisions in {report.states} states."
+
+
+def _phases(coming: Trace) -> list[Phase]:
+    hours = round((coming.end - coming.start) / HOUR_S)
+    edges = [coming.start + HOUR_S * round(hours * part / len(STAGES)) for part in range(len(STAGES) + 1)]
+    return [
+        Phase(name=name, start=start, end=end, percentage=percentage)
+        for (percentage, name), (start, end) in zip(STAGES, pairwise(edges), strict=True)
+    ]
+
+
+def _run_plugin(
+    output: Path, settings: Settings, past: Trace, coming: Trace, phases: list[Phase], progress: Progress
+) -> tuple[PolicyResult, Foresight]:
+    """The real host on a simulated clock; each phase is switched on as a user would, in the configuration file."""
+    from nhm_sched_plugin.twin.controllers import PluginController
+    from nhm_sched_plugin.twin.learn import lead_s
+
+    foresight = Foresight(settings, past, coming)
+    ahead = list(phases)
+
+    def before_tick(now: float) -> None:
+        fresh = foresight.advance(now)
+        if ahead and now >= ahead[0].start:
+            _configure(output, ahead.pop(0).percentage or 0)
+            fresh = True
+        if fresh:
+            host.flush(60)
+            host.refresh()
+
+    clock = _Clock(coming.start)
+    with SchedulerHost.from_config(output / "nhm-sched.yaml", clock=clock) as host:
+        planner = settings.planner
+        controller = PluginController(
+            host,
+            coming,
+            clock=clock,
+            lead_s=lead_s(planner.startup_s, TICK_S),
+            sla_wait_s=planner.sla_wait_s,
+            before_tick=before_tick,
+        )
+        run = _simulate(settings, past, coming, controller, progress)
+        host.flush(60)
+    return policy_result("plugin", run, "rules first, the policy more and more"), foresight
+
+
+class _Clock:
+    """Simulated time: the controller moves it, the host reads it."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _run_rivals(
+    settings: Settings, past: Trace, coming: Trace, foresight: Foresight, progress: Progress
+) -> list[PolicyResult]:
+    from nhm_sched_plugin.twin.controllers import RulesController, StaticController, static_workers
+
+    hindsight = Hindsight(foresight.tables, settings.data_dir / "snapshots" / "replayed.json")
+    rules = RulesController(settings, hindsight, before_tick=hindsight.advance)
+    recent = past.slice(past.end - PRETRAIN_DAYS * 86_400, past.end)
+    fixed = StaticController(static_workers(recent, sla_wait_s=settings.planner.sla_wait_s))
+    rivals: list[tuple[Controller, str]] = [
+        (rules, "the rule book with the same forecasts"),
+        (fixed, f"{fixed.workers} workers, always"),
+    ]
+    results = []
+    for number, (controller, note) in enumerate(rivals):
+
+        def moved(done: float, total: float | None, base: int = number) -> None:
+            progress(base + done, float(len(rivals)))
+
+        run = _simulate(settings, past, coming, controller, moved)
+        results.append(policy_result(controller.name, run, note))
+    return results
+
+
+def _simulate(settings: Settings, past: Trace, coming: Trace, controller: Controller, progress: Progress) -> Run:
+    from nhm_sched_plugin.twin.simulator import Pool, simulate
+
+    planner = settings.planner
+    # The pool starts empty, as it is at midnight when the first flight leaves at five.
+    pool = Pool(
+        coming,
+        workers=settings.limits.min_workers,
+        startup_s=planner.startup_s,
+        sla_wait_s=planner.sla_wait_s,
+        service_s=past.service_mean_s,
+    )
+    return simulate(pool, controller, tick_s=TICK_S, progress=lambda share: progress(share, 1.0))
+
+
+def _deliver(settings: Settings, store: Store, foresight: Foresight, progress: Progress) -> None:
+    from nhm_sched_plugin.store.drain import drain
+    from nhm_sched_plugin.store.spool import Spool
+
+    drain(Spool(settings.spool_path), store, progress=progress)
+    store.insert_forecasts(foresight.rows())

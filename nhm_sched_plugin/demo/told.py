@@ -1,0 +1,172 @@
+"""What happened, as the report and the summary tell it: read back from the database, so that it is what was recorded."""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+from nhm_sched_plugin.demo.foresight import HOUR_S, Foresight
+from nhm_sched_plugin.observe.report_data import (
+    DecisionCount,
+    Example,
+    HorizonError,
+    HourLoad,
+    Phase,
+    PolicyResult,
+    ReportData,
+    RewardSample,
+)
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.store.repository import Store
+    from nhm_sched_plugin.twin.simulator import Run
+    from nhm_sched_plugin.twin.traces import Trace
+
+__all__ = ["policy_result", "tell"]
+
+WEEK_S: Final = 7 * 24 * HOUR_S
+PACKAGES: Final = ("nhm-sched-plugin", "prophet", "statsmodels", "chdb", "clickhouse-connect", "pandas", "numpy")
+
+
+def policy_result(name: str, run: Run, note: str) -> PolicyResult:
+    """One run's SLA, cost and waits."""
+    waits = sorted(run.waits)
+    at = {share: waits[min(int(share * len(waits)), len(waits) - 1)] if waits else None for share in (0.5, 0.95, 0.99)}
+    counted = run.met + run.missed
+    return PolicyResult(
+        name=name,
+        sla_pct=100 * run.met / counted if counted else None,
+        worker_hours=run.worker_seconds / HOUR_S,
+        wait_p50_s=at[0.5],
+        wait_p95_s=at[0.95],
+        wait_p99_s=at[0.99],
+        scale_events=run.changes,
+        timeline=[(hour.start, float(hour.arrivals), hour.workers, hour.queue) for hour in run.hours],
+        note=note,
+    )
+
+
+def tell(
+    store: Store, past: Trace, coming: Trace, phases: Sequence[Phase], foresight: Foresight, results: list[PolicyResult]
+) -> ReportData:
+    """Everything the report shows, from the records and the runs."""
+    actual = dict([*past.hourly(), *coming.hourly()])
+    settings = foresight.settings
+    rewards = _rewards(store)
+    counts = _counts(store, phases)
+    return ReportData(
+        title="Predictive scheduling on the flights of 2013",
+        subtitle=(
+            f"{len(coming):,} departures from New York, {_day(coming.start)} to {_day(coming.end - 1)}: each a ticket"
+            " that needs a worker for its time in the air"
+        ),
+        tickets=len(coming),
+        decisions=sum(row.count for row in counts),
+        load=_load(foresight, coming, actual),
+        phases=list(phases),
+        horizon_errors=[_error(foresight, horizon, actual) for horizon in foresight.horizons],
+        policies=results,
+        sla_wait_s=settings.planner.sla_wait_s,
+        decision_counts=counts,
+        rewards=rewards,
+        confidences=_confidences(store),
+        confidence_threshold=settings.optimizer.recommendation_confidence_threshold,
+        volume_threshold=settings.optimizer.forecast_volume_threshold,
+        examples=_examples(store),
+        environment={
+            "Python": platform.python_version(),
+            "machine": platform.machine(),
+            **{name: version(name) for name in PACKAGES},
+        },
+    )
+
+
+def _day(epoch: float) -> str:
+    return f"{dt.datetime.fromtimestamp(epoch, dt.UTC):%-d %B %Y}"
+
+
+def _moment(epoch: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(epoch, dt.UTC)
+
+
+def _load(foresight: Foresight, coming: Trace, actual: dict[float, int]) -> list[HourLoad]:
+    said = {one.hour: one for one in foresight.said[min(foresight.horizons)]}
+    return [
+        HourLoad(
+            epoch=start,
+            actual=actual.get(start),
+            forecast=said[start].mean if start in said else None,
+            low=said[start].quantile(0.1) if start in said else None,
+            high=said[start].quantile(0.9) if start in said else None,
+        )
+        for start, _ in coming.hourly()
+    ]
+
+
+def _error(foresight: Foresight, horizon: int, actual: dict[float, int]) -> HorizonError:
+    """Measured on the hours that came: what had been said, and "as a week before", against what was."""
+    pairs = [(actual[one.hour], one) for one in foresight.said[horizon] if one.hour in actual]
+    total = sum(count for count, _ in pairs)
+    busy = [abs(count - one.mean) / count for count, one in pairs if count > 0]
+    naive = sum(abs(count - actual.get(one.hour - WEEK_S, 0)) for count, one in pairs)
+    return HorizonError(
+        horizon_minutes=horizon,
+        mape_pct=100 * statistics.fmean(busy) if busy else None,
+        wape_pct=100 * sum(abs(count - one.mean) for count, one in pairs) / total if total else None,
+        naive_wape_pct=100 * naive / total if total else None,
+        method=pairs[-1][1].forecast.method if pairs else "",
+        hours=len(pairs),
+    )
+
+
+def _counts(store: Store, phases: Sequence[Phase]) -> list[DecisionCount]:
+    return [
+        DecisionCount(
+            action=row["action"],
+            source=row["source"],
+            arm=row["arm"],
+            reason=row["reason"],
+            count=row["decisions"],
+            phase=phase.name,
+        )
+        for phase in phases
+        for row in store.decision_summary(_moment(phase.start), _moment(phase.end))
+    ]
+
+
+def _rewards(store: Store) -> list[RewardSample]:
+    """Hourly means by arm."""
+    sql = (
+        "SELECT toUnixTimestamp(toStartOfHour(decided_at)) AS hour, arm, avg(reward), count() "
+        f"FROM {store.database}.scheduling_decisions WHERE reward IS NOT NULL GROUP BY hour, arm ORDER BY hour"
+    )
+    rows = store.rows(sql, name="demo_rewards")
+    return [RewardSample(epoch=float(hour), arm=arm, reward=mean, weight=count) for hour, arm, mean, count in rows]
+
+
+def _confidences(store: Store) -> list[float]:
+    sql = f"SELECT confidence FROM {store.database}.scheduling_decisions WHERE confidence IS NOT NULL"
+    return [float(row[0]) for row in store.rows(sql, name="demo_confidences")]
+
+
+def _examples(store: Store) -> list[Example]:
+    """A decision that was followed, one that was refused, and one in shadow mode, each with an outcome."""
+    examples = []
+    for title, reason in (
+        ("The policy was followed", "applied"),
+        ("The policy was not sure enough", "confidence_below_threshold"),
+        ("Only watching", "shadow"),
+    ):
+        sql = (
+            f"SELECT decision_id FROM {store.database}.scheduling_decisions "
+            "WHERE reason = {reason:String} AND reward IS NOT NULL ORDER BY action = 'NO_ACTION', decided_at LIMIT 1"
+        )
+        for row in store.rows(sql, {"reason": reason}, name="demo_example"):
+            decision = store.decision(str(row[0]))
+            if decision is not None:
+                examples.append(Example(decision=decision, title=title))
+    return examples
