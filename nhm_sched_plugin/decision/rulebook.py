@@ -1,8 +1,9 @@
 """Rule books: what to do when the policy is not followed. YAML with CEL conditions; the first rule that fires decides.
 
-All conditions of a book are compiled into one CEL expression, `c1 ? [0, p1...] : c2 ? [1, p2...] : [-1]`, so that a
-decision costs one evaluation. CEL answers with an error value when it meets a variable that is not known; only
-then are the rules asked one by one, so that a rule on something unknown is passed over and the next can still fire.
+All conditions of a book are compiled into one CEL expression, `c1 ? [0, p1...] : c2 ? 1 : ... : -1` (the index of the
+rule that fires, with its computed parameters), so that a decision costs one evaluation. CEL answers with an error
+value when it meets a variable that is not known; only then are the rules asked one by one, so that a rule on something
+unknown is passed over and the next can still fire.
 
     python -m nhm_sched_plugin.decision.rulebook > fallback/rulebook.schema.json      writes the JSON schema
     python -m nhm_sched_plugin.decision.rulebook FILE                                 checks a book
@@ -23,6 +24,7 @@ from typing import Any, Final, NamedTuple, cast
 from cel_expr_python import cel
 
 from nhm_sched_plugin.decision.cel_check import Compiler
+from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.decision.last_resort import LAST_RESORT
 from nhm_sched_plugin.decision.rulebook_model import CelParameter, RuleModel, json_schema
 from nhm_sched_plugin.decision.rulebook_source import BookSource
@@ -47,7 +49,8 @@ class _Memo(NamedTuple):
     state: SchedulingState
     forecast: Forecast | None
     reason: str
-    now: float
+    hour: float | None
+    """Hours since 1970, for books that use the clock."""
     answer: Recommendation
 
 
@@ -67,7 +70,9 @@ class _Rule(NamedTuple):
         """This rule's part of the expression that asks all rules."""
         # A line break after each text keeps a `// comment` at its end from swallowing what follows.
         when, *parameters = self.texts
-        return f"({when}\n) ? [" + ", ".join([f"dyn({index})", *(f"dyn({text}\n)" for text in parameters)]) + "]"
+        if not parameters:
+            return f"({when}\n) ? dyn({index})"
+        return f"({when}\n) ? dyn([" + ", ".join([f"dyn({index})", *(f"dyn({text}\n)" for text in parameters)]) + "])"
 
 
 class _Chunk(NamedTuple):
@@ -125,40 +130,48 @@ class RuleBook:
         as what the fallback would do here", and this is the fallback. Asked again for the very same objects, the last
         answer comes back at once.
         """
-        memo = self._memo
-        # Compared by identity: the objects are immutable, the memo keeps them alive, and it is quick.
-        if (
-            memo is not None
-            and memo.state is state
-            and memo.forecast is forecast
-            and memo.ticket is ticket
-            and (memo.reason == reason or not self._by_reason)
-            and (memo.now // 3600 == now // 3600 or not self._by_clock)
-        ):
-            return memo.answer
         try:
-            fired, computed = self._first(self._reader.read(ticket, state, forecast, reason, now))
-            answer = fired.fixed
-            if answer is None:
-                values = self._shown.read(ticket, state, forecast, reason, now) if fired.sentence.names else {}
-                answer = _recommendation(fired, fired.constants | computed, values)
+            memo = self._memo
+            hour = now // 3600 if self._by_clock and known(now) is not None else None
+            # Compared by identity: the objects are immutable, the memo keeps them alive, and it is quick.
+            if (
+                memo is not None
+                and memo.state is state
+                and memo.forecast is forecast
+                and memo.ticket is ticket
+                and (not self._by_reason or memo.reason == reason)
+                and memo.hour == hour
+            ):
+                return memo.answer
+            answer = self._answer(ticket, state, forecast, reason, now)
+            self._memo = _Memo(ticket, state, forecast, reason, hour, answer)  # one assignment: never seen half done
+            return answer
         except Exception:  # noqa: BLE001 - whatever a state may hold, the host gets an answer
             self._failed("(book)")
             return LAST_RESORT
-        self._memo = _Memo(ticket, state, forecast, reason, now, answer)  # one assignment: other threads see it whole
-        return answer
+
+    def _answer(
+        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, reason: str, now: float
+    ) -> Recommendation:
+        fired, computed = self._first(self._reader.read(ticket, state, forecast, reason, now))
+        if fired.fixed is not None:
+            return fired.fixed
+        values = self._shown.read(ticket, state, forecast, reason, now) if fired.sentence.names else {}
+        return _recommendation(fired, fired.constants | computed, values)
 
     def _first(self, values: dict[str, Any]) -> tuple[_Rule, dict[str, Parameter]]:
         """The first rule that fires, with its computed parameters; else `otherwise`."""
         for expression, rules in self._chunks:
             found = None if expression is None else expression.eval(data=values).plain_value()
+            if found == -1:
+                continue
+            if type(found) is int:
+                return rules[found], {}
             if type(found) is list:
-                if found[0] < 0:
-                    continue
                 rule = rules[found[0]]
                 try:
                     return rule, _parameters(rule, found[1:])
-                except ValueError:  # this rule cannot fire: ask the others one by one
+                except ValueError:  # this rule cannot fire: ask all of them one by one
                     pass
             fired = self._one_by_one(rules, values)
             if fired is not None:
@@ -214,7 +227,7 @@ def _chunks(env: Any, rules: tuple[_Rule, ...]) -> list[_Chunk]:
     """CEL limits the depth of an expression (32), so a long book becomes several expressions."""
     branches = [rule.branch(index) for index, rule in enumerate(rules)]
     try:
-        return [_Chunk(env.compile(" : ".join([*branches, "[dyn(-1)]"])), rules)]
+        return [_Chunk(env.compile(" : ".join([*branches, "dyn(-1)"])), rules)]
     except RuntimeError:
         if len(rules) == 1:
             return [_Chunk(None, rules)]

@@ -244,6 +244,7 @@ def nosy_book(tmp_path_factory: pytest.TempPathFactory) -> RuleBook:
             "because": "{queue_depth:.0f} {task_type:.1f} {hour:d} {reason}",
         },
         {"when": "features.x > 1.0 || task_type == 'x' || hour > 3 || reason.startsWith('b')"},
+        {"when": "hour == 99 && reason == 'x'", "because": "{hour} {weekday}"},
         {"when": "features.exists(k, features[k] > 1.0) || sla_compliance_rate < 0.9 || weekday / (hour - 1) > 2"},
     )
 
@@ -261,6 +262,8 @@ def test_evaluate_never_raises_whatever_the_state_holds(
 ) -> None:
     for one in (*BOOKS, nosy_book):
         answer = one.evaluate(ticket, state, load, reason, now)
+        again = one.evaluate(ticket, state, load, reason, now)  # from memory, where the arguments allow it
+        assert again == answer
         assert isinstance(answer.action, Action)
         assert isinstance(answer.justification, str)
         target = answer.parameters.get("target_workers")
