@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -93,12 +94,12 @@ class Store:
         """Insert rows; all of them or, with an error, none. Raises `RejectedRowsError` when the values do not fit."""
         if rows:
             place = f"{self.database}.{table}"
-            self._inserted(table, lambda: self.client.insert(place, rows, column_names=list(columns)))
+            self._inserted(table, lambda: self.client.insert(place, rows, column_names=list(columns), settings=_once()))
 
     def insert_frame(self, table: str, frame: pd.DataFrame) -> None:
         """Insert a DataFrame whose columns are named as the table's."""
         if len(frame):
-            self._inserted(table, lambda: self.client.insert_df(table, frame, database=self.database))
+            self._inserted(table, lambda: self.client.insert_df(table, frame, database=self.database, settings=_once()))
 
     def _inserted(self, table: str, work: Callable[[], object]) -> None:
         from clickhouse_connect.driver.exceptions import DataError
@@ -357,6 +358,11 @@ class Store:
             {"database": self.database},
         )
         return {str(name): int(count) for name, count in rows}
+
+
+def _once() -> dict[str, str]:
+    """Of one insert: the client sends it again when an answer is lost, and the table then knows it."""
+    return {"insert_deduplication_token": uuid.uuid4().hex}
 
 
 def _fitted(build: Callable[[_Record, float], list[Any]], items: Sequence[tuple[_Record, float]]) -> list[list[Any]]:

@@ -78,7 +78,8 @@ CREATE TABLE IF NOT EXISTS {{db}}.queue_snapshots (
     kept UInt8 DEFAULT 0
 ) ENGINE = MergeTree()
 ORDER BY (timestamp, queue)
-{_ttl("queue_snapshots", "timestamp")}"""
+{_ttl("queue_snapshots", "timestamp")}
+SETTINGS non_replicated_deduplication_window = 1000"""
 
 # Keyed by decision_id and replaced by version, so that delivering a record again changes nothing. Retention counts from
 # `stored_at`, the database's own clock: a simulation may decide in 2013.
@@ -217,6 +218,9 @@ MIGRATIONS: Final = (
             "ADD COLUMN IF NOT EXISTS ingest_id LowCardinality(String) DEFAULT '', "
             "ADD COLUMN IF NOT EXISTS kept UInt8 DEFAULT 0",
             "ALTER TABLE {db}.telemetry_metrics ADD COLUMN IF NOT EXISTS kept UInt8 DEFAULT 0",
+            # An insert that the client repeats because the answer was lost is recognised by its token.
+            "ALTER TABLE {db}.execution_logs MODIFY SETTING non_replicated_deduplication_window = 1000",
+            "ALTER TABLE {db}.telemetry_metrics MODIFY SETTING non_replicated_deduplication_window = 1000",
             f"ALTER TABLE {{db}}.execution_logs MODIFY {_ttl('execution_logs', 'timestamp')}",
             f"ALTER TABLE {{db}}.telemetry_metrics MODIFY {_ttl('telemetry_metrics', 'timestamp')}",
         ),
