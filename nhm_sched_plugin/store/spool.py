@@ -29,6 +29,8 @@ __all__ = ["Batch", "Quarantined", "Spool", "SpoolSink", "SpooledRecord"]
 
 log = logging.getLogger(__name__)
 
+_ROWS_AT_ONCE: Final = 500
+"""Rows a statement. sqlite3 gives the interpreter lock up at each statement and has to win it back from a busy host."""
 _COUNTED_UP_TO: Final = 200_000
 
 
@@ -124,7 +126,13 @@ class Spool:
                     f"spool is full: {_used(connection) / 2**20:.1f} MB of recording.spool_max_mb "
                     f"{round(self.max_bytes / 2**20, 1):g} in {self.path}; run `nhm-sched drain` or raise the limit"
                 )
-            connection.executemany("INSERT INTO records (kind, id, frame) VALUES (?, ?, ?)", rows)
+            for first in range(0, len(rows), _ROWS_AT_ONCE):
+                some = rows[first : first + _ROWS_AT_ONCE]
+                values = ", ".join(["(?, ?, ?)"] * len(some))
+                connection.execute(
+                    f"INSERT INTO records (kind, id, frame) VALUES {values}",  # noqa: S608 - placeholders only
+                    [value for row in some for value in row],
+                )
             connection.executemany("INSERT INTO quarantine (kind, id, frame, reason, at) VALUES (?, ?, ?, ?, ?)", bad)
             connection.execute("COMMIT")
 

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 
@@ -388,51 +386,59 @@ def test_killed_writers_lose_nothing_acknowledged_and_double_nothing(tmp_path: P
     assert not spool.quarantined()
 
 
+# In processes of their own: this one may have the embedded database loaded, and must then not fork.
+
+
 def test_threads_and_forked_children_append_side_by_side(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append([decision("parent-before")])
+    done = run_child(
+        """
+        import multiprocessing, threading
+        spool = Spool(pathlib.Path(sys.argv[1]))
+        spool.append([Decision(decision_id="parent-before")])
 
-    def child(number: int) -> None:
-        for k in range(20):
-            spool.append([decision(f"child{number}-{k}")])
+        def write(name, count):
+            for k in range(count):
+                spool.append([Decision(decision_id=f"{name}-{k}")])
 
-    def thread(number: int) -> None:
-        for k in range(40):
-            spool.append([decision(f"thread{number}-{k}")])
-
-    threads = [threading.Thread(target=thread, args=(n,)) for n in range(2)]
-    for item in threads:
-        item.start()
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=child, args=(n,)) for n in range(3)]
-    for process in children:
-        process.start()
-    for item in threads:
-        item.join()
-    for process in children:
-        process.join(30)
-    assert [process.exitcode for process in children] == [0, 0, 0]
-    spool.append([decision("parent-after")])
+        workers = [threading.Thread(target=write, args=(f"thread{n}", 40)) for n in range(2)]
+        for worker in workers:
+            worker.start()
+        context = multiprocessing.get_context("fork")
+        children = [context.Process(target=write, args=(f"child{n}", 20)) for n in range(3)]
+        for process in children:
+            process.start()
+        for worker in workers:
+            worker.join()
+        for process in children:
+            process.join(30)
+        assert [process.exitcode for process in children] == [0, 0, 0]
+        spool.append([Decision(decision_id="parent-after")])
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
     expected = {f"child{n}-{k}" for n in range(3) for k in range(20)}
     expected |= {f"thread{n}-{k}" for n in range(2) for k in range(40)} | {"parent-before", "parent-after"}
-    found = ids(spool)
+    found = ids(Spool(tmp_path))
     assert set(found) == expected
     assert len(found) == len(expected)
 
 
 def test_a_child_starts_with_the_file_closed(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append([decision("a")])
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.write(writer, b"closed" if spool._file._connection is None else b"open")
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert os.read(reader, 10) == b"closed"
-    os.close(reader)
-    os.close(writer)
-    assert ids(spool) == ["a"]
+    done = run_child(
+        """
+        spool = Spool(pathlib.Path(sys.argv[1]))
+        spool.append([Decision(decision_id="a")])
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if spool._file._connection is None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        spool.append([Decision(decision_id="b")])
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ids(Spool(tmp_path)) == ["a", "b"]
 
 
 def test_a_writer_that_holds_the_file_too_long_is_an_error_not_a_hang(
