@@ -345,7 +345,10 @@ class SchedulerPlugin:
 
     def _publish_gauges(self) -> None:
         try:
-            gauges.publish(self.metrics, self.settings, self.forecaster, self.policy, self._latest_state, self.clock())
+            with deadline(OBSERVER_TIMEOUT_S):
+                gauges.publish(
+                    self.metrics, self.settings, self.forecaster, self.policy, self._latest_state, self.clock()
+                )
         except Exception as error:  # noqa: BLE001 - also somebody else's forecaster, or a broken clock
             self.faults.report("gauges", error)
 

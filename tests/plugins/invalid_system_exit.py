@@ -1,0 +1,13 @@
+"""Leaves at import."""
+
+from __future__ import annotations
+
+from nhm_sched_plugin import hookimpl
+
+
+@hookimpl
+def nhm_sched_guard(recommendation):
+    return None
+
+
+raise SystemExit(3)
