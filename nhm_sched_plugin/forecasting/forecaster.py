@@ -143,6 +143,10 @@ class LoadForecaster:
         """End of the last known hour: where forecasts start."""
         return following(stamps(self._known), 1)[0]
 
+    def method(self, horizon_minutes: int) -> str:
+        """Which model serves that horizon; two names joined by `+` are their mean."""
+        return self._band(math.ceil(horizon_minutes / 60)).method
+
     def update(self, recent: pd.Series[Any]) -> Self:
         """Move the origin to the last stamp of `recent` without a refit; where it overlaps, the newer count stands.
 
@@ -151,6 +155,11 @@ class LoadForecaster:
         merged = join(self._known, hours(recent))
         self.peak = max(self.peak, float(merged.max()))
         self._known = merged.iloc[-_MEMORY:]
+        return self
+
+    def starting(self, known: pd.Series[float]) -> Self:
+        """Forget the counts it has and start at the end of these (as `hours` makes them), for a backtest."""
+        self._known = known.iloc[-_MEMORY:]
         return self
 
     def predict(self, horizon_minutes: int, capacity: float | None = None) -> Forecast:
@@ -174,7 +183,7 @@ class LoadForecaster:
             bottleneck_probability=bottleneck_probability(last, self.peak if capacity is None else capacity),
             points=points,
             generated_at=dt.datetime.now(dt.UTC),
-            method=self._band(len(points)).method,
+            method=self.method(horizon),
         )
 
     def table(self, hours: int = 384, **about: Any) -> SliceForecast:
@@ -193,7 +202,7 @@ class LoadForecaster:
             samples=self.samples,
             trained_at=self.trained_at,
             method=self.bands[0].method,
-            methods={str(horizon): self._band(math.ceil(horizon / 60)).method for horizon in self.horizons},
+            methods={str(horizon): self.method(horizon) for horizon in self.horizons},
             mape={horizon: error[0] for horizon, error in served.items() if math.isfinite(error[0])},
             **about,
         )

@@ -40,9 +40,12 @@ UNKNOWN_SHARE: Final = 0.01
 """Share of all tickets that a slice nobody has seen yet is taken to have."""
 BORROWED: Final = 0.5
 """Factor on the confidence of an answer that another slice gave."""
+UNTRUSTED: Final = 0.5
+"""Factor on the confidence of a model that never met the error limit."""
 STALE_CAP: Final = 0.5
 """Most confidence of an answer from beyond the table's end; it halves with every further week."""
 
+_ALL: Final = 0.9999
 _HOUR: Final = 3600.0
 _WEEK_HOURS: Final = 168
 _CACHE_SIZE: Final = 4096
@@ -74,6 +77,8 @@ class SliceForecast(msgspec.Struct, frozen=True, kw_only=True):
     """This slice's share of all tickets, in [0, 1]."""
     cpu_core_hours_per_ticket: float | None = None
     memory_gib_hours_per_ticket: float | None = None
+    trusted: bool = True
+    """False: its models never met the error limit; answers come at half the confidence."""
 
 
 class ForecastTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -272,7 +277,8 @@ def _answer(
         points.append(ForecastPoint(stamp, mean, dict(zip(LEVELS, levels, strict=True))))
     last = start + max(horizon - 60, 0) * 60.0
     volume, levels = _window(rows, entry.first_hour, last, share)
-    sure = confidence(dict(zip(LEVELS, levels, strict=True)), entry.samples) * (1.0 if share is None else BORROWED)
+    sure = confidence(dict(zip(LEVELS, levels, strict=True)), entry.samples)
+    sure *= (1.0 if share is None else BORROWED) * (1.0 if entry.trusted else UNTRUSTED)
     cpu, memory = entry.cpu_core_hours_per_ticket, entry.memory_gib_hours_per_ticket
     return Forecast(
         horizon_minutes=horizon,
@@ -296,7 +302,8 @@ def _source(table: ForecastTable, task_type: str | None, risk_band: str | None) 
     parent = slice_key(task_type)
     entry = table.slices.get(parent)
     if parent and entry is not None:  # the share is of all tickets; of the parent's it is larger
-        return parent, min(share / entry.share, 1.0) if entry.share else share
+        part = share / entry.share if entry.share else share
+        return parent, part if part < _ALL else None
     return ("", share) if "" in table.slices else None
 
 

@@ -20,7 +20,7 @@ _DAY: Final = 24
 _BLOCKS: Final = (*range(1, 25), 48, 72, 96, 120, 144, 168, 336, 504)
 """Farthest hour of each block."""
 _RECENT: Final = 24
-_PENALTY: Final = 0.02
+_PENALTY: Final = 0.05
 """Ridge penalty per training row, on standardised columns."""
 _MIN_ROWS: Final = WEEK
 _MAX_ROWS: Final = 8760
@@ -129,16 +129,22 @@ def _design(
 ) -> Floats:
     """One row per (origin, hours ahead): recent state, lags of the target, calendar of the target, constant."""
     target = origins + ahead
+    count = len(target)
     day = -(-block // _DAY) * _DAY
     weeks = -(-block // WEEK) * WEEK
     lags = [_at(filled, target - back) for back in (day, day + _DAY, weeks, weeks + WEEK)]
     hour = past.week[target]
-    calendar = np.zeros((len(target), _DAY + 7))
-    rows = np.arange(len(target))
-    calendar[rows, hour % _DAY] = 1.0
-    calendar[rows, _DAY + hour // _DAY] = 1.0
-    holiday = past.holiday[target].astype(np.float64)
-    return np.column_stack((state[origins], *lags, calendar, holiday, np.ones(len(target))))
+    kept, rows = state.shape[1], np.arange(count)
+    clock = kept + len(lags)
+    design = np.zeros((count, clock + _DAY + 7 + 2))
+    design[:, :kept] = state[origins]
+    for i, lag in enumerate(lags):
+        design[:, kept + i] = lag
+    design[rows, clock + hour % _DAY] = 1.0
+    design[rows, clock + _DAY + hour // _DAY] = 1.0
+    design[:, -2] = past.holiday[target]
+    design[:, -1] = 1.0
+    return design
 
 
 def _at(filled: Floats, position: NDArray[np.int64]) -> Floats:
@@ -146,12 +152,15 @@ def _at(filled: Floats, position: NDArray[np.int64]) -> Floats:
 
 
 def _solve(design: Floats, target: Floats) -> Floats:
-    """Ridge weights for the raw columns; the last column is the constant and is not penalised."""
-    columns = design[:, :-1]
-    middle, spread = columns.mean(axis=0), columns.std(axis=0)
-    spread[spread < 1e-9] = np.inf  # a column that never moves gets no weight
-    scaled = (columns - middle) / spread
-    centre = target.mean()
-    gram = scaled.T @ scaled + _PENALTY * len(target) * np.eye(scaled.shape[1])
-    weights = np.linalg.solve(gram, scaled.T @ (target - centre)) / spread
+    """Ridge weights for the raw columns, penalised as if those were standardised; the last, constant one is not."""
+    count = len(target)
+    gram = design.T @ design / count  # moments of all columns at once: the last row holds their means
+    middle, centre = gram[-1, :-1], float(target.mean())
+    covariance = gram[:-1, :-1] - np.outer(middle, middle)
+    spread = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    spread[spread < 1e-6] = np.inf  # a column that never moves gets no weight
+    covariance /= np.outer(spread, spread)
+    covariance[np.diag_indices_from(covariance)] = 1.0 + _PENALTY
+    toward = (design.T @ target)[:-1] / count - middle * centre
+    weights = np.linalg.solve(covariance, toward / spread) / spread
     return np.append(weights, centre - middle @ weights)

@@ -1,0 +1,73 @@
+"""From staging to production: four criteria, checked and named.
+
+1. Backtest MAPE under the limit. 2. No worse than the model in production on the same backtest. 3. An A/B or switchback
+test won at p < 0.05 (tag `experiment_p_value`). 4. Somebody approved it. The very first model needs 1 and 4 only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from nhm_sched_plugin.errors import RegistryError
+from nhm_sched_plugin.training.registry import ModelVersion, Registry
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.settings import Settings
+
+__all__ = ["approve", "missing_criteria", "promote"]
+
+SIGNIFICANCE: Final = 0.05
+P_VALUE_TAG: Final = "experiment_p_value"
+
+
+def approve(settings: Settings, name: str, version: str, by: str, clock: Callable[[], float] = time.time) -> None:
+    """Note who approved a version, and when. Raises `RegistryError` for an unknown version or a blank name."""
+    if not by.strip():
+        raise RegistryError(f"approval of {name} version {version} needs a name: --by WHO")
+    registry = Registry.of(settings)
+    registry.tag(name, version, "approved_by", by.strip())
+    registry.tag(name, version, "approved_at", f"{clock():.0f}")
+
+
+def promote(settings: Settings, name: str, version: str) -> ModelVersion:
+    """Give the version the alias `production`. Raises `RegistryError` that lists every criterion it misses."""
+    registry = Registry.of(settings)
+    found = registry.find(name, version)
+    if found is None:
+        registry.load(name, version)  # raises, and says what there is
+        raise RegistryError(f"model {name!r} has no version {version!r}")
+    missing = missing_criteria(found, registry.find(name, "production"), settings.ml.training.max_mape)
+    if missing:
+        raise RegistryError(f"{name} version {version} cannot go to production: " + "; ".join(missing))
+    registry.alias(name, version, "production")
+    return registry.find(name, version) or found
+
+
+def missing_criteria(found: ModelVersion, current: ModelVersion | None, max_mape: float) -> list[str]:
+    """What a version lacks to go to production, one line each; empty when it may."""
+    missing = []
+    error = found.metrics.get("mape")
+    if error is None:
+        missing.append("1. it has no backtest MAPE (too little history)")
+    elif error >= max_mape:
+        missing.append(f"1. its MAPE {error:.1f} % is not under {max_mape:g} %")
+    if current is not None and current.version != found.version:
+        rival = found.metrics.get("production_mape")
+        if rival is None:
+            missing.append("2. it was not measured against the model in production: train again")
+        elif error is not None and error > rival:
+            missing.append(f"2. the model in production is better on the same backtest ({rival:.1f} %)")
+        if not _significant(found.tags.get(P_VALUE_TAG)):
+            missing.append(f"3. no A/B or switchback test with p < {SIGNIFICANCE:g} is recorded")
+    if not found.tags.get("approved_by"):
+        missing.append(f"4. nobody approved it: nhm-sched approve {found.name} {found.version} --by WHO")
+    return missing
+
+
+def _significant(text: str | None) -> bool:
+    try:
+        return text is not None and 0 <= float(text) < SIGNIFICANCE
+    except ValueError:
+        return False
