@@ -144,7 +144,7 @@ def connect(settings: Settings) -> Client:
         )
     except (Error, OSError) as error:
         reason = _first_line(error, password)
-        if "516" in reason or "AUTHENTICATION_FAILED" in reason:
+        if "AUTHENTICATION_FAILED" in reason or "Code: 516" in reason:
             raise StoreError(
                 f"ClickHouse at {place} refuses user {place.user!r}: check ml.clickhouse.user and the password"
             ) from None

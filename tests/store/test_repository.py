@@ -203,6 +203,28 @@ def test_old_decisions_survive_because_retention_counts_from_storage(store: Stor
     assert [row[0] for row in ask(store, "")] == ["of 2013"]
 
 
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("telemetry_metrics", {"timestamp": 366, "service": "s", "metric_name": "m", "metric_value": 1.0}),
+        ("queue_snapshots", {"timestamp": 181, "queue_depth": 1.0}),
+        ("scheduling_decisions_raw", {"stored_at": 366}),
+        ("scheduling_outcomes", {"stored_at": 366}),
+    ],
+)
+def test_rows_past_their_age_are_deleted_unless_kept(store: Store, table: str, row: dict[str, Any]) -> None:
+    key = "service" if table == "telemetry_metrics" else "queue" if table == "queue_snapshots" else "decision_id"
+    age = "timestamp" if "timestamp" in row else "stored_at"
+    now = dt.datetime.now(dt.UTC)
+    rows = []
+    for name, days, kept in (("old", row[age], 0), ("kept", row[age], 1), ("young", row[age] - 2, 0)):
+        rows.append({**row, key: name, age: now - dt.timedelta(days=days), "kept": kept})
+    store.insert_rows(table, list(rows[0]), [list(item.values()) for item in rows])
+    store.command(f"OPTIMIZE TABLE {store.database}.{table} FINAL")
+    found = store.rows(f"SELECT {key} FROM {store.database}.{table} ORDER BY {key}")
+    assert found == [("kept",), ("young",)]
+
+
 def test_everything_about_one_decision(store: Store) -> None:
     forecast = Forecast(
         horizon_minutes=60,
