@@ -36,6 +36,7 @@ class _Lane:
     def __init__(self, sink: Sink, first_pause_s: float, faults: Faults) -> None:
         self.sink, self._first_pause_s, self._faults = sink, first_pause_s, faults
         self.backlog: deque[Record] = deque()
+        self.wake = threading.Event()
         self.not_before = self._pause_s = 0.0
 
     def offer(self) -> int:
@@ -75,7 +76,7 @@ class Recorder:
         """The parent still writes what was queued before the fork, so the child starts with empty hands."""
         self._queue: deque[Record] = deque()
         for lane in self._lanes():
-            lane.backlog = deque()
+            lane.backlog, lane.wake = deque(), threading.Event()
         self._wake, self._lock = threading.Event(), threading.Lock()
         self._waiting: list[threading.Event] = []
         self._thread: threading.Thread | None = None
@@ -106,6 +107,8 @@ class Recorder:
             lane.not_before = 0.0  # once more, however often it failed
         while self._queue or self._taking or any(lane.backlog for lane in self._lanes()):
             self._wake.set()
+            for lane in self._others:
+                lane.wake.set()
             if time.monotonic() > until or self._thread is None:
                 return False
             time.sleep(0.002)
@@ -183,5 +186,6 @@ class Recorder:
 
     def _serve(self, lane: _Lane) -> None:
         while not self._closed:
-            time.sleep(self._pause_s)
+            lane.wake.wait(self._pause_s)
+            lane.wake.clear()
             lane.offer()
