@@ -8,8 +8,8 @@ weighted mean of the TD targets with weights lr (1 - lr)^(n - i); its effective 
 The variance of a target is Welford's, pulled towards a prior (`PRIOR_SD`, weight `PRIOR_VISITS`), so that a few equal
 outcomes are not taken for certainty. Then P(A >= B) = Phi((A - B) / sqrt(var_A / n_A + var_B / n_B)).
 
-What it is not: calibrated. Targets that follow each other are correlated and contain the table's own estimates, so the
-spread is understated; `CEILING` and the minimum of visits keep it modest.
+What it is not: calibrated. Targets that follow each other overlap in time and contain the table's own estimates; so
+`DEPENDENCE` of them count as one, which is a rule of thumb. `CEILING` and the minimum of visits keep it modest.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ MIN_VISITS: Final = 30
 UNSEEN: Final = 0.5
 """Confidence without evidence: as likely worse as better."""
 CEILING: Final = 0.99
+DEPENDENCE: Final = 10
+"""Consecutive targets that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 
@@ -40,7 +42,7 @@ def _standard_error_squared(cell: Cell, learning_rate: float) -> float:
     variance = (cell.m2 + PRIOR_VISITS * PRIOR_SD**2) / (cell.visits - 1 + PRIOR_VISITS)
     decay = 1.0 - learning_rate
     faded = decay**cell.visits
-    return variance * (1.0 - decay) * (1.0 + faded) / ((1.0 + decay) * (1.0 - faded))
+    return DEPENDENCE * variance * (1.0 - decay) * (1.0 + faded) / ((1.0 + decay) * (1.0 - faded))
 
 
 @lru_cache(maxsize=16384)

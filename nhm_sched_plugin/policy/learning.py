@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 Baseline = Callable[[Ticket | None, SchedulingState, Forecast | None], Recommendation]
 """What the fallback would do here: the measure of every confidence."""
 
-LEAVE_AT: Final = 0.9
+LEAVE_AT: Final = 0.95
 """How sure it must be that another action beats the planner's before the planner is left."""
 NEAR: Final = 0.05
 """Targets closer than this to the planner's (relative) are the same arm."""

@@ -91,8 +91,11 @@ def test_backlog_adds_workers_and_blocks_scale_in() -> None:
 
 def test_never_scales_in_on_a_forecast_alone() -> None:
     room = planner()
-    plan = room.plan(state(resource_cpu_avg=0.8), forecast(1, 2))
-    assert plan.keep == 8, "eight of ten are busy, whatever the forecast says"
+    assert room.plan(state(resource_cpu_avg=0.8), forecast(1, 2)).keep is None, "eight of ten are busy"
+    plan = room.plan(state(active_workers=100, resource_cpu_avg=0.2), forecast(1, 2))
+    assert plan.need is not None
+    assert 20 < plan.need < 90, "twenty are busy, whatever the forecast says"
+    assert plan.keep == 90, "a tenth at a time"
     unmeasured = SchedulingState(active_workers=10, avg_task_duration_ms=60_000)
     assert [c.action for c in room.candidates(room.plan(unmeasured, forecast(1, 2)), unmeasured)] == [Action.NO_ACTION]
 
@@ -147,4 +150,6 @@ def test_every_candidate_passes_the_built_in_guard(
     for candidate in room.candidates(plan, at):
         recommendation = Recommendation(action=candidate.action, parameters=candidate.parameters)
         assert guard.check(None, at, recommendation, 1000.0, None) is None
+        if candidate.action is Action.DECREASE_WORKER_POOL:
+            assert candidate.parameters["target_workers"] >= min(cpu, 1.0) * int(active) - 1e-6 + queue
         assert explain(plan, candidate.action, candidate.parameters)
