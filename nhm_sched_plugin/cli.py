@@ -5,13 +5,15 @@ Exit codes: 0 good, 1 failed, 2 wrong usage (options or configuration).
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from nhm_sched_plugin.errors import ConfigError, NhmSchedError
 from nhm_sched_plugin.settings import Settings, load_settings
@@ -19,10 +21,20 @@ from nhm_sched_plugin.settings import Settings, load_settings
 try:
     import typer
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.table import Table
 except ImportError as missing:  # the host installs without the command line
     sys.exit(f"nhm-sched needs the command-line extra ({missing.name} is missing): pip install 'nhm-sched-plugin[cli]'")
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.twin.traces import Trace
 
 __all__ = ["app", "main"]
 
@@ -114,6 +126,297 @@ def init(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         applied = init_store(store)
     text = f"{len(applied)} migrations applied: {', '.join(applied)}" if applied else "Everything is up to date."
     _show({"applied": applied}, as_json, lambda: out.print(text))
+
+
+@app.command()
+def ingest(
+    file: Annotated[Path, typer.Argument(help="CSV (also gzip, bzip2, zip), Parquet or SWF.")],
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", "-m", metavar="TARGET=COLUMN", help="A column by another name; repeatable."),
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TARGET=VALUE", help="What the file does not say; repeatable."),
+    ] = None,
+    timezone: Annotated[str, typer.Option(help="Of stamps that carry none.")] = "UTC",
+    sla_wait_s: Annotated[
+        float | None, typer.Option(help="A ticket that waited at most this long met its SLA.")
+    ] = None,
+    keep_expired: Annotated[
+        bool | None, typer.Option("--keep-expired/--expire", help="Rows older than the retention: keep or expire.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the same file again.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a history of tickets into the database."""
+    from nhm_sched_plugin.store.client import open_store
+    from nhm_sched_plugin.store.ingest import ingest as take_in
+
+    settings = load_settings(config)
+    named, constants = _pairs(mapping, "--map"), _pairs(constant, "--set")
+    with open_store(settings) as store, _progress(f"Ingesting {file.name}") as update:
+        report = take_in(
+            file,
+            store,
+            mapping=named,
+            constants=constants,
+            timezone=timezone,
+            sla_wait_s=sla_wait_s,
+            keep_expired=keep_expired,
+            replace=replace,
+            progress=update,
+        )
+
+    def tell() -> None:
+        if report.already_ingested:
+            out.print(f"{file.name} is in the database already; --replace takes it again.")
+            return
+        out.print(f"{report.rows:,} tickets from {report.first} to {report.last}, {report.rejected:,} rows rejected.")
+        for kind, count in list(report.task_types.items())[:10]:
+            out.print(f"  {kind or '(no task type)'}: {count:,}", markup=False)
+        for warning in report.warnings:
+            err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        if report.rejects_path is not None:
+            out.print(f"Rejected rows with their reasons: {report.rejects_path}", soft_wrap=True)
+
+    _show(_plain(report), as_json, tell)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for text in given or []:
+        name, separator, value = text.partition("=")
+        if not (name and separator and value):
+            raise typer.BadParameter(f"{option} {text!r}: write it as NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+@app.command()
+def train(
+    horizon: Annotated[list[int] | None, typer.Option(help="Minutes ahead; repeatable. Default: all.")] = None,
+    task_type: Annotated[str | None, typer.Option(help="Only this slice.")] = None,
+    risk_band: Annotated[str | None, typer.Option(help="Only this slice.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Only the N busiest slices besides the global one.")] = None,
+    jobs: Annotated[int, typer.Option(help="Worker processes.")] = 2,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the load forecasters, register them and publish the table that hosts serve from."""
+    from nhm_sched_plugin.training.__main__ import show
+    from nhm_sched_plugin.training.pipeline import train as fit
+
+    settings = load_settings(config)
+    with _progress("Training") as update:
+        report = fit(
+            settings,
+            horizons=horizon,
+            task_type=task_type,
+            risk_band=risk_band,
+            keep=keep,
+            jobs=jobs,
+            progress=lambda done, total, _: update(done, total),
+        )
+    _show(_plain(report), as_json, lambda: show(report))
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Every registered model version with its aliases and backtest errors."""
+    from nhm_sched_plugin.training.registry import Registry
+
+    registry = Registry.of(load_settings(config))
+    rows = [
+        {
+            "name": found.name,
+            "version": found.version,
+            "aliases": ", ".join(found.aliases),
+            "mape": found.metrics.get("mape"),
+            "created": _utc(found.created_at),
+        }
+        for found in (registry.list() if registry.exists() else [])
+    ]
+    _show(rows, as_json, lambda: _table(rows, "No models yet; run `nhm-sched train`."))
+
+
+@app.command()
+def approve(
+    name: str,
+    version: str,
+    by: Annotated[str, typer.Option("--by", help="Who approves.")],
+    config: ConfigOption = None,
+) -> None:
+    """Note a person's approval of a model version: one of the four criteria for production."""
+    from nhm_sched_plugin.training.promotion import approve as note
+
+    note(load_settings(config), name, version, by)
+    out.print(f"{name} version {version} is approved by {by}.", markup=False)
+
+
+@app.command()
+def promote(name: str, version: str, config: ConfigOption = None) -> None:
+    """Give a model version the alias `production`, if it meets all criteria; else say which are missing."""
+    from nhm_sched_plugin.training.promotion import promote as promote_version
+
+    promoted = promote_version(load_settings(config), name, version)
+    out.print(f"{promoted.name} version {promoted.version} is in production.", markup=False)
+
+
+@app.command()
+def forecast(
+    horizon: Annotated[list[int] | None, typer.Option(help="Minutes ahead; repeatable. Default: all.")] = None,
+    task_type: Annotated[str | None, typer.Option(help="Only this slice.")] = None,
+    risk_band: Annotated[str | None, typer.Option(help="Only this slice.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a host would be told now, from the published table."""
+    from nhm_sched_plugin.forecasting.table import SnapshotForecaster
+
+    settings = load_settings(config)
+    forecaster = SnapshotForecaster(settings.forecast_table_path)
+    served = [
+        forecaster.forecast(minutes, time.time(), task_type, risk_band)
+        for minutes in horizon or settings.ml.forecasting.horizons
+    ]
+    found = [answer for answer in served if answer is not None]
+    if not found:
+        raise NhmSchedError(forecaster.health().detail)
+
+    def tell() -> None:
+        rows = [
+            {
+                "horizon": f"{answer.horizon_minutes} min",
+                "tickets in that hour": answer.points[-1].mean,
+                "10 %": answer.points[-1].quantiles[0.1],
+                "90 %": answer.points[-1].quantiles[0.9],
+                "confidence": answer.confidence,
+                "method": answer.method,
+            }
+            for answer in found
+        ]
+        _table(rows, "", f"Forecast made {found[0].generated_at:%Y-%m-%d %H:%M} UTC, starting now")
+
+    _show(_plain(found), as_json, tell)
+
+
+@app.command()
+def learn(
+    file: Annotated[Path | None, typer.Argument(help="A trace (CSV or SWF); default: the database's history.")] = None,
+    decisions: Annotated[int, typer.Option(min=1, help="Simulated decisions.")] = 100_000,
+    seed: int = 0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pre-train the policy in the twin."""
+    from nhm_sched_plugin.twin.learn import pretrain
+
+    settings = load_settings(config)
+    trace = _trace(settings, file, None)
+    with _progress("Learning") as update:
+        report = pretrain(settings, trace, decisions=decisions, seed=seed, progress=lambda share: update(share, 1.0))
+    _show(_plain(report), as_json, lambda: _table([_plain(report)], ""))
+
+
+@app.command()
+def replay(
+    file: Annotated[Path | None, typer.Argument(help="A trace (CSV or SWF); default: the database's history.")] = None,
+    policies: Annotated[str, typer.Option(help="Comma-separated: plugin, rules, static.")] = "plugin,rules,static",
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", "-m", metavar="TARGET=COLUMN", help="A column by another name; repeatable."),
+    ] = None,
+    train_fraction: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the time to train on.")] = 0.7,
+    seed: int = 0,
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write everything as JSON.")] = None,
+    report_path: Annotated[
+        Path | None, typer.Option("--report", metavar="OUT.html", help="Write a report with plots.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Run the same tickets through several policies and compare SLA, cost and waits."""
+    from nhm_sched_plugin.twin.replay import replay as run
+    from nhm_sched_plugin.twin.summary import report_data
+
+    settings = load_settings(config)
+    trace = _trace(settings, file, _pairs(mapping, "--map"))
+    names = [name.strip() for name in policies.split(",") if name.strip()]
+    with _progress("Replaying") as update:
+        report = run(
+            trace,
+            names,
+            settings,
+            train_fraction=train_fraction,
+            seed=seed,
+            progress=lambda _, share: update(share, 1.0),
+        )
+    data = report_data(report)
+    if json_path is not None:
+        json_path.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if report_path is not None:
+        from nhm_sched_plugin.observe.report import render_report
+
+        data.report_path = str(render_report(data, report_path))
+    from nhm_sched_plugin.observe.summary import print_summary
+
+    print_summary(data, out)
+
+
+def _trace(settings: Settings, file: Path | None, mapping: dict[str, str] | None) -> Trace:
+    from nhm_sched_plugin.store.client import open_store
+    from nhm_sched_plugin.twin.traces import Trace, read_trace
+
+    if file is not None:
+        return read_trace(file, mapping=mapping)
+    with open_store(settings) as store:
+        frame = store.execution_logs()
+    if frame.empty:
+        raise NhmSchedError("the database holds no tickets; run `nhm-sched ingest FILE` first, or name a trace file")
+    return Trace.from_frame(frame.dropna(subset=["actual_duration_ms"]))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for state and report.")] = Path("demo-output"),
+    days: Annotated[int, typer.Option(min=4, max=60, help="Length of the replayed end of the year.")] = 14,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole loop on a year of real flights: ingest, train, learn, decide, record, report."""
+    from nhm_sched_plugin.demo.loop import run
+    from nhm_sched_plugin.observe.summary import print_summary, summary_json
+
+    with _steps() as step:
+        data = run(output, step, days=days)
+    _show(summary_json(data), as_json, lambda: print_summary(data, out))
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str], AbstractContextManager[Callable[[float, float | None], None]]]]:
+    """A list of steps that stay on the screen, each with its bar and its time."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err) as bars:
+
+        @contextmanager
+        def step(title: str) -> Iterator[Callable[[float, float | None], None]]:
+            task = bars.add_task(title, total=None)
+
+            def update(done: float, total: float | None = None) -> None:
+                bars.update(task, completed=done, total=total)
+
+            yield update
+            bars.update(task, completed=1, total=1)
+            bars.stop_task(task)
+
+        yield step
 
 
 @app.command()
@@ -222,6 +525,10 @@ def q_table_reset(
         typer.confirm(f"Forget everything learned in {path}?", abort=True)
     kept = reset(path)
     out.print(f"Reset. The old table is kept as {kept}." if kept else "There was nothing to forget.")
+
+
+def _utc(epoch: float) -> str:
+    return f"{dt.datetime.fromtimestamp(epoch, dt.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _plain(value: Any) -> Any:

@@ -70,15 +70,15 @@ def run(
             training = _train(settings, store, split, progress)
     trace = Trace.from_frame(with_durations(history), name="flights of 2013")
     past, coming = trace.slice(trace.start, split.timestamp()), trace.slice(split.timestamp(), trace.end)
-    with step(f"Pre-train the policy on {pretrain:,} simulated decisions") as progress:
+    with step("Pre-train the policy in simulation") as progress:
         lesson = _pretrain(settings, past, pretrain, progress)
     phases = _phases(coming)
-    with step(f"Run {days} days through the plugin: shadow, 20 %, 50 %, 100 %") as progress:
+    with step(f"Run {days} days through the plugin") as progress:
         plugin, foreseen = _run_plugin(output, settings, past, coming, phases, progress)
-    with step("Run the same days with the rules alone, and with a fixed pool") as progress:
+    with step("Run them with rules, and a fixed pool") as progress:
         others = _run_rivals(settings, past, coming, foreseen, progress)
     with open_store(settings) as store:
-        with step("Deliver the records to the database") as progress:
+        with step("Deliver the records") as progress:
             _deliver(settings, store, foreseen, progress)
         with step("Write the report"):
             data = tell(store, past, coming, phases, foreseen, [plugin, *others])
@@ -118,12 +118,20 @@ def _ingest(store: Store, history: pd.DataFrame, progress: Progress) -> None:
 
 
 def _train(settings: Settings, store: Store, split: pd.Timestamp, progress: Progress) -> str:
+    """On everything before `split`, and nothing after it: all flights together, and each airport."""
     from nhm_sched_plugin.training.pipeline import train
 
-    report = train(settings, store=store, until=split.to_pydatetime(), progress=progress)
-    rows = [row for row in report.rows if row.mape is not None]
-    overall = ", ".join(f"{row.mape:.0f} % at {row.horizon // 60} h ({row.method})" for row in rows if not row.slice)
-    return f"Trained {len(report.rows)} models on everything before the last days; backtest MAPE: {overall}."
+    until = split.to_pydatetime()
+    series = {"": store.hourly_volume(until=until)}
+    for airport in sorted({task_type for task_type, _, _ in store.slices()}):
+        series[airport] = store.hourly_volume(task_type=airport, until=until)
+    report = train(settings, series=series, progress=lambda done, total, _: progress(done, total))
+    overall = ", ".join(
+        f"{row.mape:.0f} % at {row.horizon_minutes // 60} h ({row.method})"
+        for row in report.rows
+        if not row.slice and row.mape is not None
+    )
+    return f"Trained {len(report.rows)} models on the days before; backtest error (MAPE): {overall}."
 
 
 def _pretrain(settings: Settings, past: Trace, decisions: int, progress: Progress) -> str:
@@ -175,7 +183,7 @@ def _run_plugin(
         )
         run = _simulate(settings, past, coming, controller, progress)
         host.flush(60)
-    return policy_result("plugin", run, "rules first, the policy more and more"), foresight
+    return policy_result("plugin", run, ""), foresight
 
 
 class _Clock:
@@ -198,8 +206,8 @@ def _run_rivals(
     recent = past.slice(past.end - PRETRAIN_DAYS * 86_400, past.end)
     fixed = StaticController(static_workers(recent, sla_wait_s=settings.planner.sla_wait_s))
     rivals: list[tuple[Controller, str]] = [
-        (rules, "the rule book with the same forecasts"),
-        (fixed, f"{fixed.workers} workers, always"),
+        (rules, "same forecasts"),
+        (fixed, f"{fixed.workers} workers"),
     ]
     results = []
     for number, (controller, note) in enumerate(rivals):

@@ -1,4 +1,4 @@
-"""What happened, as the report and the summary tell it: read back from the database, so that it is what was recorded."""
+"""What happened, as the report and the summary tell it: read back from the database, so it is what was recorded."""
 
 from __future__ import annotations
 
