@@ -73,6 +73,19 @@ class SchedulerPlugin:
         """Build everything. Raises `ConfigError` or `RuleBookError` for what a person has to mend first."""
         if self._ready:
             return
+        try:
+            self._build(config, host)
+        except BaseException:
+            hooks = getattr(self, "hooks", None)
+            if hooks is not None:
+                hooks.close()
+            raise
+        self._background.start()
+        self._ready = True
+
+    # Setting up
+
+    def _build(self, config: Any, host: Any) -> None:
         self.settings = load_settings(config)
         self.clock: Callable[[], float] = getattr(host, "clock", time.time)
         self.metrics: Metrics = getattr(host, "metrics", None) or Metrics()
@@ -90,10 +103,6 @@ class SchedulerPlugin:
         self._background.every(REFRESH_S, "refresh", self.refresh)
         self._publish_gauges()
         self._listener = self._listen()
-        self._background.start()
-        self._ready = True
-
-    # Setting up
 
     def _load_hooks(self) -> None:
         # Observers may take their time: they have a thread of their own, so that records and learning do not wait.
@@ -218,13 +227,13 @@ class SchedulerPlugin:
         until = time.monotonic() + grace_s
         self._ready = False
         self._background.close(max(until - time.monotonic(), 0.1))
-        if self._recorder is not None:
-            self._recorder.close(max(until - time.monotonic(), 0.1))
         if self.policy is not None:
             try:
                 self.policy.save()
             except Exception as error:  # noqa: BLE001 - shutting down goes on
                 self.faults.report("policy", error)
+        if self._recorder is not None:
+            self._recorder.close(max(until - time.monotonic(), 0.1))
         if self._listener is not None:
             self._listener.close()
         self._observers.close(max(until - time.monotonic(), 0.1))
