@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.twin.learn import LearnReport, pretrain
-    from nhm_sched_plugin.twin.replay import ReplayReport, replay
+    from nhm_sched_plugin.twin.replay import ReplayReport
     from nhm_sched_plugin.twin.simulator import Pool, Run, simulate
     from nhm_sched_plugin.twin.traces import Trace
 
-__all__ = ["LearnReport", "Pool", "ReplayReport", "Run", "Trace", "pretrain", "replay", "simulate"]
+__all__ = ["LearnReport", "Pool", "ReplayReport", "Run", "Trace", "pretrain", "simulate"]
 
 _HOMES = {
     "LearnReport": "learn",

@@ -85,7 +85,7 @@ class Pool:
         workers: int,
         startup_s: float,
         sla_wait_s: float,
-        sla_window_s: float = 1800.0,
+        sla_window_s: float = 600.0,
         service_s: float | None = None,
     ) -> None:
         self.trace = trace

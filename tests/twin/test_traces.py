@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+from pathlib import Path
+
+import pytest
+
+from nhm_sched_plugin.errors import IngestError
+from nhm_sched_plugin.twin.traces import Trace, read_csv, read_trace
+
+SWF = """; Version: 2.2
+; UnixStartTime: 1000000
+    1        0     -1   1451  128     -1    -1   -1     -1    -1 -1   1   1  -1 -1 -1 -1 -1
+    2     1460     -1      0  128     -1    -1   -1     -1    -1 -1   1   1  -1  1 -1 -1 -1
+    3     1500     -1     -1  128     -1    -1   -1     -1    -1 -1   1   1  -1  1 -1 -1 -1
+"""
+
+
+def test_swf(tmp_path: Path) -> None:
+    path = tmp_path / "log.swf"
+    path.write_text(SWF)
+    trace = read_trace(path)
+    assert trace.arrivals == [1_000_000.0, 1_001_460.0]
+    assert trace.durations == [1451.0, 1.0], "no run time: left out; 0 s: less than one"
+    assert trace.task_types == ["job", "queue-1"]
+    assert trace.ticket(1).ticket_id == "job-2"
+    with gzip.open(tmp_path / "log.swf.gz", "wt") as file:
+        file.write(SWF)
+    assert read_trace(tmp_path / "log.swf.gz").arrivals == trace.arrivals
+
+
+def test_csv_with_a_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "incidents.csv"
+    path.write_text("CaseID,When,ms\nb,2012-04-16 10:00:30,2000\na,2012-04-16T10:00:00+00:00,1500\n")
+    trace = read_csv(path, mapping={"timestamp": "When", "ticket_id": "CaseID", "actual_duration_ms": "ms"})
+    start = dt.datetime(2012, 4, 16, 10, tzinfo=dt.UTC).timestamp()
+    assert trace.arrivals == [start, start + 30]
+    assert (trace.ids, trace.durations) == (["a", "b"], [1.5, 2.0])
+
+
+def test_drawn_service_times_are_lognormal_seeded_and_have_the_mean(tmp_path: Path) -> None:
+    path = tmp_path / "arrivals.csv"
+    path.write_text("timestamp\n" + "\n".join(str(n) for n in range(20_000)))
+    trace = read_csv(path, seed=3)
+    assert trace.durations == read_csv(path, seed=3).durations != read_csv(path, seed=4).durations
+    assert trace.service_mean_s == pytest.approx(300, rel=0.03)
+    assert read_csv(path, service_mean_s=10.0).service_mean_s == pytest.approx(10, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "when\n1\n", "no column 'timestamp'; the file has: when".replace("; ", " for timestamp; ")),
+        ("a.csv", "timestamp\nyesterday\n", "a.csv:2: timestamp 'yesterday'"),
+        ("a.csv", "timestamp\n", "no rows"),
+        ("a.csv", "timestamp,actual_duration_ms\n1,slow\n", "a.csv:2: actual_duration_ms is 'slow'"),
+        ("a.swf", "1 2 3\n", "a.swf:1: 3 fields"),
+        ("a.swf", "; nothing\n", "no job"),
+        ("a.swf", "1 x -1 5 1\n", "submit time is 'x'"),
+        ("a.parquet", "PAR1", "a trace is a .swf or a .csv file"),
+    ],
+)
+def test_unusable_files_say_what_and_where(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(IngestError) as caught:
+        read_trace(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(IngestError, match="cannot be read"):
+        read_trace(tmp_path / "none.csv")
+    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(IngestError, match="cannot be read"):
+        read_trace(tmp_path / "b.csv")
+
+
+def test_slices_splits_and_hours() -> None:
+    trace = Trace([7200.0, 3600.0, 9000.0], [1.0, 2.0, 3.0], ids=["b", "a", "c"], start=1800.0, end=12_600.0)
+    assert trace.ids == ["a", "b", "c"]
+    first, second = trace.split(0.6)
+    assert (first.end, second.start) == (7200.0, 7200.0), "cut at a full hour"
+    assert (first.ids, second.ids) == (["a"], ["b", "c"])
+    assert trace.hourly() == [(3600.0, 1), (7200.0, 2)], "full hours only"
+    assert trace.load == pytest.approx(6 / 10_800)
+    assert len(Trace([], [], start=0.0, end=10.0)) == 0
+
+
+def test_scaling_keeps_the_period_and_multiplies_the_volume() -> None:
+    trace = Trace([float(n) for n in range(1000)], [5.0] * 1000, start=0.0, end=1000.0)
+    assert len(trace.scaled(1.0, 1)) == 1000
+    assert 2400 < len(trace.scaled(2.5, 1)) < 2600
+    assert 430 < len(trace.scaled(0.5, 1)) < 570
+    scaled = trace.scaled(3.0, 2)
+    assert scaled.arrivals == sorted(scaled.arrivals) == trace.scaled(3.0, 2).arrivals
+    assert 0 <= scaled.arrivals[0] <= scaled.arrivals[-1] < 1000
+
+
+def test_wrong_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match="one duration"):
+        Trace([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="start and an end"):
+        Trace([], [])
+
+
+def test_from_the_store() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {
+            "timestamp": pandas.to_datetime(["2024-01-01 00:00:01", "2024-01-01 00:00:00"]),
+            "ticket_id": ["b", "a"],
+            "risk_band": ["high", "low"],
+            "actual_duration_ms": [500, 250],
+        }
+    )
+    trace = Trace.from_frame(frame)
+    assert (trace.ids, trace.durations, trace.risk_bands) == (["a", "b"], [0.25, 0.5], ["low", "high"])
+    assert trace.start == dt.datetime(2024, 1, 1, tzinfo=dt.UTC).timestamp()
