@@ -20,6 +20,7 @@ from nhm_sched_plugin.observe.report_data import (
     ReportData,
     RewardSample,
 )
+from nhm_sched_plugin.store import questions
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.repository import Store
@@ -56,7 +57,6 @@ def tell(
     """Everything the report shows, from the records and the runs."""
     actual = dict([*past.hourly(), *coming.hourly()])
     settings = foresight.settings
-    rewards = _rewards(store)
     counts = _counts(store, phases)
     return ReportData(
         title="Predictive scheduling on the flights of 2013",
@@ -72,8 +72,11 @@ def tell(
         policies=results,
         sla_wait_s=settings.planner.sla_wait_s,
         decision_counts=counts,
-        rewards=rewards,
-        confidences=_confidences(store),
+        rewards=[
+            RewardSample(epoch=row.hour, arm=row.arm, reward=row.mean, weight=row.outcomes)
+            for row in questions.hourly_rewards(store)
+        ],
+        confidences=questions.confidences(store),
         confidence_threshold=settings.optimizer.recommendation_confidence_threshold,
         volume_threshold=settings.optimizer.forecast_volume_threshold,
         examples=_examples(store),
@@ -138,35 +141,12 @@ def _counts(store: Store, phases: Sequence[Phase]) -> list[DecisionCount]:
     ]
 
 
-def _rewards(store: Store) -> list[RewardSample]:
-    """Hourly means by arm."""
-    sql = (
-        "SELECT toUnixTimestamp(toStartOfHour(decided_at)) AS hour, arm, avg(reward), count() "
-        f"FROM {store.database}.scheduling_decisions WHERE reward IS NOT NULL GROUP BY hour, arm ORDER BY hour"
-    )
-    rows = store.rows(sql, name="demo_rewards")
-    return [RewardSample(epoch=float(hour), arm=arm, reward=mean, weight=count) for hour, arm, mean, count in rows]
-
-
-def _confidences(store: Store) -> list[float]:
-    sql = f"SELECT confidence FROM {store.database}.scheduling_decisions WHERE confidence IS NOT NULL"
-    return [float(row[0]) for row in store.rows(sql, name="demo_confidences")]
-
-
 def _examples(store: Store) -> list[Example]:
     """A decision that was followed, one that was refused, and one in shadow mode, each with an outcome."""
-    examples = []
-    for title, reason in (
-        ("The policy was followed", "applied"),
-        ("The policy was not sure enough", "confidence_below_threshold"),
-        ("Only watching", "shadow"),
-    ):
-        sql = (
-            f"SELECT decision_id FROM {store.database}.scheduling_decisions "
-            "WHERE reason = {reason:String} AND reward IS NOT NULL ORDER BY action = 'NO_ACTION', decided_at LIMIT 1"
-        )
-        for row in store.rows(sql, {"reason": reason}, name="demo_example"):
-            decision = store.decision(str(row[0]))
-            if decision is not None:
-                examples.append(Example(decision=decision, title=title))
-    return examples
+    titles = {
+        "applied": "The policy was followed",
+        "confidence_below_threshold": "The policy was not sure enough",
+        "shadow": "Only watching",
+    }
+    found = {title: questions.telling_decision(store, reason) for reason, title in titles.items()}
+    return [Example(decision=decision, title=title) for title, decision in found.items() if decision is not None]

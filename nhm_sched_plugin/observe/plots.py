@@ -240,6 +240,8 @@ def decisions(counts: Sequence[DecisionCount]) -> Plot:
             axes.set_xlim(0, 100)
             axes.grid(axis="y", visible=False)
             axes.set_title(f"{title}, percent of decisions", loc="left", fontsize="medium", color=canvas.INK)
+            if not parts:
+                continue
             axes.legend(
                 loc="upper left",
                 bbox_to_anchor=(-0.02, -0.14 if len(names) > 2 else -0.24),
