@@ -9,7 +9,8 @@ start, spread over the tickets an extra worker can start within the SLA wait:
     extra   = backlog / (1 + SLA wait / service time)
 
 Scale-in is never justified by a forecast alone: its target is at least the workers busy now plus the tickets waiting,
-and it takes at most a tenth of the pool at a time, because the next burst often comes right after the last.
+it takes at most a tenth of the pool at a time, because the next burst often comes right after the last, and it waits
+while recent tickets miss their SLA.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import msgspec
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.policy.queueing import workers_for
+from nhm_sched_plugin.policy.state_key import SLA_TARGET
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Action, Forecast, SchedulingState
 
@@ -132,7 +134,7 @@ class Planner:
             return found
         if need > active:
             found.insert(0, _pool(_INCREASE, need, need))
-        elif keep is not None and not plan.queue and active - keep > _DEAD_BAND * active:
+        elif keep is not None and not plan.queue and active - keep > _DEAD_BAND * active and _met(state):
             found.insert(0, _pool(_DECREASE, keep, keep))
         if plan.peak is not None and plan.peak > max(active, need):
             found.append(_pool(_PREEMPTIVE, plan.peak, plan.peak))
@@ -227,6 +229,12 @@ def explain(plan: Plan, action: Action, parameters: Mapping[str, int | float | s
 
 def _pool(action: Action, target: int, planned: int) -> Candidate:
     return Candidate(action, {"target_workers": target, "planned_workers": planned})
+
+
+def _met(state: SchedulingState) -> bool:
+    """Recent tickets met their SLA, as far as is known."""
+    sla = _known(state.sla_compliance_rate)
+    return sla is None or sla >= SLA_TARGET
 
 
 def _known(value: float | None) -> float | None:

@@ -19,12 +19,13 @@ from typing import Final
 
 from nhm_sched_plugin.types import SchedulingState
 
-__all__ = ["ALL_KEYS", "NO_METRICS", "state_key"]
+__all__ = ["ALL_KEYS", "NO_METRICS", "SLA_TARGET", "state_key"]
 
 NO_METRICS: Final = "no-metrics"
 _INF: Final = float("inf")
 _MS_PER_HOUR: Final = 3_600_000.0
-_SLA_TARGET: Final = 0.95
+SLA_TARGET: Final = 0.95
+"""The specification's compliance goal."""
 _U, _B, _S, _T = "0123?", "012?", "01?", "012"
 
 # A lookup instead of string formatting: this runs on the hot path.
@@ -48,7 +49,7 @@ def state_key(state: SchedulingState, forecast_volume: float | None = None) -> s
     queue = state.queue_depth
     b = 3 if queue is None or not 0 <= queue < _INF else _backlog_band(queue / workers)
     sla = state.sla_compliance_rate
-    s = 2 if sla is None or not 0 <= sla < _INF else int(sla >= _SLA_TARGET)
+    s = 2 if sla is None or not 0 <= sla < _INF else int(sla >= SLA_TARGET)
     return _KEYS[_utilisation_band(state, load, workers)][b][s][_trend_band(load, state.predicted_load_6h)]
 
 

@@ -100,6 +100,17 @@ def test_never_scales_in_on_a_forecast_alone() -> None:
     assert [c.action for c in room.candidates(room.plan(unmeasured, forecast(1, 2)), unmeasured)] == [Action.NO_ACTION]
 
 
+def test_no_scale_in_while_tickets_miss_their_sla() -> None:
+    room = planner()
+
+    def first(sla: float | None) -> Action:
+        at = state(active_workers=100, resource_cpu_avg=0.2, sla_compliance_rate=sla)  # type: ignore[arg-type]
+        return room.candidates(room.plan(at, forecast(1, 2)), at)[0].action
+
+    assert first(0.96) is first(None) is Action.DECREASE_WORKER_POOL
+    assert first(0.94) is Action.NO_ACTION
+
+
 def test_preemptive_looks_six_hours_ahead() -> None:
     room = planner()
     ahead = state(predicted_load_1h=300, predicted_load_6h=1200)
