@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from nhm_sched_plugin import SchedulerHost, SchedulingState
 from nhm_sched_plugin.extension import HookManager, discover
 from nhm_sched_plugin.hookspecs import ExtensionSpecs, SchedulerSpecs
 from nhm_sched_plugin.observe.faults import Faults
@@ -35,6 +37,19 @@ def test_the_hook_manager_takes_them_all(specs: type, tmp_path: Path) -> None:
         assert {name for name, _ in manager.list_name_plugin()} >= set(NAMES)
     finally:
         manager.close()
+
+
+def test_in_a_host_they_tell_the_hosts_time(tmp_path: Path) -> None:
+    folder = shutil.copytree(bundled("hooks"), tmp_path / "hooks")
+    (folder / "jsonl_audit.toml").write_text(f'path = "{tmp_path}/audit.jsonl"')
+    saturday = dt.datetime(2026, 11, 28, 23, 30, tzinfo=dt.UTC).timestamp()
+    config = {"data_dir": str(tmp_path / "data"), "hooks_dir": str(folder), "metrics": {"enabled": False}}
+    with SchedulerHost.from_config(config, clock=lambda: saturday) as host:
+        decision = host.decide(None, SchedulingState(queue_depth=5, active_workers=10))
+        assert host.flush()
+    assert decision.state is not None
+    assert decision.state.features["hours_to_open"] == 33.5
+    assert '"at":"2026-11-28T23:30:00.000+00:00"' in (tmp_path / "audit.jsonl").read_text()
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
