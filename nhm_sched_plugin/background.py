@@ -132,8 +132,11 @@ class Worker:
         """Wait until everything queued so far has run; False when that took too long."""
         if self._thread is None or self._thread is threading.current_thread():
             return True
+        if self._closed:
+            return False
         done = threading.Event()
-        return self.submit("flush", done.set) and done.wait(timeout_s)
+        self._tasks.put(("flush", done.set, ()))  # also into a full queue
+        return done.wait(timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """Run what is queued, then end the thread; give up waiting after `timeout_s`."""
@@ -175,12 +178,15 @@ def _nothing() -> None:
 class FileWatch:
     """Says whether a file changed since it was last looked at, symbolic links (ConfigMap mounts) followed.
 
-    `seen=False`: what the file holds now counts as a change, since it may be newer than what was read of it.
+    A change counts when two looks in a row saw the same new file: a writer that empties the file before it fills it
+    must not be caught in between. `seen=False`: what the file holds now counts as a change, since it may be newer
+    than what was read of it.
     """
 
     def __init__(self, path: Path, *, seen: bool = True) -> None:
         self.path = path
         self._signature = self._look() if seen else None
+        self._candidate: tuple[int, int, int] | None = None
 
     def _look(self) -> tuple[int, int, int] | None:
         try:
@@ -192,7 +198,8 @@ class FileWatch:
     def changed(self) -> bool:
         """True once per change; a file that is gone counts as unchanged (what was loaded stays in use)."""
         now = self._look()
-        if now is None or now == self._signature:
+        if now is None or now == self._signature or now != self._candidate:
+            self._candidate = now
             return False
         self._signature = now
         return True

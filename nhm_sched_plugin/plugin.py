@@ -47,7 +47,7 @@ BUILT_IN: Final = "built-in"
 PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
 MOST_OBSERVATIONS: Final = 10_000
 """Waiting for slow observers; beyond it they miss some."""
-REFRESH_S: Final = 1.0
+REFRESH_S: Final = 0.5
 """How often files (configuration, rule book, snapshots) are looked at."""
 HOT_SECTIONS: Final = ("optimizer", "rollout", "experiment", "limits", "fallback")
 """What a reload of the configuration file changes; the rest needs a restart."""

@@ -38,20 +38,23 @@ class _Lane:
         self.backlog: deque[Record] = deque()
         self.wake = threading.Event()
         self.not_before = self._pause_s = 0.0
+        self._chunk = CHUNK
 
     def offer(self) -> int:
         """Offer what waits, a chunk at a time; how many records the sink took."""
         taken = 0
         while self.backlog and time.monotonic() >= self.not_before:
-            chunk = list(islice(self.backlog, CHUNK))
+            chunk = list(islice(self.backlog, self._chunk))
             try:
                 self.sink.write(chunk)
             except Exception as error:  # noqa: BLE001 - disk full, database gone, somebody else's sink
                 self._pause_s = min(max(2 * self._pause_s, self._first_pause_s), LONGEST_PAUSE_S)
                 self.not_before = time.monotonic() + self._pause_s
+                self._chunk = max(len(chunk) // 2, 1)  # what does not fit as a whole may fit in parts
                 self._faults.report(f"sink {self.sink.name}", error)
                 break
             self.not_before = self._pause_s = 0.0
+            self._chunk = min(2 * self._chunk, CHUNK)
             for _ in chunk:
                 self.backlog.popleft()
             taken += len(chunk)
