@@ -45,6 +45,7 @@ NEAR: Final = 0.05
 _ARMS: Final = {action: (action.value, f"{action.value}+", f"{action.value}-") for action in Action}
 _REMEMBERED_IDS: Final = 100_000
 _NOTHING: Final[dict[str, Cell]] = {}
+_MOST_SITUATIONS: Final = 1024
 _MOST_PENDING: Final = 20_000
 
 
@@ -88,6 +89,7 @@ class QPolicy:
         self.planner = Planner(settings)
         self.path = path or settings.q_table_path
         self.version = "q1-untrained"
+        self._situations: dict[tuple[Any, ...], tuple[Forecast | None, tuple[str, Plan, list[Candidate]]]] = {}
         self._lock = threading.Lock()
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._pending: list[Experience] = []
@@ -146,9 +148,7 @@ class QPolicy:
     def _answer(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None
     ) -> tuple[Recommendation, Plan, list[Candidate], Recommendation]:
-        key = state_key(state, None if forecast is None else forecast.predicted_volume)
-        plan = self.planner.plan(state, forecast)
-        candidates = self.planner.candidates(plan, state)
+        key, plan, candidates = self._situation(state, forecast)
         base = self._baseline(ticket, state, forecast)
         row = self.table.rows.get(key, _NOTHING)
         base_arm = arm_of(base.action, base.parameters, self.planner.planned(plan, base.action))
@@ -160,6 +160,30 @@ class QPolicy:
         alternatives = len(candidates) > 1 or candidates[0].action is not chosen.action
         propensity = 1.0 - self._epsilon if alternatives else 1.0
         return self._recommendation(key, row, plan, chosen, base, base_arm, propensity), plan, candidates, base
+
+    def _situation(self, state: SchedulingState, forecast: Forecast | None) -> tuple[str, Plan, list[Candidate]]:
+        """State key, plan and candidates; from memory when many tickets come between two measurements."""
+        same = (
+            state.queue_depth,
+            state.active_workers,
+            state.avg_task_duration_ms,
+            state.sla_compliance_rate,
+            state.predicted_load_1h,
+            state.predicted_load_6h,
+            state.resource_cpu_avg,
+            id(forecast),
+        )
+        found = self._situations.get(same)
+        # The forecast is kept beside the answer, so its id cannot be taken by another.
+        if found is not None and found[0] is forecast:
+            return found[1]
+        key = state_key(state, None if forecast is None else forecast.predicted_volume)
+        plan = self.planner.plan(state, forecast)
+        answer = key, plan, self.planner.candidates(plan, state)
+        if len(self._situations) >= _MOST_SITUATIONS:
+            self._situations.clear()
+        self._situations[same] = (forecast, answer)
+        return answer
 
     def _choose(
         self, row: Mapping[str, Cell], candidates: list[Candidate], base: Recommendation, base_arm: str
