@@ -58,12 +58,8 @@ def wape(actual: Floats, forecast: Floats) -> float:
 
 
 def plan_folds(count: int) -> list[Fold]:
-    """Where to cut `count` hours: up to three folds of a week at the end; one of a quarter for a short history."""
-    if count < 1000:
-        length, number = max(min(count // 4, WEEK), 1), 1
-    else:
-        length = min(count // 8, WEEK)
-        number = 3 if count >= 3 * length + 4 * WEEK else 2
+    """Where to cut `count` hours: two folds of a week (or less) at the end; one of a quarter for a short history."""
+    length, number = (max(min(count // 4, WEEK), 1), 1) if count < 1000 else (min(count // 8, WEEK), 2)
     stride = next((stride for stride in _STRIDES if length // stride >= _ORIGINS_PER_FOLD), 1)
     starts = [count - length * (number - i) for i in range(number)]
     return [Fold(start, tuple(range(start, start + length, stride))) for start in starts]

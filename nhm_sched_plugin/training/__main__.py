@@ -77,8 +77,10 @@ def show(report: TrainingReport) -> None:
 
     console = Console()
     table = Table(title=f"Trained in {report.seconds:.0f} s")
-    for heading in ("model", "hours", "method", "MAPE %", "WAPE %", "version", "status"):
-        table.add_column(heading, justify="right" if heading in {"hours", "MAPE %", "WAPE %", "version"} else "left")
+    table.add_column("model", overflow="fold", min_width=20)
+    for heading in ("hours", "method", "MAPE %", "WAPE %", "version", "status"):
+        number = heading in {"hours", "MAPE %", "WAPE %", "version"}
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in report.rows:
         errors = ["-" if value is None else f"{value:.1f}" for value in (row.mape, row.wape)]
         status = f"{row.status}: {row.error}" if row.error else row.status

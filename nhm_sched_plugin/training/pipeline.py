@@ -91,8 +91,8 @@ def train(
     began = time.perf_counter()
     wanted = _horizons(settings, horizons)
     registry = Registry.of(settings)
+    data = _gather(settings, store, series, task_type, risk_band, keep)
     with _ready(registry):
-        data = _gather(settings, store, series, task_type, risk_band, keep)
         production = {} if not registry.exists() else _production(registry, data, wanted)
         fitted = {}
         for done, result in enumerate(_fit_all(settings, data, wanted, production, jobs, clock()), start=1):

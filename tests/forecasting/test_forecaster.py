@@ -12,6 +12,9 @@ import pytest
 
 from nhm_sched_plugin.errors import ModelError, NhmSchedError
 from nhm_sched_plugin.forecasting import LoadForecaster
+from nhm_sched_plugin.forecasting.backtest import Fold, mape, plan_folds, roll, wape
+from nhm_sched_plugin.forecasting.evaluation import evaluate
+from nhm_sched_plugin.forecasting.forecaster import candidates
 from nhm_sched_plugin.forecasting.intervals import LEVELS
 from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet, _holiday_frame
 from nhm_sched_plugin.forecasting.series import HistoryError, holiday_dates, hours, join, validate
@@ -200,49 +203,48 @@ def test_frozen_prophet_is_prophet() -> None:
         assert again.predict(past, 400) == pytest.approx(frozen.predict(past, 400), rel=1e-4)
 
 
-@pytest.fixture(scope="module")
-def with_holidays() -> pd.Series:
-    """Fifteen months to the eve of Independence Day (7 September), with Brazilian holidays at a fifth of the load."""
-    known = load(11_208, start="2024-05-28")
-    assert known.index[-1] == pd.Timestamp("2025-09-06 23:00")
-    days = holiday_dates("BR", range(2024, 2026))
+def holiday_load(count: int, start: str) -> pd.Series:
+    """The usual load, with Brazilian holidays at a fifth of it."""
+    known = load(count, start=start)
+    days = holiday_dates("BR", range(known.index[0].year, known.index[-1].year + 1))
     known[[stamp.date() in days for stamp in known.index]] *= 0.2
     return known
 
 
-def test_brazilian_holidays_are_in_the_prophet_fit(with_holidays: pd.Series) -> None:
-    """Only the calendar differs between the two fits; the one that has it forecasts the next holiday lower."""
-    past = LoadForecaster.fit(with_holidays.iloc[:50]).timeline(hours(with_holidays))
-    calendar = holiday_dates("BR", range(2024, 2026))
-    knowing, plain = FrozenProphet(holidays=calendar).fit(past), FrozenProphet().fit(past)
+def test_brazilian_holidays_are_in_the_prophet_fit() -> None:
+    """Only the calendar differs between the two fits; the one that has it forecasts the next Christmas lower."""
+    known = holiday_load(24 * 374, start="2024-12-16")
+    known = known[(known.index < "2025-02-20") | (known.index > "2025-11-10")]
+    assert str(known.index[-1]) == "2025-12-24 23:00:00"  # an outage in between keeps the fit short
+    past = LoadForecaster.fit(known.iloc[:50]).timeline(hours(known))
+    knowing, plain = FrozenProphet(holidays=holiday_dates("BR", range(2024, 2026))).fit(past), FrozenProphet().fit(past)
     day = slice(9, 18)
     assert knowing.predict(past, 24)[day].sum() < 0.6 * plain.predict(past, 24)[day].sum()
     effects = {int(key): value for key, value in knowing.to_state()["effects"].items()}
-    assert effects[(dt.date(2025, 9, 7) - dt.date(1970, 1, 1)).days] < -0.05
+    assert effects[(dt.date(2025, 12, 25) - dt.date(1970, 1, 1)).days] < -0.05
     assert plain.to_state()["effects"] == {}
 
 
-def test_a_forecast_dips_on_the_next_holiday(with_holidays: pd.Series) -> None:
-    with_calendar = LoadForecaster.fit(with_holidays, country="BR").predict(1440)
-    without = LoadForecaster.fit(with_holidays, country=None).predict(1440)
-    noon = [sum(forecast.points[hour].mean for hour in range(9, 18)) for forecast in (with_calendar, without)]
-    assert noon[0] < 0.6 * noon[1]
+def test_a_forecast_dips_on_the_next_holiday() -> None:
+    known = holiday_load(24 * 61, start="2025-03-01")  # to the eve of Labour Day; Good Friday and Tiradentes are in it
+    assert str(known.index[-1]) == "2025-04-30 23:00:00"
+    with_calendar = LoadForecaster.fit(known, country="BR").predict(1440)
+    without = LoadForecaster.fit(known, country=None).predict(1440)
+    daytime = [sum(forecast.points[hour].mean for hour in range(9, 18)) for forecast in (with_calendar, without)]
+    assert daytime[0] < 0.75 * daytime[1]
 
 
 def test_the_future_cannot_leak() -> None:
-    whole = load(1400)
+    """Whatever comes after an origin, nothing forecast at or before it may change: in the fit and in its backtest."""
+    whole = load(1200)
     scrambled = whole.copy()
-    scrambled.iloc[1100:] = np.random.default_rng(9).permutation(scrambled.iloc[1100:].to_numpy()) * 17
-    one, two = (LoadForecaster.fit(series.iloc[:1100]) for series in (whole, scrambled))
+    scrambled.iloc[1000:] = np.random.default_rng(9).permutation(scrambled.iloc[1000:].to_numpy()) * 17
+    one, two = (LoadForecaster.fit(series.iloc[:700]) for series in (whole, scrambled))
     assert one.predict(1440).points == two.predict(1440).points
-    # The backtest inside the fit as well: what it says about early origins depends on nothing later.
-    from nhm_sched_plugin.forecasting.backtest import plan_folds, roll
-    from nhm_sched_plugin.forecasting.forecaster import candidates
-
-    makers = candidates(1400, None, {})
-    makers.pop("prophet")
-    folds = [fold for fold in plan_folds(1100) if fold.start < 1100]
+    makers = candidates(1200, None, {})
+    folds = [Fold(900, tuple(range(900, 1001, 20)))]
     rows = [roll(one.timeline(hours(series)), makers, folds).forecasts for series in (whole, scrambled)]
+    assert set(rows[0]) == set(makers)
     for name in makers:
         assert np.array_equal(rows[0][name], rows[1][name]), name
 
@@ -251,16 +253,10 @@ def test_settings_reach_prophet() -> None:
     config = ProphetSettings(
         seasonality_mode="multiplicative", changepoint_prior_scale=0.5, seasonality_prior_scale=0.01
     )
-    seen: list[FrozenProphet] = []
-    from nhm_sched_plugin.forecasting.forecaster import candidates
-
-    seen.append(candidates(1000, config, {})["prophet"]())  # type: ignore[arg-type]
-    state = seen[0].to_state()
-    assert (state["mode"], state["changepoint_prior_scale"], state["seasonality_prior_scale"]) == (
-        "multiplicative",
-        0.5,
-        0.01,
-    )
+    model = candidates(1000, config, {})["prophet"]()
+    state = model.to_state()
+    assert state["mode"] == "multiplicative"
+    assert (state["changepoint_prior_scale"], state["seasonality_prior_scale"]) == (0.5, 0.01)
 
 
 def test_capacity_decides_the_bottleneck(fitted: LoadForecaster) -> None:
@@ -366,3 +362,31 @@ def test_predicting_needs_no_fitting_library(fitted: LoadForecaster) -> None:
         [sys.executable, "-c", script], input=json.dumps(fitted.to_state()), capture_output=True, text=True, check=True
     )
     assert not {"prophet", "statsmodels", "mlflow", "holidays", "cmdstanpy"} & set(json.loads(done.stdout))
+
+
+def test_errors_skip_what_cannot_be_judged() -> None:
+    actual, forecast = np.array([0.0, 10.0, np.nan, 20.0]), np.array([5.0, 11.0, 3.0, 16.0])
+    assert mape(actual, forecast) == pytest.approx(15.0)
+    assert wape(actual, forecast) == pytest.approx(10 / 30 * 100)
+    assert math.isnan(mape(actual[:1], forecast[:1]))
+    assert math.isnan(wape(actual[:1], forecast[:1]))
+
+
+@pytest.mark.parametrize("count", [100, 500, 1000, 20_000])
+def test_folds_lie_inside_the_history(count: int) -> None:
+    folds = plan_folds(count)
+    assert all(count / 2 < fold.start <= min(fold.origins) and max(fold.origins) < count for fold in folds)
+    hours_of_day = {origin % 24 for fold in folds for origin in fold.origins}
+    assert len(hours_of_day) == 24
+
+
+def test_evaluation_judges_what_was_never_seen() -> None:
+    heard: list[float] = []
+    rows = evaluate(load(600), horizons=(60, 360), origins=8, refits=2, progress=heard.append)
+    assert heard[-1] == 1.0
+    served = [row for row in rows if row.method == "served"]
+    assert [row.horizon_minutes for row in served] == [60, 360]
+    assert all(row.origins == 8 and 0 < row.wape < 60 and row.covers_95 is not None for row in served)
+    assert {"arima", "seasonal_mean", "seasonal_naive", "ridge", "ridge_log"} <= {row.method for row in rows}
+    with pytest.raises(HistoryError, match="too few"):
+        evaluate(load(40))

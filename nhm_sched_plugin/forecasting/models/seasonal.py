@@ -13,7 +13,7 @@ __all__ = ["SeasonalMean", "SeasonalNaive"]
 
 _HALF_LIFE_WEEKS: Final = 3.0
 _MEMORY: Final = 8 * WEEK
-_ONE_DAY: Final = 24.0
+_LEAN_HOURS: Final = 8.0
 """Hours of ordinary traffic that the holiday factor leans on."""
 
 
@@ -21,7 +21,7 @@ class SeasonalMean:
     """The mean of the hour of the week over the last eight weeks, half as much weight every three weeks back.
 
     Holidays stay out of that mean; what is learned is their factor: traffic on holidays over that of ordinary days
-    in the same hours of the week, leaning on 1 as strongly as one ordinary day. Works from one known hour on.
+    in the same hours of the week, leaning on 1 as strongly as eight ordinary hours. Works from one known hour on.
     """
 
     name = "seasonal_mean"
@@ -38,7 +38,7 @@ class SeasonalMean:
         on_holiday = holiday & ~np.isnan(past.values)
         level = float(np.nanmean(ordinary)) if np.isfinite(ordinary).any() else 0.0
         if level > 0:
-            lean = _ONE_DAY * level
+            lean = _LEAN_HOURS * level
             seen, expected = past.values[on_holiday].sum(), usual[on_holiday].sum()
             self._factor = float((seen + lean) / (expected + lean))
         return self

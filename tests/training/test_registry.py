@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.training.registry import Registry, model_name
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(tmp_path_factory.mktemp("registry"))
+
+
+def test_names() -> None:
+    assert model_name(60) == "load_predictor_60m"
+    assert model_name(60, "processing") == "load_predictor_60m__processing"
+    assert model_name(60, "processing", "medium") == "load_predictor_60m__processing__medium"
+    assert model_name(60, None, "high") == "load_predictor_60m__any__high"
+    assert len({model_name(60, *pair) for pair in (("a__b", None), ("a", "b"), ("a/b", None), ("a b", None))}) == 4
+
+
+def test_versions_aliases_and_states(registry: Registry) -> None:
+    name = model_name(60, "processing", "medium")
+    first = registry.save(name, {"a": [1, None, "ü"]}, {"mape": 12.5, "bad": float("nan")}, {"slice": "x"})
+    second = registry.save(name, {"a": 2})
+    assert (first, second) == ("1", "2")
+    registry.alias(name, first, "staging")
+    assert registry.load(name) == registry.load(name, "1") == {"a": [1, None, "ü"]}
+    assert registry.load(name, "2") == {"a": 2}
+    found = registry.find(name)
+    assert found is not None
+    assert (found.version, found.metrics, found.tags["slice"]) == ("1", {"mape": 12.5}, "x")
+    registry.alias(name, second, "staging")
+    assert registry.load(name) == {"a": 2}
+    assert [(row.version, row.aliases) for row in registry.list() if row.name == name] == [
+        ("1", []),
+        ("2", ["staging"]),
+    ]
+    newest = registry.latest(name)
+    assert newest is not None
+    assert newest.version == "2"
+    assert registry.find(name, "production") is None
+
+
+def test_another_process_sees_the_same(registry: Registry) -> None:
+    registry.save("scheduling_policy", {"q": {}})
+    again = Registry(registry._folder)
+    assert again.load("scheduling_policy", "1") == {"q": {}}
+
+
+def test_wrong_names_say_what_there_is(registry: Registry) -> None:
+    registry.save("load_predictor_360m", {})
+    with pytest.raises(RegistryError, match=r"load_predictor_360m"):
+        registry.load("load_predictor_99m")
+    with pytest.raises(RegistryError, match="it has 1"):
+        registry.load("load_predictor_360m", "7")
+    with pytest.raises(RegistryError, match="staging, production"):
+        registry.alias("load_predictor_360m", "1", "prod")
+    with pytest.raises(RegistryError, match="not usable"):
+        registry.save("a b", {})
+
+
+def test_a_changed_artefact_is_noticed(registry: Registry) -> None:
+    registry.save("load_predictor_1440m", {"a": 12345})
+    (file,) = [f for f in Path(registry._folder).rglob("state.json") if "12345" in f.read_text()]
+    file.write_text(file.read_text().replace("12345", "54321"))
+    with pytest.raises(ModelError, match="digest"):
+        registry.load("load_predictor_1440m", "1")
+    file.unlink()
+    with pytest.raises(ModelError, match="train it anew"):
+        registry.load("load_predictor_1440m", "1")
+
+
+def test_an_unusable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database")
+    with pytest.raises(RegistryError, match="cannot be opened"):
+        Registry(tmp_path).open()
