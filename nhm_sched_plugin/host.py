@@ -192,7 +192,12 @@ class SchedulerHost:
             now = self.clock()
         except Exception:  # noqa: BLE001 - a broken clock
             now = time.time()
-        return last_resort(ticket, now)
+        decision = last_resort(ticket, now)
+        try:
+            self._plugin.note(decision)
+        except Exception as error:  # noqa: BLE001 - the decision goes out all the same
+            self._swallow(error)
+        return decision
 
 
 def _close_at_exit(reference: weakref.ref[SchedulerHost]) -> None:

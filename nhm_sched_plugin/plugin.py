@@ -249,6 +249,14 @@ class SchedulerPlugin:
 
     # After a decision
 
+    def note(self, decision: Decision) -> None:
+        """Count and record a decision that the host made without us: the last resort."""
+        if self._ready:
+            self.metrics.child("decisions", decision.action, decision.source, decision.arm).inc()
+            self.metrics.child("unavailable", decision.reason).inc()
+            self._feedback.remember(decision)
+            self._record(decision)
+
     def _waits(self) -> bool:
         return self._recorder is not None and self.settings.recording.durability == "sync"
 

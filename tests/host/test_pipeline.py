@@ -362,10 +362,14 @@ def test_unusable_features_count_as_unknown(kit: Any, features: Any) -> None:
 
 @pytest.mark.parametrize("ticket", [5, "t1", object(), {"no": "id"}, [1]])
 def test_a_ticket_that_is_none_gets_the_last_resort(kit: Any, ticket: Any) -> None:
-    decision = kit.start().decide(ticket, kit.BUSY)
+    host = kit.start()
+    decision = host.decide(ticket, kit.BUSY)
     assert (decision.action, decision.source, decision.reason) == (
         Action.NO_ACTION, Source.DEFAULT, Reason.INTERNAL_ERROR,
     )  # fmt: skip
+    assert kit.counted(host, "optimizer_unavailable_total", reason="internal_error") == 1
+    assert host.flush()
+    assert [record.decision_id for record in kit.spooled(host)] == [decision.decision_id]
 
 
 def test_tickets_in_other_clothes(kit: Any) -> None:
