@@ -76,11 +76,11 @@ def show(report: TrainingReport) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"Trained in {report.seconds:.0f} s")
-    table.add_column("model", overflow="fold", min_width=20)
-    for heading in ("hours", "method", "MAPE %", "WAPE %", "version", "status"):
-        number = heading in {"hours", "MAPE %", "WAPE %", "version"}
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    table = Table(title=f"Trained in {report.seconds:.0f} s (errors in percent)", padding=(0, 0))
+    table.add_column("model", overflow="fold", min_width=18)
+    for heading in ("hours", "method", "MAPE", "WAPE", "version", "status"):
+        number = heading in {"hours", "MAPE", "WAPE", "version"}
+        table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in report.rows:
         errors = ["-" if value is None else f"{value:.1f}" for value in (row.mape, row.wape)]
         status = f"{row.status}: {row.error}" if row.error else row.status
