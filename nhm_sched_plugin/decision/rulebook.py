@@ -24,7 +24,6 @@ from typing import Any, Final, NamedTuple, cast
 from cel_expr_python import cel
 
 from nhm_sched_plugin.decision.cel_check import Compiler
-from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.decision.last_resort import LAST_RESORT
 from nhm_sched_plugin.decision.rulebook_model import CelParameter, RuleModel, json_schema
 from nhm_sched_plugin.decision.rulebook_source import BookSource
@@ -49,8 +48,8 @@ class _Memo(NamedTuple):
     state: SchedulingState
     forecast: Forecast | None
     reason: str
-    hour: float | None
-    """Hours since 1970, for books that use the clock."""
+    values: dict[str, Any]
+    """The variables as they were read."""
     answer: Recommendation
 
 
@@ -105,11 +104,8 @@ class RuleBook:
         except ValueError as error:
             raise source.error(str(error), (OTHERWISE, "parameters", "target_workers")) from None
         self._otherwise = _fixed(_Rule(OTHERWISE, otherwise.action, None, constants, (), sentence, ()))
-        self._reader = VariableReader(text for rule in self._rules for text in rule.texts)
         shown = frozenset().union(*(rule.sentence.names for rule in (*self._rules, self._otherwise)))
-        self._shown = VariableReader(names=shown)
-        self._by_reason = "reason" in shown or self._reader.uses_reason
-        self._by_clock = self._shown.uses_clock or self._reader.uses_clock
+        self._reader = VariableReader((text for rule in self._rules for text in rule.texts), shown)
         self._memo: _Memo | None = None
 
     @classmethod
@@ -130,34 +126,31 @@ class RuleBook:
         as what the fallback would do here", and this is the fallback. Asked again for the very same objects, the last
         answer comes back at once.
         """
+        memo = self._memo
         try:
-            memo = self._memo
-            hour = now // 3600 if self._by_clock and known(now) is not None else None
-            # Compared by identity: the objects are immutable, the memo keeps them alive, and it is quick.
             if (
                 memo is not None
+                # By identity: the objects are immutable, the memo keeps them alive, and it is quick.
                 and memo.state is state
                 and memo.forecast is forecast
                 and memo.ticket is ticket
-                and (not self._by_reason or memo.reason == reason)
-                and memo.hour == hour
+                and (memo.reason == reason or not self._reader.uses_reason)
+                and not self._reader.uses_clock
             ):
                 return memo.answer
-            answer = self._answer(ticket, state, forecast, reason, now)
-            self._memo = _Memo(ticket, state, forecast, reason, hour, answer)  # one assignment: never seen half done
+            values = self._reader.read(ticket, state, forecast, reason, now)
+            # Many tickets come between two measurements of the pool: other objects, the same numbers.
+            answer = memo.answer if memo is not None and memo.values == values else self._answer(values)
+            # One assignment: never seen half done.
+            self._memo = _Memo(ticket, state, forecast, reason, values, answer)
             return answer
         except Exception:  # noqa: BLE001 - whatever a state may hold, the host gets an answer
             self._failed("(book)")
             return LAST_RESORT
 
-    def _answer(
-        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, reason: str, now: float
-    ) -> Recommendation:
-        fired, computed = self._first(self._reader.read(ticket, state, forecast, reason, now))
-        if fired.fixed is not None:
-            return fired.fixed
-        values = self._shown.read(ticket, state, forecast, reason, now) if fired.sentence.names else {}
-        return _recommendation(fired, fired.constants | computed, values)
+    def _answer(self, values: dict[str, Any]) -> Recommendation:
+        fired, computed = self._first(values)
+        return fired.fixed or _recommendation(fired, fired.constants | computed, values)
 
     def _first(self, values: dict[str, Any]) -> tuple[_Rule, dict[str, Parameter]]:
         """The first rule that fires, with its computed parameters; else `otherwise`."""
