@@ -2,14 +2,16 @@
 
     python -m benchmarks.decide [--calls 20000] [--rounds 5] [--json]
 
-Everything is on: guards, rules, metrics, recording to the on-disk spool, a learned policy. Both are timed call by call in
-alternating blocks, so that a busy machine slows both alike; read the ratios, not the microseconds.
+Everything is on: guards, rules, metrics, recording to the on-disk spool, a learned policy. Both are timed call by call
+in alternating blocks, so that a busy machine slows both alike; read the ratios, not the microseconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import random
 import tempfile
 import time
 from collections.abc import Callable
@@ -60,11 +62,13 @@ def measure(folder: Path, calls: int, rounds: int) -> dict[str, dict[str, float]
     ticket = Ticket(ticket_id="t1", task_type="processing", risk_band="medium")
     with SchedulerHost.from_config(settings) as host:
         teach(host)
+        measured = itertools.cycle(measurements())
         scenarios: dict[str, Callable[[], Any]] = {
             "bare pluggy call": bare_call(),
-            "policy followed or refused": lambda: host.decide(ticket, BUSY),
+            "ticket, pool measured anew": lambda: host.decide(ticket, next(measured)),
+            "ticket, same measurement": lambda: host.decide(ticket, BUSY),
             "below the volume threshold": lambda: host.decide(ticket, QUIET),
-            "control tick": lambda: host.decide(None, BUSY),
+            "control tick, measured anew": lambda: host.decide(None, next(measured)),
         }
         times: dict[str, list[float]] = {name: [] for name in scenarios}
         for _ in range(rounds):
@@ -76,6 +80,22 @@ def measure(folder: Path, calls: int, rounds: int) -> dict[str, dict[str, float]
     for row in results.values():
         row["p50_ratio"], row["p99_ratio"] = row["p50"] / bare, row["p99"] / bare
     return results
+
+
+def measurements() -> list[SchedulingState]:
+    """Different states of a busy pool, so that nothing can be answered from the memory of the last one."""
+    draw = random.Random(1)
+    return [
+        SchedulingState(
+            queue_depth=draw.randrange(11, 60),
+            active_workers=draw.randrange(8, 16),
+            avg_task_duration_ms=draw.randrange(50_000, 70_000),
+            sla_compliance_rate=draw.uniform(0.9, 1),
+            resource_cpu_avg=draw.uniform(0.7, 1),
+            resource_memory_avg=draw.uniform(0.4, 0.6),
+        )
+        for _ in range(50_021)
+    ]
 
 
 def write_forecast(folder: Path) -> None:

@@ -3,6 +3,11 @@
 Units are in the names or the docstrings: `_ms` milliseconds, `_s` seconds, `_minutes` minutes, rates in [0, 1],
 CPU in cores, memory in GiB, clock stamps in Unix seconds unless a field says `datetime`.
 `None` means "not known" everywhere; it never means zero.
+
+`gc=False`: these values hold no reference cycles, so the host's garbage collector need not visit them.
+
+The values hold no reference cycles, so the garbage collector need not look at them (`gc=False`): with tens of thousands
+of decisions in memory a full collection would hold the host's process for a tenth of a second and more.
 """
 
 from __future__ import annotations
@@ -109,7 +114,7 @@ STATE_FIELDS: Final = (
 """The eight state fields, in the order of the specification (and of the wire format)."""
 
 
-class SchedulingState(msgspec.Struct, frozen=True, kw_only=True):
+class SchedulingState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the host sees of its own queue and pool. Every field is optional: absent is not zero."""
 
     queue_depth: float | None = None
@@ -131,7 +136,7 @@ class SchedulingState(msgspec.Struct, frozen=True, kw_only=True):
     """What `nhm_sched_collect_state` hooks added; rule conditions read it as `features.NAME`."""
 
 
-class ForecastPoint(msgspec.Struct, frozen=True):
+class ForecastPoint(msgspec.Struct, frozen=True, gc=False):
     """One hour of a forecast."""
 
     timestamp: dt.datetime
@@ -142,7 +147,7 @@ class ForecastPoint(msgspec.Struct, frozen=True):
     """Level -> tickets, for 0.025, 0.1, 0.5, 0.9 and 0.975."""
 
 
-class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The load expected from now to the horizon, an hour at a time."""
 
     horizon_minutes: int
@@ -163,7 +168,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """Which model made it: `prophet`, `arima`, `seasonal_mean`, ..."""
 
 
-class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
+class Recommendation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An action that a policy, a rule book or a hook proposes."""
 
     action: Action
@@ -185,14 +190,14 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     """`policy`, a rule's name, or the hook that answered."""
 
 
-class Veto(msgspec.Struct, frozen=True, kw_only=True):
+class Veto(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A guard's "no", with its reason in plain words."""
 
     guard: str
     reason: str
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the host is asked to do, and everything needed to explain it later."""
 
     decision_id: str
@@ -223,7 +228,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     rollout_percentage: int = 0
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What came of a decision: a ticket ended, or a control interval passed (`ticket_id=None`)."""
 
     decision_id: str
@@ -243,7 +248,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """GiB used."""
 
 
-class Experience(msgspec.Struct, frozen=True, kw_only=True):
+class Experience(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One step to learn from: what was *executed* (the fallback's actions too) and what came of it."""
 
     decision_id: str
@@ -255,7 +260,7 @@ class Experience(msgspec.Struct, frozen=True, kw_only=True):
     """Of the executed action; lets the policy tell its own target from somebody else's."""
 
 
-class RewardedOutcome(msgspec.Struct, frozen=True, kw_only=True):
+class RewardedOutcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An outcome with its reward, as it is recorded."""
 
     outcome: Outcome
@@ -266,7 +271,7 @@ class RewardedOutcome(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Health(msgspec.Struct, frozen=True, kw_only=True):
+class Health(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One component's readiness, for `/healthz` and `nhm-sched doctor`."""
 
     component: str

@@ -34,6 +34,7 @@ class DefaultHooks:
         self._clock, self._on_load = clock, on_load
         self.policy: Policy | None = None
         self.arrivals = ArrivalCounter()
+        self._last: tuple[SchedulingState, Recommendation, Recommendation] | None = None
         self.last_pool_action_at: float | None = None
         self.use(settings)
 
@@ -43,6 +44,7 @@ class DefaultHooks:
         self.rule_book: RuleBook = RuleBook.load(path)
         self.rule_book_path: Path = path
         self.limits = Limits(settings.limits)
+        self._last = None
 
     def rules(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None) -> Recommendation:
         """What the rules would do, limits kept: the policy measures its confidence against this."""
@@ -51,7 +53,12 @@ class DefaultHooks:
     def _restrained(self, ticket: Ticket | None, state: SchedulingState, reason: str) -> Recommendation:
         now = self._clock()
         answer = self.rule_book.evaluate(ticket, state, None, reason, now)
-        return self.limits.restrain(ticket, state, answer, now, self.last_pool_action_at)
+        before = self._last
+        if before is not None and before[0] is state and before[1] is answer:
+            return before[2]  # the policy asks for its baseline, and then the pipeline for the fallback
+        restrained = self.limits.restrain(ticket, state, answer, now, self.last_pool_action_at)
+        self._last = (state, answer, restrained)
+        return restrained
 
     @hookimpl(trylast=True)
     def nhm_sched_make_forecaster(self, settings: Settings) -> Forecaster:

@@ -151,7 +151,7 @@ class Sentence:
     Raises ValueError, with the fix, for a placeholder that is no known name or has an impossible format.
     """
 
-    __slots__ = ("_parts", "names")
+    __slots__ = ("_parts", "_quick", "_text", "names")
 
     def __init__(self, text: str, known_names: Iterable[str]) -> None:
         allowed = set(known_names)
@@ -168,11 +168,18 @@ class Sentence:
             if name is not None:
                 _check_format(name, form or "")
             parts.append((literal, name, form or ""))
-        self._parts = tuple(parts)
+        self._text, self._parts = text, tuple(parts)
+        # Without a format of its own a float reads best in six digits; `str.format` would show them all.
+        self._quick = all(form for _, name, form in parts if name is not None)
         self.names = frozenset(name for _, name, _ in parts if name)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The sentence with its values; what is not known reads "unknown"."""
+        if self._quick:
+            try:
+                return self._text.format_map(values)
+            except (KeyError, ValueError, TypeError):
+                pass
         out = []
         for literal, name, form in self._parts:
             out.append(literal)
