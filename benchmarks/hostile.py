@@ -87,9 +87,19 @@ class World:
 
     def _no_folder(self) -> None:
         spool, aside = self.folder / "data" / "spool", self.folder / "aside"
-        if spool.is_dir() and not aside.exists():
-            spool.rename(aside)
-            spool.write_text("in the way")
+        if not spool.is_dir() or aside.exists():
+            return
+        spool.rename(aside)
+        while True:
+            try:
+                spool.write_text("in the way")
+                return
+            except IsADirectoryError:  # the host was quicker and has made a new one: that one counts, too
+                spool.rename(self.folder / f"spool-{len(self.spools())}")
+
+    def spools(self) -> list[Path]:
+        """The folders that hold records."""
+        return [self.folder / "data" / "spool", *sorted(self.folder.glob("spool-*"))]
 
     def _mend_disk(self) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
@@ -205,7 +215,7 @@ def run(folder: Path, seconds: float, seed: int = 1) -> dict[str, Any]:
     calm = decide_calmly(host)
     metrics = gathered(host)
     host.close(20)
-    return report(folder, seconds, callers, world, chaos, metrics, recovered, calm)
+    return report(seconds, callers, world, chaos, metrics, recovered, calm)
 
 
 def decide_calmly(host: SchedulerHost) -> Decision:
@@ -237,7 +247,6 @@ def gathered(host: SchedulerHost) -> dict[str, dict[str, float]]:
 
 
 def report(
-    folder: Path,
     seconds: float,
     callers: Callers,
     world: World,
@@ -247,14 +256,7 @@ def report(
     calm: Decision,
 ) -> dict[str, Any]:
     latencies = sorted(callers.latencies_ms)
-    spool = Spool(folder / "data" / "spool")
-    stored = {
-        item.record.decision_id
-        for batch in spool.batches(5000)
-        for item in batch.records
-        if isinstance(item.record, Decision)
-    }
-    spool.close()
+    stored = {decision_id for path in world.spools() for decision_id in decided(path)}
     lost = len(set(callers.decisions) - stored)
     dropped = metrics["nhm_sched_records_total"].get("dropped", 0.0)
     shown = {**metrics["nhm_sched_hook_errors_total"], **metrics["nhm_sched_component_errors_total"]}
@@ -288,6 +290,16 @@ def report(
         "metrics": metrics,
         "failed": failed,
     }
+
+
+def decided(path: Path) -> set[str]:
+    """The ids of the decisions in a spool."""
+    spool = Spool(path)
+    try:
+        records = [item.record for batch in spool.batches(5000) for item in batch.records]
+    finally:
+        spool.close()
+    return {record.decision_id for record in records if isinstance(record, Decision)}
 
 
 def table(found: dict[str, Any]) -> str:

@@ -128,6 +128,10 @@ class Worker:
         self._tasks.put((what, task, args))
         return True
 
+    def waiting(self) -> int:
+        """Tasks in the queue."""
+        return self._tasks.qsize()
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything queued so far has run; False when that took too long."""
         if self._thread is None or self._thread is threading.current_thread():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from nhm_sched_plugin.advice.protocols import Policy
 from nhm_sched_plugin.decision.known import known
@@ -23,7 +25,7 @@ REMEMBERED_DECISIONS: Final = 20_000
 WINDOW: Final = 1000
 
 
-class _Decided(NamedTuple):
+class _Decided(msgspec.Struct, frozen=True, gc=False):
     action: Action
     parameters: Mapping[str, int | float | str]
     state: SchedulingState | None

@@ -47,6 +47,8 @@ BUILT_IN: Final = "built-in"
 PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
 MOST_OBSERVATIONS: Final = 10_000
 """Waiting for slow observers; beyond it they miss some."""
+MOST_ERRORS: Final = 200
+"""Of those, errors: each holds its traceback, and thousands would slow down the host's garbage collection."""
 REFRESH_S: Final = 0.5
 """How often files (configuration, rule book, snapshots) are looked at."""
 HOT_SECTIONS: Final = ("optimizer", "rollout", "experiment", "limits", "fallback")
@@ -306,6 +308,9 @@ class SchedulerPlugin:
     def hook_failed(self, hook_name: str, plugin_name: str, error: BaseException) -> None:
         """Tell the `nhm_sched_on_error` hooks, later."""
         if self._observes("nhm_sched_on_error"):
+            if self._observers.waiting() > MOST_ERRORS:
+                self.faults.report("observers", "hooks fail faster than they are told about it: some were not told")
+                return
             self._observe("on_error", self._tell_observers, hook_name, plugin_name, error)
 
     def _observes(self, hook_name: str) -> bool:

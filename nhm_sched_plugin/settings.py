@@ -30,10 +30,10 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from nhm_sched_plugin.errors import ConfigError
+from nhm_sched_plugin.settings_problems import explain
 
 __all__ = ["Settings", "bundled", "load_settings"]
 
-_CREDENTIALS = re.compile(r"://[^/@\s]*@")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ExpandedPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
@@ -74,14 +74,17 @@ class OptimizerSettings(_Tree):
     enabled: bool = True
     """False: rules only; every decision says `disabled`."""
     endpoint: str | None = None
-    """`host:port` of an optimizer agent; unset: forecaster and policy run in this process."""
+    """`host:port` of an optimizer agent; unset: both run in this process. Not available yet: rules only."""
     grpc_timeout: Annotated[float, Field(gt=0, le=60)] = 5.0
     """Seconds. Bounds background calls; a call on the hot path never gets more than `decision_budget_ms`."""
     forecast_horizon_minutes: Annotated[int, Field(ge=60, le=1440)] = 60
+    """How far ahead the gate looks."""
     recommendation_confidence_threshold: Fraction = 0.7
+    """The least confidence of a recommendation that is followed, rounded to six digits."""
     forecast_volume_threshold: Annotated[float, Field(ge=0)] | None = None
     """Tickets in the hour at the horizon above which the policy is asked. Unset: 80 % of the pool's capacity."""
     decision_budget_ms: Annotated[float, Field(ge=1, le=10_000)] = 50.0
+    """No call into the plugin holds the host for longer."""
 
 
 class ClickHouseSettings(_Tree):
@@ -92,28 +95,39 @@ class ClickHouseSettings(_Tree):
     host: str | None = None
     """Unset: the embedded engine under `data_dir`."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8123
+    """Of the HTTP interface: 8123, or 8443 with TLS. 9000 is the native port, which is not spoken here."""
     user: str = "default"
+    """Who the records are written as."""
     password: SecretStr | None = None
     """From the environment only (`NHM_SCHED_ML__CLICKHOUSE__PASSWORD`); better `password_file`."""
     password_file: ExpandedPath | None = None
+    """File that holds the password and nothing else."""
     password_secret: str | None = None
     """Name of the Kubernetes secret that the chart mounts; not read here."""
     secure: bool = False
+    """TLS to the server."""
     database: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "neural_hive"
+    """Made by `nhm-sched init`."""
 
 
 class ProphetSettings(_Tree):
     seasonality_mode: Literal["additive", "multiplicative"] = "additive"
+    """Whether the seasons add to the trend or scale it."""
     changepoint_prior_scale: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
+    """How freely the trend may bend."""
     seasonality_prior_scale: Annotated[float, Field(ge=0.01, le=10)] = 10.0
+    """How strong the seasons may be."""
 
 
 class SchedulingSettings(_Tree):
     """Q-learning, with the specification's tuning ranges."""
 
     epsilon: Annotated[float, Field(ge=0.05, le=0.2)] = 0.1
+    """Share of decisions that try another action; treatment arm only."""
     learning_rate: Annotated[float, Field(ge=0.001, le=0.1)] = 0.01
+    """How far one outcome moves a value."""
     discount_factor: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Weight of the next state against the reward now."""
     update_interval: Annotated[int, Field(ge=1)] = 100
     """Save the Q-table after this many updates."""
     seed: int | None = None
@@ -122,7 +136,9 @@ class SchedulingSettings(_Tree):
 
 class TrainingSettings(_Tree):
     interval_hours: Annotated[int, Field(ge=1)] = 24
+    """How often whoever schedules the training should run it."""
     window_days: Annotated[int, Field(ge=1, le=3650)] = 540
+    """How much history is trained on."""
     max_mape: Annotated[float, Field(gt=0)] = 25.0
     """Percent; a model at or above it is not promoted."""
     tracking_uri: str | None = None
@@ -131,15 +147,20 @@ class TrainingSettings(_Tree):
 
 class ForecastingSettings(_Tree):
     horizons: Annotated[tuple[Annotated[int, Field(ge=60, le=10_080)], ...], Field(min_length=1)] = (60, 360, 1440)
+    """Minutes ahead, each with a model of its own."""
     country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = "BR"
     """ISO 3166 code of the holidays in the fit; null for none."""
 
 
 class CachingSettings(_Tree):
     enabled: bool = True
+    """Accepted, not used yet: hosts answer from snapshots in memory."""
     model_ttl: Annotated[int, Field(ge=1)] = 3600
+    """Accepted, not used yet."""
     forecast_ttl: Annotated[int, Field(ge=1)] = 300
+    """Accepted, not used yet."""
     q_table_ttl: Annotated[int, Field(ge=1)] = 7200
+    """Accepted, not used yet."""
 
 
 class MlSettings(_Tree):
@@ -157,18 +178,26 @@ class RolloutSettings(_Tree):
     percentage: Annotated[int, Field(ge=0, le=100)] = 0
     """0 is shadow mode: the policy is asked and recorded, the rules are applied."""
     unit: Literal["ticket", "task_type", "switchback"] = "ticket"
+    """What is assigned to an arm as a whole; `switchback` assigns blocks of time, right for pool-wide actions."""
     salt: str = "nhm_sched"
+    """Another salt draws the units anew."""
     block_minutes: Annotated[int, Field(ge=1, le=10_080)] = 60
+    """Length of a switchback block; control ticks always go by it."""
 
 
 class ExperimentSettings(_Tree):
     """A/B test among the units inside the rollout."""
 
     enabled: bool = False
+    """Whether the test runs."""
     control_group_pct: Fraction = 0.2
+    """Share of the units inside the rollout that get the rules instead."""
     treatment_group_pct: Fraction = 0.8
+    """The rest; both add up to 1."""
     min_samples: Annotated[int, Field(ge=2)] = 1000
+    """Outcomes in each group before a comparison counts. Accepted, not used yet."""
     confidence_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """How sure a comparison has to be. Accepted, not used yet."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> ExperimentSettings:
@@ -181,7 +210,9 @@ class LimitSettings(_Tree):
     """The built-in guard: what no recommendation may exceed."""
 
     min_workers: Annotated[int, Field(ge=0)] = 1
+    """No recommendation goes below."""
     max_workers: Annotated[int, Field(ge=1)] = 1000
+    """No recommendation goes above."""
     max_step: Annotated[int, Field(ge=1)] | None = None
     """Most workers added or removed by one decision; unset: no limit."""
     cooldown_s: Annotated[float, Field(ge=0)] = 60.0
@@ -210,11 +241,15 @@ class FallbackSettings(_Tree):
 
 class RecordingSettings(_Tree):
     enabled: bool = True
+    """False: nothing is written down, so nothing can be explained or learned from later."""
     flush_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
+    """How often what was decided is written to the spool."""
     durability: Literal["batch", "sync"] = "batch"
     """`sync` makes `decide()` and `finished()` wait until the record is on disk (within the budget)."""
     queue_size: Annotated[int, Field(ge=100)] = 100_000
+    """Records that may wait in memory while the disk refuses; beyond it they are dropped and counted."""
     spool_max_mb: Annotated[int, Field(ge=1)] = 1024
+    """Most the spool may take on disk."""
 
 
 class HooksSettings(_Tree):
@@ -230,13 +265,17 @@ class HooksSettings(_Tree):
 
 class MetricsSettings(_Tree):
     enabled: bool = True
+    """Whether `/metrics` and `/healthz` are served."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
     """0 takes any free port."""
     token_file: ExpandedPath | None = None
     """Ask for this bearer token."""
     tls_cert_file: ExpandedPath | None = None
+    """PEM file; with `tls_key_file` the listener speaks TLS."""
     tls_key_file: ExpandedPath | None = None
+    """PEM file."""
     allow_insecure: bool = False
     """Listen beyond loopback without token and TLS: only where the network itself is closed (a mesh, a sidecar)."""
 
@@ -324,7 +363,7 @@ def load_settings(source: str | os.PathLike[str] | Mapping[str, Any] | Settings 
     try:
         return Settings(**tree)
     except ValidationError as error:
-        raise ConfigError([_explain(problem, spelling) for problem in error.errors()], name) from None
+        raise ConfigError([explain(problem, spelling, Settings) for problem in error.errors()], name) from None
     except SettingsError as error:
         raise ConfigError([f"NHM_SCHED_* environment variables: {error}; lists are written as JSON"], name) from None
 
@@ -361,56 +400,3 @@ def _snake_keys(tree: Mapping[Any, Any], spelling: dict[str, str]) -> dict[str, 
             raise ConfigError([f"{key}: given twice, in camelCase and in snake_case"])
         result[snake] = _snake_keys(value, spelling) if isinstance(value, Mapping) else value
     return result
-
-
-def _explain(problem: Any, spelling: Mapping[str, str]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(spelling.get(part, part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(location)}"
-    value = problem.get("input")
-    whole_tree = key in ("", "ml", "ml.clickhouse") and not isinstance(value, str | int | float)
-    secret = whole_tree or any(word in key for word in ("password", "dsn"))
-    shown = "(hidden)" if secret else _CREDENTIALS.sub("://(hidden)@", repr(value))
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key or 'settings'} = {shown}: {message}{_allowed(location)}"
-
-
-def _field_at(location: list[str]) -> tuple[type[BaseModel] | None, Any]:
-    model: type[BaseModel] | None = Settings
-    field: Any = None
-    for part in location:
-        if model is None or part not in model.model_fields:
-            return model, None
-        field = model.model_fields[part]
-        annotation = field.annotation
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    return model, field
-
-
-def _nearest(location: list[str]) -> str:
-    import difflib
-
-    model, _ = _field_at(location[:-1]) if location[:-1] else (Settings, None)
-    if model is None:
-        return ""
-    names = list(model.model_fields)
-    close = difflib.get_close_matches(location[-1], names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(names)}"
-
-
-def _allowed(location: list[str]) -> str:
-    """The allowed range, both ends, where a field has one (pydantic names only the end that was crossed)."""
-    _, field = _field_at(location)
-    if field is None:
-        return ""
-    bounds = {type(item).__name__.lower(): item for item in field.metadata}
-    low = next(
-        (f"{sign}{getattr(bounds[name], name)}" for name, sign in (("ge", "["), ("gt", "(")) if name in bounds), ""
-    )
-    high = next(
-        (f"{getattr(bounds[name], name)}{sign}" for name, sign in (("le", "]"), ("lt", ")")) if name in bounds), ""
-    )
-    if not (low or high):
-        return ""
-    return f" (allowed: {low or '(-inf'}, {high or 'inf)'}; default {field.default!r})"
