@@ -95,7 +95,11 @@ def _spread(actual: Floats, forecast: Floats) -> tuple[float, list[float]]:
         )
         if loss < best[0]:
             best = (loss, power, [float(ratio) for ratio in ratios])
-    return best[1], best[2]
+    # A backtest across a level shift errs to one side only; the mean stays inside its own interval all the same.
+    return best[1], [
+        min(ratio, 0.0) if level < 0.5 else max(ratio, 0.0) if level > 0.5 else ratio
+        for level, ratio in zip(LEVELS, best[2], strict=True)
+    ]
 
 
 def _outward(level: float, samples: int) -> float:

@@ -390,3 +390,13 @@ def test_evaluation_judges_what_was_never_seen() -> None:
     assert {"arima", "seasonal_mean", "seasonal_naive", "ridge", "ridge_log"} <= {row.method for row in rows}
     with pytest.raises(HistoryError, match="too few"):
         evaluate(load(40))
+
+
+def test_the_mean_stays_inside_its_interval_after_a_level_shift() -> None:
+    """The backtest sees only the drop, so every error has one sign."""
+    index = pd.date_range("2025-01-01", periods=24 * 60, freq="h")
+    counts = 100 + 40 * np.sin(2 * np.pi * index.hour / 24)
+    history = pd.Series(np.where(index < index[-24 * 4], counts, counts / 20).round(), index=index)
+    forecast = LoadForecaster.fit(history, country=None).predict(1440)
+    for point in forecast.points:
+        assert point.quantiles[0.1] <= point.mean <= point.quantiles[0.9]
