@@ -12,11 +12,12 @@ import pytest
 
 from nhm_sched_plugin.errors import ModelError, NhmSchedError
 from nhm_sched_plugin.forecasting import LoadForecaster
-from nhm_sched_plugin.forecasting.backtest import Fold, mape, plan_folds, roll, wape
+from nhm_sched_plugin.forecasting.backtest import Backtest, Fold, mape, plan_folds, roll, wape
 from nhm_sched_plugin.forecasting.evaluation import evaluate
 from nhm_sched_plugin.forecasting.forecaster import candidates
 from nhm_sched_plugin.forecasting.intervals import LEVELS
 from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet, _holiday_frame
+from nhm_sched_plugin.forecasting.selection import choose, quantile_rows
 from nhm_sched_plugin.forecasting.series import HistoryError, holiday_dates, hours, join, validate
 from nhm_sched_plugin.settings import ProphetSettings
 
@@ -393,10 +394,11 @@ def test_evaluation_judges_what_was_never_seen() -> None:
 
 
 def test_the_mean_stays_inside_its_interval_after_a_level_shift() -> None:
-    """The backtest sees only the drop, so every error has one sign."""
-    index = pd.date_range("2025-01-01", periods=24 * 60, freq="h")
-    counts = 100 + 40 * np.sin(2 * np.pi * index.hour / 24)
-    history = pd.Series(np.where(index < index[-24 * 4], counts, counts / 20).round(), index=index)
-    forecast = LoadForecaster.fit(history, country=None).predict(1440)
-    for point in forecast.points:
-        assert point.quantiles[0.1] <= point.mean <= point.quantiles[0.9]
+    """A backtest that sees only the drop errs to one side: every count is below its forecast."""
+    forecast = np.full((4, 24), 100.0)
+    shifted = Backtest(actual=np.full((4, 24), 10.0), forecasts={"prophet": forecast})
+    (band,) = choose(shifted, [24], "prophet")
+    (row,) = quantile_rows(np.array([100.0]), [band])
+    low, high = row[LEVELS.index(0.1)], row[LEVELS.index(0.9)]
+    assert low == pytest.approx(10.0)
+    assert low <= 100.0 <= high
