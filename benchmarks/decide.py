@@ -9,7 +9,6 @@ in alternating blocks, so that a busy machine slows both alike; read the ratios,
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 import tempfile
@@ -62,18 +61,18 @@ def measure(folder: Path, calls: int, rounds: int) -> dict[str, dict[str, float]
     ticket = Ticket(ticket_id="t1", task_type="processing", risk_band="medium")
     with SchedulerHost.from_config(settings) as host:
         teach(host)
-        measured = itertools.cycle(measurements())
-        scenarios: dict[str, Callable[[], Any]] = {
-            "bare pluggy call": bare_call(),
-            "ticket, pool measured anew": lambda: host.decide(ticket, next(measured)),
-            "ticket, same measurement": lambda: host.decide(ticket, BUSY),
-            "below the volume threshold": lambda: host.decide(ticket, QUIET),
-            "control tick, measured anew": lambda: host.decide(None, next(measured)),
+        draw = random.Random(1)
+        scenarios: dict[str, tuple[Callable[[SchedulingState], Any], Callable[[], SchedulingState]]] = {
+            "bare pluggy call": (bare_call(), lambda: BUSY),
+            "ticket, pool measured anew": (lambda state: host.decide(ticket, state), lambda: measured_anew(draw)),
+            "ticket, same measurement": (lambda state: host.decide(ticket, state), lambda: BUSY),
+            "below the volume threshold": (lambda state: host.decide(ticket, state), lambda: QUIET),
+            "control tick, measured anew": (lambda state: host.decide(None, state), lambda: measured_anew(draw)),
         }
         times: dict[str, list[float]] = {name: [] for name in scenarios}
         for _ in range(rounds):
-            for name, call in scenarios.items():
-                times[name] += timed(call, calls)
+            for name, (call, prepare) in scenarios.items():
+                times[name] += timed(call, prepare, calls)
                 host.flush(60)
     results = {name: summary(sample) for name, sample in times.items()}
     bare = results["bare pluggy call"]["p50"]
@@ -82,20 +81,16 @@ def measure(folder: Path, calls: int, rounds: int) -> dict[str, dict[str, float]
     return results
 
 
-def measurements() -> list[SchedulingState]:
-    """Different states of a busy pool, so that nothing can be answered from the memory of the last one."""
-    draw = random.Random(1)
-    return [
-        SchedulingState(
-            queue_depth=draw.randrange(11, 60),
-            active_workers=draw.randrange(8, 16),
-            avg_task_duration_ms=draw.randrange(50_000, 70_000),
-            sla_compliance_rate=draw.uniform(0.9, 1),
-            resource_cpu_avg=draw.uniform(0.7, 1),
-            resource_memory_avg=draw.uniform(0.4, 0.6),
-        )
-        for _ in range(50_021)
-    ]
+def measured_anew(draw: random.Random) -> SchedulingState:
+    """A busy pool with numbers of its own, so that nothing can be answered from the memory of the last one."""
+    return SchedulingState(
+        queue_depth=draw.randrange(11, 60),
+        active_workers=draw.randrange(8, 16),
+        avg_task_duration_ms=draw.randrange(50_000, 70_000),
+        sla_compliance_rate=draw.uniform(0.9, 1),
+        resource_cpu_avg=draw.uniform(0.7, 1),
+        resource_memory_avg=draw.uniform(0.4, 0.6),
+    )
 
 
 def write_forecast(folder: Path) -> None:
@@ -125,7 +120,7 @@ def teach(host: SchedulerHost) -> None:
     host.flush(30)
 
 
-def bare_call() -> Callable[[], Any]:
+def bare_call() -> Callable[[SchedulingState], Any]:
     spec, impl = pluggy.HookspecMarker("bare"), pluggy.HookimplMarker("bare")
 
     class Specs:
@@ -141,14 +136,16 @@ def bare_call() -> Callable[[], Any]:
     manager.add_hookspecs(Specs)
     manager.register(Plugin())
     call = manager.hook.decide
-    return lambda: call(ticket=None, state=BUSY)
+    return lambda state: call(ticket=None, state=state)
 
 
-def timed(call: Callable[[], Any], calls: int) -> list[float]:
+def timed(call: Callable[[SchedulingState], Any], prepare: Callable[[], SchedulingState], calls: int) -> list[float]:
+    """Seconds of each call; what `prepare` takes is not counted."""
     clock, sample = time.perf_counter, []
     for _ in range(calls):
+        state = prepare()
         started = clock()
-        call()
+        call(state)
         sample.append(clock() - started)
     return sample
 

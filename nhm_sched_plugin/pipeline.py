@@ -6,9 +6,9 @@ It reads what is in memory and asks the hooks; it computes no model, opens no fi
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
@@ -177,9 +177,9 @@ class Pipeline:
             self._faults.report("state", "some of the host's features are unusable and count as unknown")
         return usable
 
-    def _usable(self, name: str, value: Any, most: float = math.inf) -> float | None:
-        if value is None:
-            return None
+    def _usable(self, name: str, value: Any, most: float = sys.float_info.max) -> float | None:
+        if value is None or (type(value) is float and 0.0 <= value <= most):  # NaN is in no range
+            return value
         number = known(value)
         if number is None or not 0 <= number <= most:
             self._faults.report("state", f"the host's {name} is unusable and counts as unknown")
