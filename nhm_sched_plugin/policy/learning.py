@@ -25,6 +25,7 @@ import msgspec
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, at_least_as_good, value
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable, file_lock, set_aside, stamp
@@ -91,6 +92,8 @@ class QPolicy:
         self.version = "q1-untrained"
         self._situations: dict[tuple[Any, ...], tuple[Forecast | None, tuple[str, Plan, list[Candidate]]]] = {}
         self._lock = threading.Lock()
+        self._forked = False
+        renew_after_fork(self)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._pending: list[Experience] = []
         self._ignored = 0
@@ -103,6 +106,12 @@ class QPolicy:
             self.refresh()
         except ModelError as error:
             _log.error("%s. Until then the policy starts without experience.", error)
+
+    def after_fork(self) -> None:
+        """What was learned and not saved yet is the parent's to save; the child saves its own, on top of the file."""
+        self._lock = threading.Lock()
+        self._pending = []
+        self._forked = True
 
     @property
     def epsilon(self) -> float:
@@ -296,10 +305,14 @@ class QPolicy:
 
     def _take_over(self) -> None:
         found = stamp(self.path)
-        table = QTable.load(self.path)
+        self._rebuild(QTable.load(self.path))
+        self._stamp, self._problem, self._corrupt = found, "", False
+
+    def _rebuild(self, table: QTable) -> None:
+        """This table, with what this process has learned since on top."""
         for experience in self._pending:
             self._apply(table, experience)
-        self.table, self._stamp, self._problem, self._corrupt = table, found, "", False
+        self.table, self._forked = table, False
         self.version = table.version
 
     def save(self) -> None:
@@ -310,7 +323,7 @@ class QPolicy:
     def _save(self) -> None:
         try:
             with file_lock(self.path):
-                if stamp(self.path) not in (None, self._stamp) or self._corrupt:
+                if stamp(self.path) not in (None, self._stamp) or self._corrupt or (self._forked and self._autosave):
                     self._merge_or_set_aside()
                 self.table.save(self.path)
                 self._stamp = stamp(self.path)
@@ -332,7 +345,8 @@ class QPolicy:
         try:
             self._take_over()
         except FileNotFoundError:
-            pass
+            if self._forked:
+                self._rebuild(QTable())
         except ModelError as error:
             aside = set_aside(self.path)
             _log.error("%s. It is kept as %s.", error, aside)

@@ -26,6 +26,7 @@ from nhm_sched_plugin import (
 )
 from nhm_sched_plugin.errors import ConfigError, RuleBookError
 from nhm_sched_plugin.hookspecs import SchedulerSpecs
+from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.store.spool import Spool
 
 
@@ -323,6 +324,32 @@ def test_a_forked_child_decides_and_records_and_nothing_is_doubled(tmp_path: Pat
     assert len(tickets) == len(set(tickets)), "nothing twice"
     ids = [record.decision_id for record in on_disk(tmp_path)]
     assert len(ids) == len(set(ids))
+
+
+def test_what_was_learned_before_a_fork_is_saved_once(tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        from nhm_sched_plugin import Outcome, SchedulerHost, SchedulingState, Ticket
+        host = SchedulerHost.from_config({"data_dir": sys.argv[1], "metrics": {"enabled": False}})
+        state = SchedulingState(queue_depth=50, active_workers=5, avg_task_duration_ms=60000, resource_cpu_avg=0.9)
+        def learn(name):
+            decision = host.decide(Ticket(ticket_id=name), state)
+            host.applied(decision)
+            host.finished(Outcome(decision_id=decision.decision_id, state_after=state))
+        for i in range(10):
+            learn(str(i))
+        assert host.flush(20)
+        child = os.fork()
+        if child == 0:
+            learn("child")
+            ok = host.flush(20)
+            host.close()
+            os._exit(0 if ok else 7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        host.close()
+    """
+    run(code, str(tmp_path))
+    assert QTable.load(tmp_path / "snapshots" / "q_table.json").updates == 11
 
 
 def test_what_was_decided_is_written_when_nobody_closes_the_host(tmp_path: Path) -> None:
