@@ -63,7 +63,7 @@ def measure(folder: Path, calls: int, rounds: int) -> dict[str, dict[str, float]
         teach(host)
         draw = random.Random(1)
         scenarios: dict[str, tuple[Callable[[SchedulingState], Any], Callable[[], SchedulingState]]] = {
-            "bare pluggy call": (bare_call(), lambda: BUSY),
+            "bare pluggy call": (bare_call(), lambda: measured_anew(draw)),
             "ticket, pool measured anew": (lambda state: host.decide(ticket, state), lambda: measured_anew(draw)),
             "ticket, same measurement": (lambda state: host.decide(ticket, state), lambda: BUSY),
             "below the volume threshold": (lambda state: host.decide(ticket, state), lambda: QUIET),

@@ -199,10 +199,13 @@ class FileWatch:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
 
-    def changed(self) -> bool:
-        """True once per change; a file that is gone counts as unchanged (what was loaded stays in use)."""
+    def changed(self, *, complete: bool = False) -> bool:
+        """True once per change; a file that is gone counts as unchanged (what was loaded stays in use).
+
+        `complete`: nobody is writing to it now, so one look is enough.
+        """
         now = self._look()
-        if now is None or now == self._signature or now != self._candidate:
+        if now is None or now == self._signature or (now != self._candidate and not complete):
             self._candidate = now
             return False
         self._signature = now

@@ -146,10 +146,10 @@ class SchedulerHost:
     def refresh(self) -> None:
         """Look at changed files (configuration, rule book, snapshots) now instead of within a second.
 
-        For simulations, whose clock runs faster than the background thread's.
+        For simulations, whose clock runs faster than the background thread's. No file may be half written.
         """
         try:
-            self._plugin.refresh()
+            self._plugin.refresh(complete=True)
         except Exception as error:  # noqa: BLE001 - the host comes first
             self._swallow(error)
 

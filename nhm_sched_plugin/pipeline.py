@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-from nhm_sched_plugin.advice.gauges import ALL_TASK_TYPES
 from nhm_sched_plugin.advice.protocols import Forecaster, Policy
 from nhm_sched_plugin.decision import gate, rollout
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.decision.rulebook import LAST_RESORT
 from nhm_sched_plugin.extension import CUSTOM, HookFailedError, HookManager, deadline
 from nhm_sched_plugin.observe.faults import Faults
-from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observe.tally import Noted, Tally
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import (
     Action,
@@ -77,12 +76,11 @@ class Pipeline:
     """One per plugin; thread-safe, since a decision keeps its state on the stack."""
 
     def __init__(
-        self, wiring: Wiring, hooks: HookManager, metrics: Metrics, faults: Faults, clock: Callable[[], float]
+        self, wiring: Wiring, hooks: HookManager, tally: Tally, faults: Faults, clock: Callable[[], float]
     ) -> None:
         self._wiring, self._hooks = wiring, hooks
-        self._metrics, self._faults, self._clock = metrics, faults, clock
+        self._note, self._faults, self._clock = tally.note, faults, clock
         self._hook: Any = hooks.hook
-        self._latency = metrics.child("latency")
 
     def decide(self, ticket: Ticket | None, state: SchedulingState) -> Decision:
         """The five steps: forecast, recommend, gate and guard, fall back, roll out. Never raises.
@@ -133,8 +131,6 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - also somebody else's forecaster
             self._faults.report("forecaster", error)
             forecast = later = None
-        status = "unavailable" if forecast is None else "served"
-        self._metrics.child("predictions", str(horizon), ALL_TASK_TYPES, status).inc()
         return forecast, later
 
     def _complete(
@@ -290,15 +286,25 @@ class Pipeline:
         )
 
     def _count(self, decision: Decision, advice: Advice) -> None:
-        child = self._metrics.child
-        child("decisions", decision.action, decision.source, decision.arm).inc()
-        self._latency.observe(decision.latency_us * 1e-6)
-        if decision.reason in _DEGRADED:
-            child("unavailable", decision.reason).inc()
+        degraded = decision.reason in _DEGRADED
+        if degraded:
             self._faults.log("the optimizer", f"degraded to rules ({decision.reason})")
-        if advice.recommendation is not None:
+        said, status = advice.recommendation, ""
+        if said is not None:
             status = "rejected" if advice.refusal else "accepted" if decision.reason is Reason.APPLIED else "shadow"
-            child("optimizations", advice.recommendation.action, status).inc()
+        self._note(
+            Noted(
+                decision.action,
+                decision.source,
+                decision.arm,
+                decision.latency_us * 1e-6,
+                self._wiring.settings.optimizer.forecast_horizon_minutes,
+                "unavailable" if decision.forecast is None else "served",
+                decision.reason if degraded else None,
+                None if said is None else said.action,
+                status,
+            )
+        )
 
 
 _DEGRADED = frozenset(

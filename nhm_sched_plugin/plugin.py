@@ -26,6 +26,7 @@ from nhm_sched_plugin.hookspecs import ExtensionSpecs, hookimpl
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.listener import MetricsListener
 from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observe.tally import Tally
 from nhm_sched_plugin.pipeline import Pipeline
 from nhm_sched_plugin.recorder import Recorder
 from nhm_sched_plugin.settings import Settings, load_settings
@@ -97,7 +98,8 @@ class SchedulerPlugin:
         self._load_hooks()
         self._background = Worker("nhm-sched-background", self._failed)
         self._make_parts()
-        self._pipeline = Pipeline(self, self.hooks, self.metrics, self.faults, self.clock)
+        self._tally = Tally(self.metrics)
+        self._pipeline = Pipeline(self, self.hooks, self._tally, self.faults, self.clock)
         self._recorder = self._made_recorder()
         self._feedback = Feedback(self.hooks, self.policy, self._record, self._after_outcome, self.metrics, self.faults)
         self._latest_state: SchedulingState | None = None
@@ -337,13 +339,16 @@ class SchedulerPlugin:
         # What was read at the start may have changed since.
         return {name: FileWatch(path, seen=False) for name, path in paths.items()}
 
-    def refresh(self) -> None:
-        """Take over what changed on disk; each part that fails keeps what it had."""
+    def refresh(self, *, complete: bool = False) -> None:
+        """Take over what changed on disk; each part that fails keeps what it had.
+
+        `complete`: no file is being written to just now.
+        """
         config = self._watches.get("config")
         try:
-            if config is not None and config.changed():
+            if config is not None and config.changed(complete=complete):
                 self._reconfigure(load_settings(config.path))
-            elif self._watches["rules"].changed():
+            elif self._watches["rules"].changed(complete=complete):
                 self._defaults.use(self.settings)
                 logger.info("rule book %s reloaded", self._defaults.rule_book_path)
         except NhmSchedError as error:
@@ -351,6 +356,9 @@ class SchedulerPlugin:
         for part in (self.forecaster, self.policy):
             if part is not None:
                 self._refreshed(part)
+        for rule in self._defaults.rule_failures():
+            self.faults.report("rules", f"rule {rule!r} could not be evaluated")
+        self._tally.settle()
         self._publish_gauges()
 
     def _reconfigure(self, fresh: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings
 
 __all__ = ["DefaultHooks"]
+
+_MOST_FAILURES = 1000
+"""A look; more say nothing new."""
 
 
 class DefaultHooks:
@@ -49,6 +53,12 @@ class DefaultHooks:
     def rules(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None) -> Recommendation:
         """What the rules would do, limits kept: the policy measures its confidence against this."""
         return self._restrained(ticket, state, "")
+
+    def rule_failures(self) -> list[str]:
+        """Rules that failed since the last call, once per failure."""
+        failures = self.rule_book.failures
+        self.rule_book.failures = Counter()
+        return list(failures.elements())[:_MOST_FAILURES]
 
     def _restrained(self, ticket: Ticket | None, state: SchedulingState, reason: str) -> Recommendation:
         now = self._clock()

@@ -8,13 +8,12 @@ from nhm_sched_plugin.advice.protocols import Forecaster, Policy
 from nhm_sched_plugin.decision.gate import capacity
 from nhm_sched_plugin.forecasting.intervals import bottleneck_probability
 from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observe.tally import ALL_TASK_TYPES
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Forecast, SchedulingState
 
-__all__ = ["ALL_TASK_TYPES", "publish"]
+__all__ = ["publish"]
 
-ALL_TASK_TYPES: Final = "all"
-"""Label of what concerns every task type together."""
 SEVERITIES: Final = {"critical": 0.8, "warning": 0.5}
 """Probability of a bottleneck from which on it has that severity."""
 

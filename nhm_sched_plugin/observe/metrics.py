@@ -5,9 +5,11 @@ A name stands here only if something sets it. Labels are of low cardinality: nev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.registry import Collector
 
 __all__ = ["METRICS", "Metric", "Metrics"]
 
@@ -64,11 +66,17 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self._children: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._metrics: dict[str, Any] = {}
+        self._before = _Before()
+        self.registry.register(self._before)  # the first to be asked
         for metric in METRICS:
             options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
             self._metrics[metric.attribute] = metric.kind(
                 metric.name, metric.help, metric.labels, registry=self.registry, **options
             )
+
+    def before_reading(self, settle: Callable[[], None]) -> None:
+        """Have `settle` called before each reading of the registry, for what is counted later than it happens."""
+        self._before.tasks.append(settle)
 
     def child(self, attribute: str, *labels: str) -> Any:
         """The metric of that row with these label values; cached, so cheap on the hot path."""
@@ -78,3 +86,18 @@ class Metrics:
             metric = self._metrics[attribute]
             found = self._children[key] = metric.labels(*labels) if labels else metric
         return found
+
+
+class _Before(Collector):
+    """Has no metrics of its own; its turn to be collected is the moment to bring the others up to date."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Callable[[], None]] = []
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[Any]:
+        for task in self.tasks:
+            task()
+        return []
