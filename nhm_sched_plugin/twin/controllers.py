@@ -12,9 +12,21 @@ from nhm_sched_plugin.decision.rulebook import RuleBook, resolve_rule_book
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin.simulator import STARTING, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
-from nhm_sched_plugin.types import Action, Decision, Forecast, Outcome, Recommendation, SchedulingState, Ticket
+from nhm_sched_plugin.types import Action, Decision, Forecast, Outcome, Reason, Recommendation, SchedulingState, Ticket
 
-__all__ = ["Advised", "PluginController", "RulesController", "StaticController", "obeyed", "static_workers"]
+__all__ = [
+    "Advised",
+    "Clock",
+    "Kind",
+    "PluginController",
+    "RulesController",
+    "StaticController",
+    "obeyed",
+    "static_workers",
+]
+
+Kind = tuple[str, str, str, str]
+"""Decisions are counted by source, action, arm and reason."""
 
 
 class Forecasts(Protocol):
@@ -117,7 +129,7 @@ class RulesController:
         self._advised = Advised(forecaster)
         self.now = 0.0
         self.last_pool_action_at: float | None = None
-        self.decisions: Counter[tuple[str, str, str]] = Counter()
+        self.decisions: Counter[Kind] = Counter()
 
     def rules(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None) -> Recommendation:
         """What the rules do in this state at `now`, within the limits."""
@@ -134,7 +146,7 @@ class RulesController:
             self._before_tick(now)
         full, forecast = self._advised.complete(state, now)
         answer = self.rules(None, full, forecast)
-        self.decisions["fallback", answer.action.value, "control"] += 1
+        self.decisions["fallback", answer.action.value, "control", Reason.DISABLED.value] += 1
         target = obeyed(answer.action, answer.parameters, state)
         if target is not None:
             self.last_pool_action_at = now
@@ -149,10 +161,14 @@ class Host(Protocol):
     def finished(self, outcome: Outcome) -> None: ...
 
 
-class Clock(Protocol):
-    """Simulated time that the host reads by calling it."""
+class Clock:
+    """Simulated time: the controller moves it, the host reads it."""
 
-    now: float
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class PluginController:
@@ -182,9 +198,7 @@ class PluginController:
         self._lead_s, self._wait_s = lead_s, sla_wait_s
         self._tickets: dict[int, str] = {}
         self._open: deque[tuple[float, Decision, SchedulingState]] = deque()
-        self.decisions: Counter[tuple[str, str, str]] = Counter()
-        self.tick_decisions: Counter[tuple[str, str, str]] = Counter()
-        self.reasons: Counter[str] = Counter()
+        self.decisions: Counter[Kind] = Counter()
 
     def on_arrival(self, index: int, state: SchedulingState, now: float) -> None:
         self._clock.now = now
@@ -227,10 +241,9 @@ class PluginController:
         decision = self._host.decide(None, state)
         self._host.applied(decision, applied=True)
         self._count(decision)
-        self.tick_decisions[decision.source.value, decision.action.value, decision.arm.value] += 1
         self._open.append((now + self._lead_s, decision, state))
         return obeyed(decision.action, decision.parameters, state)
 
     def _count(self, decision: Decision) -> None:
-        self.decisions[decision.source.value, decision.action.value, decision.arm.value] += 1
-        self.reasons[decision.reason.value] += 1
+        kind = decision.source.value, decision.action.value, decision.arm.value, decision.reason.value
+        self.decisions[kind] += 1

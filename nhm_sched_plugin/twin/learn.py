@@ -24,7 +24,7 @@ from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin.controllers import RulesController, obeyed
 from nhm_sched_plugin.twin.forecasts import SeasonalGuess
 from nhm_sched_plugin.twin.simulator import Pool, simulate
-from nhm_sched_plugin.twin.traces import Trace
+from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.types import Action, Experience, Forecast, SchedulingState
 
 __all__ = ["LearnReport", "pretrain"]
@@ -61,11 +61,11 @@ def pretrain(
 ) -> LearnReport:
     """Learn from `decisions` simulated control decisions and save the Q-table (`settings.q_table_path` or `path`).
 
-    An existing table is continued. `progress` gets the share done, in [0, 1]. Raises `ValueError` for a trace without
+    An existing table is continued. `progress` gets the share done, in [0, 1]. Raises `TraceError` for a trace without
     tickets, `ModelError` when the table cannot be saved.
     """
     if not len(trace):
-        raise ValueError(f"{trace.name}: no tickets to learn from")
+        raise TraceError(f"{trace.name}: no tickets to learn from")
     began, draw = time.perf_counter(), random.Random(seed)
     rules = RulesController(settings)
     policy = QPolicy(settings, rules.rules, path=path, autosave=False)

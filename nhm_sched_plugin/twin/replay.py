@@ -21,11 +21,18 @@ import msgspec
 from nhm_sched_plugin.decision.reward import reward
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.settings import Settings, load_settings
-from nhm_sched_plugin.twin.controllers import PluginController, RulesController, StaticController, static_workers
+from nhm_sched_plugin.twin.controllers import (
+    Clock,
+    Kind,
+    PluginController,
+    RulesController,
+    StaticController,
+    static_workers,
+)
 from nhm_sched_plugin.twin.forecasts import RollingForecasts
 from nhm_sched_plugin.twin.learn import lead_s, pretrain
 from nhm_sched_plugin.twin.simulator import Controller, Pool, Run, simulate
-from nhm_sched_plugin.twin.traces import Trace
+from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.types import SchedulingState
 
 __all__ = ["POLICIES", "Count", "HourLine", "PolicyResult", "ReplayReport", "replay"]
@@ -41,6 +48,7 @@ class Count(msgspec.Struct, frozen=True):
     source: str
     action: str
     arm: str
+    reason: str
     count: int
 
 
@@ -127,14 +135,14 @@ def replay(
     rollout, recording off, in a temporary folder: neither the user's Q-table nor the records are touched. It starts
     from the user's Q-table when there is one, else it is pre-trained for `learn_decisions` on the training part.
 
-    Raises `ValueError` for an unknown policy or a trace that leaves no tickets in either part.
+    Raises `TraceError` (a ValueError) for an unknown policy or a trace that leaves no tickets in either part.
     """
     unknown = [name for name in policies if name not in POLICIES]
     if unknown:
-        raise ValueError(f"unknown policy {unknown[0]!r}; known: {', '.join(POLICIES)}")
+        raise TraceError(f"unknown policy {unknown[0]!r}; known: {', '.join(POLICIES)}")
     train, test = trace.split(train_fraction)
     if not len(train) or not len(test):
-        raise ValueError(f"{trace.name}: {len(train)} tickets before and {len(test)} after the split; both need some")
+        raise TraceError(f"{trace.name}: {len(train)} tickets before and {len(test)} after the split; both need some")
     with tempfile.TemporaryDirectory(prefix="nhm-sched-replay-") as folder:
         bench = _Bench(
             load_settings(settings), train, test, Path(folder), tick_s, startup_s, sla_wait_s, seed, progress
@@ -192,18 +200,18 @@ class _Bench:
         if name == "static":
             workers = static_workers(self.train, sla_wait_s=self.settings.planner.sla_wait_s)
             self.notes.append(f"static: {workers} workers, the fewest that start 95 % in time on the training part")
-            return self._simulated(StaticController(workers), Counter(), Counter(), workers)
+            return self._simulated(StaticController(workers), Counter(), workers)
         forecasts = self._forecasts(name)
         if name == "rules":
             served, advance = (None, None) if forecasts is None else (forecasts.served, forecasts.advance)
             rules = RulesController(self.settings, served, advance)
-            return self._simulated(rules, rules.decisions, Counter())
+            return self._simulated(rules, rules.decisions)
         self._prepare_table(learn_decisions)
         return self._plugin(forecasts)
 
     def _plugin(self, forecasts: RollingForecasts | None) -> PolicyResult:
         planner = self.settings.planner
-        clock = _Clock(self.test.start)
+        clock = Clock(self.test.start)
         with SchedulerHost.from_config(self.settings, clock=clock) as host:
 
             def advance(now: float) -> None:
@@ -218,7 +226,7 @@ class _Bench:
                 sla_wait_s=planner.sla_wait_s,
                 before_tick=advance,
             )
-            return self._simulated(controller, controller.decisions, controller.reasons)
+            return self._simulated(controller, controller.decisions)
 
     def _prepare_table(self, learn_decisions: int) -> None:
         path = self.settings.q_table_path
@@ -252,13 +260,7 @@ class _Bench:
         self.mape = forecasts.mape
         return forecasts
 
-    def _simulated(
-        self,
-        controller: Controller,
-        decisions: Counter[tuple[str, str, str]],
-        reasons: Counter[str],
-        workers: int | None = None,
-    ) -> PolicyResult:
+    def _simulated(self, controller: Controller, decisions: Counter[Kind], workers: int | None = None) -> PolicyResult:
         planner = self.settings.planner
         pool = Pool(
             self.test,
@@ -270,7 +272,7 @@ class _Bench:
         scored = _Scored(controller, lead_s(planner.startup_s, self.tick_s))
         began = time.perf_counter()
         run = simulate(pool, scored, tick_s=self.tick_s, progress=self._telling(controller.name))
-        return _result(controller.name, run, scored.mean, decisions, reasons, time.perf_counter() - began)
+        return _result(controller.name, run, scored.mean, decisions, time.perf_counter() - began)
 
     def _telling(self, what: str) -> Callable[[float], Any] | None:
         progress = self._progress
@@ -295,16 +297,6 @@ def _isolated(settings: Settings, folder: Path, planner: Mapping[str, float], se
     )
 
 
-class _Clock:
-    """Simulated time."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class _Scored:
     """Passes everything on, and keeps the mean reward of the control ticks."""
 
@@ -327,15 +319,11 @@ class _Scored:
         return self._sum / self._count if self._count else 0.0
 
 
-def _result(
-    name: str,
-    run: Run,
-    reward_mean: float,
-    decisions: Counter[tuple[str, str, str]],
-    reasons: Counter[str],
-    elapsed_s: float,
-) -> PolicyResult:
+def _result(name: str, run: Run, reward_mean: float, decisions: Counter[Kind], elapsed_s: float) -> PolicyResult:
     waits = sorted(run.waits)
+    reasons: Counter[str] = Counter()
+    for (*_, reason), count in decisions.items():
+        reasons[reason] += count
     judged = run.met + run.missed
     return PolicyResult(
         name=name,

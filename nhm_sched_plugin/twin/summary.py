@@ -31,7 +31,9 @@ def report_data(report: ReplayReport, command: str = "nhm-sched replay") -> Repo
         policies=[_result(result) for result in report.policies],
         sla_wait_s=report.sla_wait_s,
         decision_counts=[
-            DecisionCount(action=count.action, source=count.source, arm=count.arm, reason="", count=count.count)
+            DecisionCount(
+                action=count.action, source=count.source, arm=count.arm, reason=count.reason, count=count.count
+            )
             for result in plugin
             for count in result.decisions
         ],

@@ -15,17 +15,33 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.errors import IngestError
 from nhm_sched_plugin.types import Ticket
 
-__all__ = ["SERVICE_MEAN_S", "SERVICE_SIGMA", "Trace", "read_csv", "read_swf", "read_trace"]
+if TYPE_CHECKING:
+    from nhm_sched_plugin.store.repository import Store
+
+__all__ = [
+    "SERVICE_MEAN_S",
+    "SERVICE_SIGMA",
+    "Trace",
+    "TraceError",
+    "read_csv",
+    "read_records",
+    "read_swf",
+    "read_trace",
+]
 
 SERVICE_MEAN_S: Final = 300.0
 SERVICE_SIGMA: Final = 0.8
 _SHORTEST_S: Final = 1.0
 """Logs with whole seconds say 0 for what took less than one."""
+
+
+class TraceError(IngestError, ValueError):
+    """A trace cannot be used as asked."""
 
 
 class Trace:
@@ -47,10 +63,10 @@ class Trace:
         start: float | None = None,
         end: float | None = None,
     ) -> None:
-        """Sorts by arrival. Raises `ValueError` for columns of different length, and without tickets or a period."""
+        """Sorts by arrival. Raises `TraceError` for columns of different length, and without tickets or a period."""
         columns = [column for column in (durations, ids, task_types, risk_bands) if column]
         if any(len(column) != len(arrivals) for column in columns) or len(durations) != len(arrivals):
-            raise ValueError("a trace needs one duration (and id, task type, risk band) per arrival")
+            raise TraceError("a trace needs one duration (and id, task type, risk band) per arrival")
         order = sorted(range(len(arrivals)), key=arrivals.__getitem__)
         self.arrivals = [float(arrivals[i]) for i in order]
         self.durations = [max(float(durations[i]), 1e-3) for i in order]
@@ -59,7 +75,7 @@ class Trace:
         self.risk_bands = [risk_bands[i] for i in order] if risk_bands else []
         self.name = name
         if not self.arrivals and (start is None or end is None):
-            raise ValueError("a trace without tickets needs a start and an end")
+            raise TraceError("a trace without tickets needs a start and an end")
         self.start = self.arrivals[0] if start is None else start
         self.end = math.nextafter(self.arrivals[-1], math.inf) if end is None else end
 
@@ -101,7 +117,7 @@ class Trace:
     def split(self, train_fraction: float) -> tuple[Trace, Trace]:
         """The first part of the time and the rest, cut at a full hour (UTC) where that leaves both parts some time."""
         if not 0 < train_fraction < 1:
-            raise ValueError(f"train_fraction is {train_fraction}; it must lie between 0 and 1")
+            raise TraceError(f"train_fraction is {train_fraction}; it must lie between 0 and 1")
         cut = self.start + (self.end - self.start) * train_fraction
         hour = cut - cut % 3600
         cut = hour if self.start < hour < self.end else cut
@@ -135,7 +151,7 @@ class Trace:
         stamps = frame["timestamp"]
         if stamps.dt.tz is None:
             stamps = stamps.dt.tz_localize("UTC")
-        arrivals = [stamp.timestamp() for stamp in stamps]
+        arrivals = (stamps - dt.datetime.fromtimestamp(0, dt.UTC)).dt.total_seconds().tolist()
         ids, task_types, risk_bands = (
             frame[name].tolist() if name in frame else [] for name in ("ticket_id", "task_type", "risk_band")
         )
@@ -154,6 +170,19 @@ def read_trace(path: Path, *, mapping: Mapping[str, str] | None = None, seed: in
     if kind == "csv":
         return read_csv(path, mapping=mapping, seed=seed, **service)
     raise IngestError(f"{path}: the name ends in {path.suffix!r}; a trace is a .swf or a .csv file (also .gz)")
+
+
+def read_records(store: Store, *, name: str = "the records", seed: int = 0) -> Trace:
+    """The tickets in the records database that have a duration; where none has one, all, with drawn ones.
+
+    Raises `TraceError` when there are no tickets.
+    """
+    frame = store.execution_logs()
+    if frame.empty:
+        raise TraceError("the database holds no tickets; run `nhm-sched ingest FILE` first, or name a trace file")
+    known = frame["actual_duration_ms"].notna()
+    frame = frame[known] if known.any() else frame.drop(columns="actual_duration_ms")
+    return Trace.from_frame(frame, name=name, seed=seed)
 
 
 def read_swf(path: Path, *, max_duration_s: float = math.inf) -> Trace:
@@ -183,7 +212,7 @@ def read_swf(path: Path, *, max_duration_s: float = math.inf) -> Trace:
         kinds.append(f"queue-{fields[14]}" if len(fields) > 14 and fields[14] != "-1" else "job")
     if not arrivals:
         raise IngestError(f"{path}: no job with a run time in it")
-    return Trace(arrivals, durations, ids=ids, task_types=kinds, name=path.name.split(".")[0])
+    return Trace(arrivals, durations, ids=ids, task_types=kinds, name=path.name)
 
 
 def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int = 0, **service: float) -> Trace:
@@ -216,7 +245,7 @@ def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int 
         ids=found.get("ticket_id", ()),
         task_types=found.get("task_type", ()),
         risk_bands=found.get("risk_band", ()),
-        name=path.name.split(".")[0],
+        name=path.name,
     )
 
 

@@ -12,6 +12,7 @@ from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.twin import Trace, pretrain
 from nhm_sched_plugin.twin.forecasts import RollingForecasts, SeasonalGuess
 from nhm_sched_plugin.twin.replay import replay
+from nhm_sched_plugin.twin.summary import report_data
 
 DAY = 86_400.0
 START = 1_700_006_400.0  # a full hour, midnight UTC
@@ -62,7 +63,14 @@ def test_replay_side_by_side(tmp_path: Path) -> None:
     assert sum(count.count for count in plugin.decisions) == report.tickets + 720, "a decision per ticket and tick"
     assert {count.arm for count in plugin.decisions} == {"treatment"}
     assert "forecast_unavailable" not in plugin.reasons
+    by_reason: dict[str, int] = {}
+    for count in plugin.decisions:
+        by_reason[count.reason] = by_reason.get(count.reason, 0) + count.count
+    assert by_reason == plugin.reasons
     assert sum(count.count for count in rules.decisions) == 720
+    shown = report_data(report).decision_counts
+    assert sum(count.count for count in shown) == report.tickets + 720, "the summary shows the plugin's"
+    assert {count.reason for count in shown} == set(plugin.reasons)
     assert static.scale_events == 0
     assert not static.decisions
     assert static.sla > 0.85

@@ -1,0 +1,175 @@
+"""Looking before starting: `doctor`, `hooks list`, `hooks check`, `hooks trace`."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, pairs, settings_of
+from nhm_sched_plugin.cli.show import moment, out, plain, show, table
+from nhm_sched_plugin.errors import NhmSchedError
+from nhm_sched_plugin.settings import Settings
+
+hooks_app = typer.Typer(help="Third-party hooks: what is loaded, and whether it is usable.", no_args_is_help=True)
+
+NO_HOOKS = "No third-party plugins and no drop-ins found."
+
+
+@app.command()
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check configuration, folder, rule book, hooks, snapshots, spool and database. Starts and changes nothing."""
+    settings = settings_of(config)
+    rows = [
+        {"component": "configuration", "ok": True, "detail": str(config or "built-in values and NHM_SCHED_*")},
+        *(_checked(name, check, settings) for name, check in CHECKS.items()),
+        *(
+            {"component": f"hook {row['name']}", "ok": not row["problem"], "detail": row["problem"] or row["hooks"]}
+            for row in _hook_rows(settings)
+        ),
+    ]
+    show(rows, as_json, lambda: table([{**row, "ok": "yes" if row["ok"] else "NO"} for row in rows]))
+    if not all(row["ok"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _checked(name: str, check: Callable[[Settings], str], settings: Settings) -> dict[str, Any]:
+    try:
+        return {"component": name, "ok": True, "detail": check(settings)}
+    except (NhmSchedError, OSError) as error:
+        return {"component": name, "ok": False, "detail": str(error)}
+
+
+def _folder(settings: Settings) -> str:
+    folder = settings.data_dir
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise NhmSchedError(f"data_dir = {folder}: {nearest} cannot be written; choose another folder, or its owner")
+    return f"{folder}{'' if nearest == folder else ' (made on first use)'}"
+
+
+def _rules(settings: Settings) -> str:
+    from nhm_sched_plugin.decision.rulebook import RuleBook, resolve_rule_book
+
+    path = resolve_rule_book(settings.fallback.rule_book)
+    return f"{path}, {len(RuleBook.load(path).rule_names)} rules"
+
+
+def _forecast(settings: Settings) -> str:
+    from nhm_sched_plugin.forecasting.table import read_table
+
+    found = read_table(settings.forecast_table_path)
+    return f"{len(found.slices)} slices, model {found.model_version}, made {moment(found.generated_at)}"
+
+
+def _policy(settings: Settings) -> str:
+    from nhm_sched_plugin.policy.qtable import QTable
+
+    if not settings.q_table_path.exists():
+        return "nothing learned yet: it starts from the rules"
+    found = QTable.load(settings.q_table_path)
+    return f"{len(found)} states, {found.updates:,} updates"
+
+
+def _spool(settings: Settings) -> str:
+    from nhm_sched_plugin.store.spool import Spool
+
+    file = settings.spool_path / "spool.sqlite"
+    if not file.exists():
+        return "empty"
+    try:
+        # Opening it as a spool would repair it, and this command changes nothing.
+        with sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True) as connection:
+            verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        connection.close()
+    except sqlite3.Error as error:
+        verdict = str(error)
+    if verdict != "ok":
+        raise NhmSchedError(
+            f"{file} is damaged ({verdict}); `nhm-sched drain` sets it aside and saves what can be read"
+        )
+    spool = Spool(settings.spool_path)
+    waiting, refused = spool.pending(), spool.quarantined_count()
+    spool.close()
+    return f"{waiting:,} records wait for `nhm-sched drain`" + (f", {refused:,} in quarantine" if refused else "")
+
+
+def _database(settings: Settings) -> str:
+    from nhm_sched_plugin.store.client import connect, target
+
+    place = target(settings)
+    if place.path is not None:  # it belongs to one process at a time, which may well be another one now
+        return f"{place}{'' if place.path.exists() else ' (made by `nhm-sched init`)'}"
+    connect(settings).close()
+    return f"{place} answers"
+
+
+CHECKS: dict[str, Callable[[Settings], str]] = {
+    "data folder": _folder,
+    "rule book": _rules,
+    "forecast": _forecast,
+    "policy": _policy,
+    "spool": _spool,
+    "database": _database,
+}
+
+
+@hooks_app.command("list")
+def hooks_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Every plugin and drop-in found, with the hooks it implements."""
+    rows = _hook_rows(settings_of(config))
+    show(rows, as_json, lambda: table(rows, NO_HOOKS))
+
+
+@hooks_app.command("check")
+def hooks_check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """As `list`, but fails when a plugin or drop-in is not usable."""
+    rows = _hook_rows(settings_of(config))
+    show(rows, as_json, lambda: table(rows, NO_HOOKS))
+    if any(row["problem"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _hook_rows(settings: Settings) -> list[dict[str, Any]]:
+    from nhm_sched_plugin.extension import inspect_hooks
+
+    return [{**found._asdict(), "hooks": ", ".join(found.hooks)} for found in inspect_hooks(settings)]
+
+
+@hooks_app.command("trace")
+def hooks_trace(
+    state: Annotated[
+        list[str] | None, typer.Option("--state", metavar="FIELD=NUMBER", help="What the host measures; repeatable.")
+    ] = None,
+    task_type: Annotated[str | None, typer.Option(help="Of the ticket.")] = None,
+    risk_band: Annotated[str | None, typer.Option(help="Of the ticket.")] = None,
+    tick: Annotated[bool, typer.Option("--tick", help="Decide for the pool, without a ticket.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one decision and show every hook call in order. The plugins' hooks really run; nothing is recorded."""
+    from nhm_sched_plugin.cli.tracing import trace_decision
+    from nhm_sched_plugin.types import STATE_FIELDS, Ticket
+
+    measured = {}
+    for name, text in pairs(state, "--state").items():
+        if name not in STATE_FIELDS:
+            raise typer.BadParameter(f"--state {name}={text}: no such field; known: {', '.join(STATE_FIELDS)}")
+        try:
+            measured[name] = float(text)
+        except ValueError:
+            raise typer.BadParameter(f"--state {name}={text}: {text!r} is not a number") from None
+    ticket = None if tick else Ticket(ticket_id="trace", task_type=task_type, risk_band=risk_band)
+    decision, calls = trace_decision(settings_of(config), ticket, measured)
+
+    def tell() -> None:
+        table([{**call, "microseconds": round(call["microseconds"])} for call in calls], "No hook was called.")
+        out.print(f"{decision.action.value}, {decision.source.value}: {decision.reason.value}", markup=False)
+
+    show({"calls": calls, "decision": plain(decision)}, as_json, tell)
+
+
+app.add_typer(hooks_app, name="hooks")

@@ -1,0 +1,26 @@
+"""`nhm-sched demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nhm_sched_plugin.cli.app import JsonOption, app
+from nhm_sched_plugin.cli.show import out, show, steps
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for state and report.")] = Path("demo-output"),
+    days: Annotated[int, typer.Option(min=4, max=60, help="Length of the replayed end of the year.")] = 14,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole loop on a year of real flights: ingest, train, learn, decide, record, report."""
+    from nhm_sched_plugin.demo.loop import run
+    from nhm_sched_plugin.observe.summary import print_summary, summary_json
+
+    with steps() as step:
+        data = run(output, step, days=days)
+    show(summary_json(data), as_json, lambda: print_summary(data, out))

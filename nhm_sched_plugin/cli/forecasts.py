@@ -1,0 +1,150 @@
+"""Load forecasters: `train`, `models`, `approve`, `promote`, `forecast`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, settings_of
+from nhm_sched_plugin.cli.show import err, moment, out, progress, show, table
+from nhm_sched_plugin.errors import RegistryError
+from nhm_sched_plugin.settings import Settings
+
+LONGEST = 7 * 24 * 60
+"""Minutes that a forecast table covers at least."""
+
+SliceOption = Annotated[str | None, typer.Option(help="Only this slice.")]
+
+
+@app.command()
+def train(
+    horizon: Annotated[
+        list[int] | None, typer.Option(min=60, max=LONGEST, help="Minutes ahead; repeatable. Default: all.")
+    ] = None,
+    task_type: SliceOption = None,
+    risk_band: SliceOption = None,
+    keep: Annotated[int | None, typer.Option(min=0, help="Only the N busiest slices besides the global one.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the load forecasters, register them and publish the table that hosts serve from."""
+    from nhm_sched_plugin.training.__main__ import show as tell
+    from nhm_sched_plugin.training.pipeline import train as fit
+
+    settings = settings_of(config)
+    with progress("Training") as update:
+        report = fit(
+            settings,
+            horizons=horizon,
+            task_type=task_type,
+            risk_band=risk_band,
+            keep=keep,
+            jobs=jobs,
+            progress=lambda done, total, _: update(done, total),
+        )
+    show(report, as_json, lambda: tell(report))
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Every registered model version with its aliases and backtest errors."""
+    from nhm_sched_plugin.training.registry import Registry
+
+    registry = Registry.of(settings_of(config))
+    rows = [
+        {
+            "name": found.name,
+            "version": found.version,
+            "aliases": ", ".join(found.aliases),
+            "mape": found.metrics.get("mape"),
+            "created": moment(found.created_at),
+            "approved_by": found.tags.get("approved_by"),
+        }
+        for found in (registry.list() if registry.exists() else [])
+    ]
+    show(rows, as_json, lambda: table(rows, "No models yet; run `nhm-sched train`."))
+
+
+def _with_models(settings: Settings) -> Settings:
+    """Raises `RegistryError` before a registry is made just to find it empty."""
+    from nhm_sched_plugin.training.registry import Registry
+
+    if not Registry.of(settings).exists():
+        raise RegistryError(f"no models in {settings.registry_path} yet; run `nhm-sched train`")
+    return settings
+
+
+@app.command()
+def approve(
+    name: str,
+    version: str,
+    by: Annotated[str, typer.Option("--by", help="Who approves.")],
+    config: ConfigOption = None,
+) -> None:
+    """Note a person's approval of a model version: one of the four criteria for production."""
+    from nhm_sched_plugin.training.promotion import approve as note
+
+    note(_with_models(settings_of(config)), name, version, by)
+    out.print(f"{name} version {version} is approved by {by}.", markup=False, soft_wrap=True)
+
+
+@app.command()
+def promote(name: str, version: str, config: ConfigOption = None) -> None:
+    """Give a model version the alias `production`, if it meets all criteria; else say which are missing."""
+    from nhm_sched_plugin.training.promotion import promote as promote_version
+
+    promoted = promote_version(_with_models(settings_of(config)), name, version)
+    out.print(f"{promoted.name} version {promoted.version} is in production.", markup=False, soft_wrap=True)
+
+
+@app.command()
+def forecast(
+    horizon: Annotated[
+        list[int] | None, typer.Option(min=1, max=LONGEST, help="Minutes ahead; repeatable. Default: all.")
+    ] = None,
+    task_type: SliceOption = None,
+    risk_band: SliceOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a host would be told now, from the published table."""
+    from nhm_sched_plugin.forecasting.table import SnapshotForecaster, read_table
+
+    settings = settings_of(config)
+    read_table(settings.forecast_table_path)  # raises where a host would go on without
+    forecaster, now = SnapshotForecaster(settings.forecast_table_path), time.time()
+    answers = [
+        forecaster.forecast(minutes, now, task_type, risk_band)
+        for minutes in horizon or settings.ml.forecasting.horizons
+    ]
+    found = [answer for answer in answers if answer is not None]
+
+    def tell() -> None:
+        rows = [
+            {
+                "minutes ahead": answer.horizon_minutes,
+                "tickets in that hour": answer.points[-1].mean,
+                "10 %": answer.points[-1].quantiles[0.1],
+                "90 %": answer.points[-1].quantiles[0.9],
+                "confidence": answer.confidence,
+                "method": answer.method,
+            }
+            for answer in found
+        ]
+        table(rows, title=f"Forecast from now on, {moment(now)}")
+        served = forecaster.table
+        if served is not None and served.origin < now - 24 * 3600:
+            err.print(
+                f"warning: the history behind it ends {moment(served.origin)}, so the confidence is low; "
+                "ingest newer tickets and train again",
+                style="yellow",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    show(found, as_json, tell)

@@ -1,0 +1,131 @@
+"""The policy and what it is compared with: `learn`, `replay`, `q-table`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, MapOption, app, pairs, records, settings_of, writable
+from nhm_sched_plugin.cli.show import as_json as json_text
+from nhm_sched_plugin.cli.show import out, plain, progress, record, show, table, written
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.settings import Settings
+    from nhm_sched_plugin.twin.traces import Trace
+
+q_table_app = typer.Typer(help="What the policy has learned.", no_args_is_help=True)
+
+TraceArgument = Annotated[
+    Path | None, typer.Argument(help="A trace (CSV or SWF); default: the tickets in the database.")
+]
+
+
+@app.command()
+def learn(
+    file: TraceArgument = None,
+    mapping: MapOption = None,
+    decisions: Annotated[int, typer.Option(min=1, help="Simulated decisions.")] = 100_000,
+    seed: int = 0,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pre-train the policy in the twin."""
+    from nhm_sched_plugin.twin.learn import pretrain
+
+    settings = settings_of(config)
+    trace = _trace(settings, file, pairs(mapping, "--map"))
+    with progress("Learning") as update:
+        report = pretrain(settings, trace, decisions=decisions, seed=seed, progress=lambda share: update(share, 1.0))
+    show(report, as_json, lambda: record(plain(report)))
+
+
+@app.command()
+def replay(
+    file: TraceArgument = None,
+    policies: Annotated[str, typer.Option(help="Comma-separated: plugin, rules, static.")] = "plugin,rules,static",
+    mapping: MapOption = None,
+    train_fraction: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the time to train on.")] = 0.7,
+    seed: int = 0,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", callback=writable, help="Write everything as JSON.")
+    ] = None,
+    report_path: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="OUT.html", callback=writable, help="Write a report with plots."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Run the same tickets through several policies and compare SLA, cost and waits."""
+    from nhm_sched_plugin.observe.summary import print_summary
+    from nhm_sched_plugin.twin.replay import POLICIES
+    from nhm_sched_plugin.twin.replay import replay as run
+    from nhm_sched_plugin.twin.summary import report_data
+
+    names = list(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
+    unknown = [name for name in names if name not in POLICIES]
+    if unknown or not names:
+        wrong = repr(unknown[0]) if unknown else "none"
+        raise typer.BadParameter(f"--policies names {wrong}; known: {', '.join(POLICIES)}")
+    settings = settings_of(config)
+    trace = _trace(settings, file, pairs(mapping, "--map"))
+    with progress("Replaying") as update:
+        report = run(
+            trace,
+            names,
+            settings,
+            train_fraction=train_fraction,
+            seed=seed,
+            progress=lambda _, share: update(share, 1.0),
+        )
+    data = report_data(report)
+    written(json_path, json_text(report.to_dict()))
+    if report_path is not None:
+        from nhm_sched_plugin.observe.report import render_report
+
+        data.report_path = str(render_report(data, report_path))
+    print_summary(data, out)
+
+
+def _trace(settings: Settings, file: Path | None, mapping: dict[str, str]) -> Trace:
+    from nhm_sched_plugin.twin.traces import read_records, read_trace
+
+    if file is not None:
+        return read_trace(file, mapping=mapping)
+    with records(settings) as store:
+        return read_records(store)
+
+
+@q_table_app.command("show")
+def q_table_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """The learned values: a row per state and action, with the number of visits."""
+    from nhm_sched_plugin.policy.qtable import QTable
+
+    path = settings_of(config).q_table_path
+    learned = QTable.load(path) if path.exists() else QTable()
+    rows = [
+        {"state": state, "action": arm, "q": cell.q, "visits": cell.visits, "mean": cell.mean}
+        for state, row in sorted(learned.rows.items())
+        for arm, cell in sorted(row.items())
+    ]
+    show(rows, as_json, lambda: table(rows, f"Nothing learned yet ({path})."))
+
+
+@q_table_app.command("reset")
+def q_table_reset(
+    config: ConfigOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Forget everything learned; the old table is kept beside the new one."""
+    from nhm_sched_plugin.policy.qtable import reset
+
+    path = settings_of(config).q_table_path
+    if not yes:
+        typer.confirm(f"Forget everything learned in {path}?", abort=True)
+    kept = reset(path)
+    text = f"Reset. The old table is kept as {kept}." if kept else "There was nothing to forget."
+    out.print(text, markup=False, soft_wrap=True)
+
+
+app.add_typer(q_table_app, name="q-table")

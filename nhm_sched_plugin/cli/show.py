@@ -1,0 +1,168 @@
+"""Results and progress on the terminal: for a person, or as JSON for a script."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+
+__all__ = [
+    "Update",
+    "as_json",
+    "err",
+    "log_to_terminal",
+    "out",
+    "plain",
+    "progress",
+    "record",
+    "show",
+    "steps",
+    "table",
+]
+
+out = Console()
+err = Console(stderr=True)
+
+
+class Update(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: float, total: float | None = None) -> None: ...
+
+
+class _Lines(logging.Handler):
+    """Log lines above a running progress bar instead of across it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def log_to_terminal() -> None:
+    """Warnings and errors of all rooms, on the error stream."""
+    handler = _Lines()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def as_json(value: Any) -> str:
+    """Valid JSON in every case: structs as objects, paths and times as text, what is not finite as null."""
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode() + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Structs, named tuples and paths as what tables can show."""
+    return msgspec.to_builtins(value, enc_hook=str)
+
+
+def show(value: Any, json_wanted: bool, text: Callable[[], None]) -> None:
+    """One result, for a script or for a person."""
+    if json_wanted:
+        sys.stdout.write(as_json(value))
+    else:
+        text()
+
+
+def table(rows: Sequence[Mapping[str, Any]], empty: str = "", title: str | None = None) -> None:
+    """Rows of the same keys, numbers to the right."""
+    if not rows:
+        out.print(empty, markup=False, soft_wrap=True)
+        return
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    for name, value in rows[0].items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        shown.add_column(name.replace("_", " "), overflow="fold", justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row.values()))
+    out.print(shown, markup=False)
+
+
+def record(values: Mapping[str, Any]) -> None:
+    """One thing with many facts, a line each."""
+    shown = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
+    shown.add_column(style="dim")
+    shown.add_column(overflow="fold")
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {_cell(part)}" for key, part in value.items())
+        shown.add_row(name.replace("_", " "), _cell(value))
+    out.print(shown, markup=False)
+
+
+def _cell(value: Any) -> Any:
+    from rich.text import Text
+
+    if value is None:
+        return Text("-")
+    if isinstance(value, float):
+        return Text(f"{value:,.2f}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Text(f"{value:,}")
+    return Text(str(value))  # names are shown as they are, never read as markup
+
+
+def moment(epoch: float) -> str:
+    return f"{dt.datetime.fromtimestamp(epoch, dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _columns(last: ProgressColumn) -> tuple[ProgressColumn, ...]:
+    # 80 columns hold a title of 40 letters beside its bar.
+    title = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=40))
+    return title, BarColumn(bar_width=20), TaskProgressColumn(), last
+
+
+def _bars(last: ProgressColumn, transient: bool) -> Progress:
+    # On the error stream, so that `--json` stays clean; nothing at all where nobody watches.
+    return Progress(*_columns(last), console=err, transient=transient, disable=not err.is_terminal)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Update]:
+    """A progress bar that goes away when it is done."""
+    with _bars(TimeRemainingColumn(), transient=True) as bar:
+        yield _mover(bar, bar.add_task(what, total=None))
+
+
+def _mover(bars: Progress, task: TaskID) -> Update:
+    def update(done: float, total: float | None = None) -> None:
+        bars.update(task, completed=done, total=total)
+
+    return update
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], AbstractContextManager[Update]]]:
+    """A list of steps that stay on the screen, each with its bar and its time."""
+    with _bars(TimeElapsedColumn(), transient=False) as bars:
+
+        @contextmanager
+        def step(title: str) -> Iterator[Update]:
+            task = bars.add_task(title, total=None)
+            yield _mover(bars, task)
+            bars.update(task, completed=1, total=1)
+            bars.stop_task(task)
+
+        yield step
+
+
+def written(path: Path | None, text: str) -> None:
+    """Write a result to a file, where one is asked for."""
+    if path is not None:
+        path.write_text(text, encoding="utf-8")
