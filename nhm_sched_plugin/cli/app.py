@@ -24,8 +24,31 @@ if TYPE_CHECKING:
 __all__ = ["ConfigOption", "JsonOption", "MapOption", "app", "pairs", "records", "settings_of", "writable"]
 
 
+ORDER = (
+    "demo",
+    "init",
+    "ingest",
+    "train",
+    "forecast",
+    "models",
+    "approve",
+    "promote",
+    "learn",
+    "q-table",
+    "replay",
+    "drain",
+    "explain",
+    "hooks",
+    "doctor",
+)
+"""Of the help page: as a user meets them."""
+
+
 class _Commands(TyperGroup):
     """Errors that a person can mend become one message; anything else stays a traceback, since it is our fault."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, pairs, settings_of
+from nhm_sched_plugin.cli.show import as_json as as_json_text
 from nhm_sched_plugin.cli.show import moment, out, plain, show, table
 from nhm_sched_plugin.errors import NhmSchedError
 from nhm_sched_plugin.settings import Settings
 
 hooks_app = typer.Typer(help="Third-party hooks: what is loaded, and whether it is usable.", no_args_is_help=True)
-
-NO_HOOKS = "No third-party plugins and no drop-ins found."
 
 
 @app.command()
@@ -27,7 +26,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         {"component": "configuration", "ok": True, "detail": str(config or "built-in values and NHM_SCHED_*")},
         *(_checked(name, check, settings) for name, check in CHECKS.items()),
         *(
-            {"component": f"hook {row['name']}", "ok": not row["problem"], "detail": row["problem"] or row["hooks"]}
+            {"component": f"hook {row['name']}", "ok": not row["problem"], "detail": row["problem"] or row["origin"]}
             for row in _hook_rows(settings)
         ),
     ]
@@ -121,16 +120,27 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
 def hooks_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Every plugin and drop-in found, with the hooks it implements."""
     rows = _hook_rows(settings_of(config))
-    show(rows, as_json, lambda: table(rows, NO_HOOKS))
+    show(rows, as_json, lambda: _list(rows))
 
 
 @hooks_app.command("check")
 def hooks_check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """As `list`, but fails when a plugin or drop-in is not usable."""
     rows = _hook_rows(settings_of(config))
-    show(rows, as_json, lambda: table(rows, NO_HOOKS))
+    show(rows, as_json, lambda: _list(rows))
     if any(row["problem"] for row in rows):
         raise typer.Exit(1)
+
+
+def _list(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        out.print("No third-party plugins and no drop-ins found.")
+    for row in rows:
+        out.print(f"{row['name']}  ({row['origin']})", style="bold", markup=False, highlight=False, soft_wrap=True)
+        if row["hooks"]:
+            out.print(f"  hooks: {row['hooks']}", markup=False, highlight=False)
+        if row["problem"]:
+            out.print(f"  PROBLEM: {row['problem']}", style="red", markup=False, highlight=False)
 
 
 def _hook_rows(settings: Settings) -> list[dict[str, Any]]:
@@ -150,7 +160,10 @@ def hooks_trace(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make one decision and show every hook call in order. The plugins' hooks really run; nothing is recorded."""
+    """Make one decision and show every hook call in order, with its time.
+
+    Nothing is recorded, but the plugins' own hooks really run, `nhm_sched_actuate` included.
+    """
     from nhm_sched_plugin.cli.tracing import trace_decision
     from nhm_sched_plugin.types import STATE_FIELDS, Ticket
 
@@ -166,8 +179,13 @@ def hooks_trace(
     decision, calls = trace_decision(settings_of(config), ticket, measured)
 
     def tell() -> None:
-        table([{**call, "microseconds": round(call["microseconds"])} for call in calls], "No hook was called.")
-        out.print(f"{decision.action.value}, {decision.source.value}: {decision.reason.value}", markup=False)
+        for number, call in enumerate(calls, 1):
+            head = f"{number}. {call['hook']} by {call['plugins']}, {call['microseconds']:,.0f} us"
+            out.print(head, style="bold", markup=False, highlight=False, soft_wrap=True)
+            answer = as_json_text(call["answer"], indent=0)
+            out.print(f"   {answer[:300]}{' ...' if len(answer) > 300 else ''}", markup=False, soft_wrap=True)
+        said = f"{decision.action.value}, because {decision.reason.value}; {decision.source.value} decided"
+        out.print(f"\n{said}.", markup=False, highlight=False)
 
     show({"calls": calls, "decision": plain(decision)}, as_json, tell)
 

@@ -49,22 +49,24 @@ class Update(Protocol):
 
 
 class _Lines(logging.Handler):
-    """Log lines above a running progress bar instead of across it."""
+    """Log lines above a running progress bar instead of across it, one line each: tracebacks are for hosts' logs."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        text = f"{record.levelname} {record.name}: {record.getMessage()}"
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def log_to_terminal() -> None:
     """Warnings and errors of all rooms, on the error stream."""
-    handler = _Lines()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[_Lines()])
 
 
-def as_json(value: Any) -> str:
-    """Valid JSON in every case: structs as objects, paths and times as text, what is not finite as null."""
-    return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode() + "\n"
+def as_json(value: Any, indent: int = 2) -> str:
+    """Valid JSON in every case: structs as objects, paths and times as text, what is not finite as null.
+
+    `indent` 0: all on one line.
+    """
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=indent).decode() + "\n" * bool(indent)
 
 
 def plain(value: Any) -> Any:

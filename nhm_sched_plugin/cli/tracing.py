@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from nhm_sched_plugin.cli.show import plain
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Decision, Ticket
 
 __all__ = ["trace_decision"]
-
-LONGEST_ANSWER = 200
 
 
 class _Calls(logging.Handler):
@@ -34,7 +35,7 @@ class _Calls(logging.Handler):
             "hook": hook,
             "plugins": ", ".join(plugins),
             "microseconds": took,
-            "answer": repr(answer)[:LONGEST_ANSWER],
+            "answer": _simple(answer),
         }
         # Logged when a call ends; in the order in which they began an outer call comes before those inside it.
         self.rows.append((record.created - took / 1e6, row))
@@ -66,6 +67,18 @@ def trace_decision(
             log.setLevel(before[0])
             log.propagate = before[1]
     return decision, [row for _, row in sorted(calls.rows, key=lambda timed: timed[0])]
+
+
+def _simple(answer: Any) -> Any:
+    """An answer as JSON values, without the fields that say nothing."""
+    if isinstance(answer, list):
+        return [_simple(part) for part in answer]
+    if isinstance(answer, msgspec.Struct):
+        return {name: value for name, value in plain(answer).items() if value not in (None, {}, [], "")}
+    try:
+        return plain(answer)
+    except Exception:  # noqa: BLE001 - whatever a third-party hook answers
+        return repr(answer)
 
 
 def _isolated(settings: Settings, folder: Path) -> Settings:
