@@ -75,8 +75,9 @@ class Feedback:
     def finished(self, outcome: Outcome, durable: threading.Event | None = None) -> None:
         """Reward, record, learn, tell the observers. `durable` is set once the record is on disk."""
         with self._lock:
-            decision = self._decisions.get(outcome.decision_id)
-            applied, problem = self._applied.get(outcome.decision_id, (None, None))
+            # A decision has one outcome, so nothing of it needs to be remembered afterwards.
+            decision = self._decisions.pop(outcome.decision_id, None)
+            applied, problem = self._applied.pop(outcome.decision_id, (None, None))
         before = outcome.state_before
         if before is None and decision is not None:
             before = decision.state

@@ -29,8 +29,9 @@ __all__ = ["Batch", "Quarantined", "Spool", "SpoolSink", "SpooledRecord"]
 
 log = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE: Final = 500
-"""Rows a statement. sqlite3 gives the interpreter lock up at each statement and has to win it back from a busy host."""
+_ROWS_AT_ONCE: Final = (256, 32, 4, 1)
+"""Rows a statement. sqlite3 gives the interpreter lock up at each statement and has to win it back from a busy host, so
+few statements; and few different ones, since each prepared one keeps memory."""
 _COUNTED_UP_TO: Final = 200_000
 
 
@@ -116,23 +117,25 @@ class Spool:
                 bad.append(
                     (type(record).__name__, "", repr(record)[:10_000].encode("utf-8", "replace"), str(error), now)
                 )
-        size = sum(len(row[2]) for row in rows) + sum(len(row[2]) for row in bad)
+        total = sum(len(row[2]) for row in rows) + sum(len(row[2]) for row in bad)
 
         def write(connection: sqlite3.Connection) -> None:
             self._file.synchronous(connection, sync)
             connection.execute("BEGIN IMMEDIATE")
-            if _used(connection) + size > self.max_bytes:
+            if _used(connection) + total > self.max_bytes:
                 raise SpoolError(
                     f"spool is full: {_used(connection) / 2**20:.1f} MB of recording.spool_max_mb "
                     f"{round(self.max_bytes / 2**20, 1):g} in {self.path}; run `nhm-sched drain` or raise the limit"
                 )
-            for first in range(0, len(rows), _ROWS_AT_ONCE):
-                some = rows[first : first + _ROWS_AT_ONCE]
-                values = ", ".join(["(?, ?, ?)"] * len(some))
-                connection.execute(
-                    f"INSERT INTO records (kind, id, frame) VALUES {values}",  # noqa: S608 - placeholders only
-                    [value for row in some for value in row],
-                )
+            first = 0
+            for size in _ROWS_AT_ONCE:
+                while len(rows) - first >= size:
+                    values = ", ".join(["(?, ?, ?)"] * size)
+                    connection.execute(
+                        f"INSERT INTO records (kind, id, frame) VALUES {values}",  # noqa: S608 - placeholders only
+                        [value for row in rows[first : first + size] for value in row],
+                    )
+                    first += size
             connection.executemany("INSERT INTO quarantine (kind, id, frame, reason, at) VALUES (?, ?, ?, ?, ?)", bad)
             connection.execute("COMMIT")
 
