@@ -22,6 +22,7 @@ __all__ = ["OBSERVER_TIMEOUT_S", "Feedback"]
 OBSERVER_TIMEOUT_S: Final = 1.0
 REMEMBERED_DECISIONS: Final = 20_000
 """Decisions whose outcome may still come; older ones are answered from the outcome's own states."""
+REMEMBERED_ENDED: Final = 1000
 WINDOW: Final = 1000
 
 
@@ -50,6 +51,7 @@ class Feedback:
         self.after_fork()
         renew_after_fork(self)
         self._decisions: OrderedDict[str, _Decided] = OrderedDict()
+        self._done: OrderedDict[str, _Decided] = OrderedDict()
         self._applied: OrderedDict[str, tuple[bool, str | None]] = OrderedDict()
         self._rewards: deque[float] = deque(maxlen=WINDOW)
         self._sla: deque[tuple[float, float]] = deque(maxlen=WINDOW)
@@ -72,12 +74,20 @@ class Feedback:
             if len(self._applied) > REMEMBERED_DECISIONS:
                 self._applied.popitem(last=False)
 
+    def _ended(self, decision_id: str) -> _Decided | None:
+        """The decision, if it is known; once it has its outcome it is remembered only for a report sent twice."""
+        decision = self._decisions.pop(decision_id, None) or self._done.get(decision_id)
+        if decision is not None:
+            self._done[decision_id] = decision
+            if len(self._done) > REMEMBERED_ENDED:
+                self._applied.pop(self._done.popitem(last=False)[0], None)
+        return decision
+
     def finished(self, outcome: Outcome, durable: threading.Event | None = None) -> None:
         """Reward, record, learn, tell the observers. `durable` is set once the record is on disk."""
         with self._lock:
-            # A decision has one outcome, so nothing of it needs to be remembered afterwards.
-            decision = self._decisions.pop(outcome.decision_id, None)
-            applied, problem = self._applied.pop(outcome.decision_id, (None, None))
+            decision = self._ended(outcome.decision_id)
+            applied, problem = self._applied.get(outcome.decision_id, (None, None))
         before = outcome.state_before
         if before is None and decision is not None:
             before = decision.state
