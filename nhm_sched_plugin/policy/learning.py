@@ -44,7 +44,7 @@ LEAVE_AT: Final = 0.95
 NEAR: Final = 0.05
 """Targets closer than this to the planner's (relative) are the same arm."""
 _ARMS: Final = {action: (action.value, f"{action.value}+", f"{action.value}-") for action in Action}
-_REMEMBERED_IDS: Final = 100_000
+_REMEMBERED_IDS: Final = 20_000
 _NOTHING: Final[dict[str, Cell]] = {}
 _MOST_SITUATIONS: Final = 1024
 _MOST_PENDING: Final = 20_000
