@@ -14,6 +14,11 @@ DEMO_READY := $(VENV)/.ready-demo
 DEV_READY := $(VENV)/.ready-dev
 ARGS ?=
 
+# Compiled modules are kept: the libraries behind training take many seconds to compile at each start otherwise.
+unexport PYTHONDONTWRITEBYTECODE
+# Small matrices: threads of the linear algebra library would only get into each other's way, and the workers'.
+export OPENBLAS_NUM_THREADS ?= 1
+
 .PHONY: help demo test test-lowest lint format types proto lock bench build clean
 
 help: ## List the chores
