@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,5 +25,10 @@ def demo(
     from nhm_sched_plugin.observe.summary import print_summary, summary_json
 
     with steps() as step:
-        data = run(output, step, days=days)
+        data = run(output, step, days=days, program=_program())
     show(summary_json(data), as_json, lambda: print_summary(data, out))
+
+
+def _program() -> str:
+    """How the user can call this command again: by its name, or by its path where that is not on the search path."""
+    return "nhm-sched" if shutil.which("nhm-sched") else min(sys.argv[0], os.path.relpath(sys.argv[0]), key=len)

@@ -24,31 +24,12 @@ from nhm_sched_plugin.store import questions
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.repository import Store
-    from nhm_sched_plugin.twin.simulator import Run
     from nhm_sched_plugin.twin.traces import Trace
 
-__all__ = ["policy_result", "tell"]
+__all__ = ["tell"]
 
 WEEK_S: Final = 7 * 24 * HOUR_S
 PACKAGES: Final = ("nhm-sched-plugin", "prophet", "statsmodels", "chdb", "clickhouse-connect", "pandas", "numpy")
-
-
-def policy_result(name: str, run: Run, note: str) -> PolicyResult:
-    """One run's SLA, cost and waits."""
-    waits = sorted(run.waits)
-    at = {share: waits[min(int(share * len(waits)), len(waits) - 1)] if waits else None for share in (0.5, 0.95, 0.99)}
-    counted = run.met + run.missed
-    return PolicyResult(
-        name=name,
-        sla_pct=100 * run.met / counted if counted else None,
-        worker_hours=run.worker_seconds / HOUR_S,
-        wait_p50_s=at[0.5],
-        wait_p95_s=at[0.95],
-        wait_p99_s=at[0.99],
-        scale_events=run.changes,
-        timeline=[(hour.start, float(hour.arrivals), hour.workers, hour.queue) for hour in run.hours],
-        note=note,
-    )
 
 
 def tell(
@@ -58,7 +39,9 @@ def tell(
     actual = dict([*past.hourly(), *coming.hourly()])
     settings = foresight.settings
     counts = _counts(store, phases)
+    sureness = questions.confidences(store)
     return ReportData(
+        done=_course(counts, len(sureness), results),
         title="Predictive scheduling on the flights of 2013",
         subtitle=(
             f"{len(coming):,} departures from New York, {_day(coming.start)} to {_day(coming.end - 1)}: each a ticket"
@@ -76,7 +59,7 @@ def tell(
             RewardSample(epoch=row.hour, arm=row.arm, reward=row.mean, weight=row.outcomes)
             for row in questions.hourly_rewards(store)
         ],
-        confidences=questions.confidences(store),
+        confidences=sureness,
         confidence_threshold=settings.optimizer.recommendation_confidence_threshold,
         volume_threshold=settings.optimizer.forecast_volume_threshold,
         examples=_examples(store),
@@ -86,6 +69,21 @@ def tell(
             **{name: version(name) for name in PACKAGES},
         },
     )
+
+
+def _course(counts: Sequence[DecisionCount], asked: int, results: Sequence[PolicyResult]) -> list[str]:
+    """Who decided, and what it came to, in sentences."""
+    total = sum(row.count for row in counts)
+    light = sum(row.count for row in counts if row.reason == "below_volume_threshold")
+    followed = sum(row.count for row in counts if row.source == "policy")
+    said = [
+        f"In {light:,} of {total:,} decisions the load ahead was light, so the rules decided; "
+        f"the policy was asked in {asked:,} and followed in {followed:,}."
+    ]
+    pools = {result.name: [workers for _, _, workers, _ in result.timeline] for result in results}
+    if followed and pools.get("plugin") == pools.get("rules"):
+        said.append("That came to the same pool as the rules alone: where the policy was sure, it agreed with them.")
+    return said
 
 
 def _day(epoch: float) -> str:

@@ -133,7 +133,7 @@ def workers(policies: Sequence[PolicyResult], phases: Sequence[Phase]) -> Plot:
                 linestyle=dash,
                 linewidth=2.0 if order == 0 else 1.5,
                 label=canvas.short(policy.name),
-                zorder=3 if order == 0 else 2,
+                zorder=2 if order == 0 else 3,  # its solid line shows between the others' dashes where they coincide
             )
         line = buckets(next((policy.timeline for policy in policies if policy.timeline), []), points)
         below.fill_between(
@@ -176,7 +176,9 @@ def outcomes(policies: Sequence[PolicyResult], target_pct: float | None) -> Plot
             left.scatter(values, at, s=90, c=[colour for _, _, colour in met], zorder=3)
             lowest = min([*values, *([] if target_pct is None else [target_pct])])
             room = max(100 - lowest, 1.0)
-            left.set_xlim(max(0.0, lowest - 0.35 * room), 100 + 0.3 * room)
+            least = max(0.0, lowest - 0.35 * room)
+            left.set_xlim(least, 100 + 0.3 * room)
+            left.set_xticks([tick for tick in left.get_xticks() if least <= tick <= 100])
             for row, value, _ in met:
                 left.annotate(f"{value:.1f} %", (value, row), (0, 8), textcoords="offset points", ha="center")
         if target_pct is not None:

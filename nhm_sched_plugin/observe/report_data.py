@@ -141,6 +141,8 @@ class ReportData(msgspec.Struct, kw_only=True):
     """Versions and the machine, by name."""
     command: str = ""
     """What made this report."""
+    options: str = ""
+    """What commands need to find these records: `--config demo-output/nhm-sched.yaml`."""
     next_commands: list[tuple[str, str]] = []
     """(command, what it shows)."""
     generated_at: float | None = None

@@ -35,7 +35,7 @@ from nhm_sched_plugin.twin.simulator import Controller, Pool, Run, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.types import SchedulingState
 
-__all__ = ["POLICIES", "Count", "HourLine", "PolicyResult", "ReplayReport", "replay"]
+__all__ = ["POLICIES", "Count", "HourLine", "PolicyResult", "ReplayReport", "Scored", "measured", "replay"]
 
 POLICIES: Final = ("plugin", "rules", "static")
 Progress = Callable[[str, float], Any]
@@ -269,10 +269,10 @@ class _Bench:
             sla_wait_s=planner.sla_wait_s,
             service_s=self.train.service_mean_s,
         )
-        scored = _Scored(controller, lead_s(planner.startup_s, self.tick_s))
+        scored = Scored(controller, lead_s(planner.startup_s, self.tick_s))
         began = time.perf_counter()
         run = simulate(pool, scored, tick_s=self.tick_s, progress=self._telling(controller.name))
-        return _result(controller.name, run, scored.mean, decisions, time.perf_counter() - began)
+        return measured(controller.name, run, scored.mean, decisions, time.perf_counter() - began)
 
     def _telling(self, what: str) -> Callable[[float], Any] | None:
         progress = self._progress
@@ -297,7 +297,7 @@ def _isolated(settings: Settings, folder: Path, planner: Mapping[str, float], se
     )
 
 
-class _Scored:
+class Scored:
     """Passes everything on, and keeps the mean reward of the control ticks."""
 
     def __init__(self, inner: Controller, lead_s: float) -> None:
@@ -319,7 +319,8 @@ class _Scored:
         return self._sum / self._count if self._count else 0.0
 
 
-def _result(name: str, run: Run, reward_mean: float, decisions: Counter[Kind], elapsed_s: float) -> PolicyResult:
+def measured(name: str, run: Run, reward_mean: float, decisions: Counter[Kind], elapsed_s: float) -> PolicyResult:
+    """A run in figures."""
     waits = sorted(run.waits)
     reasons: Counter[str] = Counter()
     for (*_, reason), count in decisions.items():

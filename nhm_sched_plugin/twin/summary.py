@@ -8,7 +8,7 @@ from nhm_sched_plugin.observe.report_data import DecisionCount, PolicyResult, Re
 from nhm_sched_plugin.twin.replay import PolicyResult as Replayed
 from nhm_sched_plugin.twin.replay import ReplayReport
 
-__all__ = ["report_data"]
+__all__ = ["report_data", "shown"]
 
 
 def report_data(report: ReplayReport, command: str = "nhm-sched replay") -> ReportData:
@@ -28,7 +28,7 @@ def report_data(report: ReplayReport, command: str = "nhm-sched replay") -> Repo
         ],
         tickets=report.tickets,
         decisions=sum(count.count for result in plugin for count in result.decisions),
-        policies=[_result(result) for result in report.policies],
+        policies=[shown(result) for result in report.policies],
         sla_wait_s=report.sla_wait_s,
         decision_counts=[
             DecisionCount(
@@ -41,9 +41,11 @@ def report_data(report: ReplayReport, command: str = "nhm-sched replay") -> Repo
     )
 
 
-def _result(result: Replayed) -> PolicyResult:
+def shown(result: Replayed, note: str = "") -> PolicyResult:
+    """One policy's figures; `note` is a word on what it is."""
     return PolicyResult(
         name=result.name,
+        note=note,
         sla_pct=100 * result.sla,
         worker_hours=result.worker_hours,
         wait_p50_s=result.wait_p50_s,
