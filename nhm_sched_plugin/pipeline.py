@@ -36,6 +36,8 @@ from nhm_sched_plugin.types import (
 
 __all__ = ["UNKNOWN_STATE", "Pipeline", "last_resort", "new_id"]
 
+HOOKS_SHARE = 0.7
+"""Of the budget goes to third-party hooks; the rest is kept for the rules, which decide when a hook oversleeps."""
 _SIX_HOURS = 360
 UNKNOWN_STATE: Final = SchedulingState()
 
@@ -95,7 +97,7 @@ class Pipeline:
         advice = Advice(None, Reason.INTERNAL_ERROR)
         arm, arm_reason = rollout.arm(settings.rollout, settings.experiment, ticket, now)
         given, state = state, UNKNOWN_STATE
-        with deadline(budget_s):
+        with deadline(HOOKS_SHARE * budget_s):
             try:
                 forecast, later = self._foresee(now, settings)
                 if not isinstance(given, SchedulingState):
