@@ -43,6 +43,9 @@ ROLLOUT: Final = {"unit": "switchback", "block_minutes": 60}
 CONFIG: Final[dict[str, Any]] = {
     "ml": {"forecasting": {"country": "US"}, "scheduling": {"seed": 7}},
     "limits": {"max_workers": 400},
+    # The policy is asked at any load. By default it is asked only when the load nears the capacity, which the rules see
+    # to it seldom does: there would be little to see.
+    "optimizer": {"forecast_volume_threshold": 0},
     "metrics": {"enabled": False},
 }
 CONFIG_FILE: Final = "nhm-sched.yaml"
