@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ from nhm_sched_plugin.settings import Settings, load_settings
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.repository import Store
 
-__all__ = ["ConfigOption", "JsonOption", "MapOption", "app", "pairs", "records", "settings_of", "writable"]
+__all__ = ["ConfigOption", "JsonOption", "MapOption", "app", "between", "pairs", "records", "settings_of", "writable"]
 
 
 ORDER = (
@@ -124,6 +124,19 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str]:
             raise typer.BadParameter(f"{option} {text!r}: write it as NAME=VALUE")
         found[name] = value
     return found
+
+
+def between(low: float, high: float | None = None) -> Callable[[Any], Any]:
+    """A callback that refuses numbers outside the range, naming them."""
+
+    def check(given: Any) -> Any:
+        for number in given if isinstance(given, list) else [given]:
+            if number is not None and not (low <= number and (high is None or number <= high)):
+                allowed = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+                raise typer.BadParameter(f"{number} is outside what is possible: {allowed}")
+        return given
+
+    return check
 
 
 def writable(path: Path | None) -> Path | None:

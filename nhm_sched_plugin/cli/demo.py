@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from nhm_sched_plugin.cli.app import JsonOption, app
+from nhm_sched_plugin.cli.app import JsonOption, app, between
 from nhm_sched_plugin.cli.show import out, show, steps
 
 
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for state and report.")] = Path("demo-output"),
-    days: Annotated[int, typer.Option(min=4, max=60, help="Length of the replayed end of the year.")] = 14,
+    days: Annotated[int, typer.Option(callback=between(4, 60), help="Length of the replayed end of the year.")] = 14,
     as_json: JsonOption = False,
 ) -> None:
     """The whole loop on a year of real flights: ingest, train, learn, decide, record, report."""

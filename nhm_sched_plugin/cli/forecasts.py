@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, settings_of
+from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, between, settings_of
 from nhm_sched_plugin.cli.show import err, moment, out, progress, show, table
-from nhm_sched_plugin.errors import RegistryError
+from nhm_sched_plugin.errors import ModelError, RegistryError
 from nhm_sched_plugin.settings import Settings
 
 LONGEST = 7 * 24 * 60
@@ -21,12 +21,14 @@ SliceOption = Annotated[str | None, typer.Option(help="Only this slice.")]
 @app.command()
 def train(
     horizon: Annotated[
-        list[int] | None, typer.Option(min=60, max=LONGEST, help="Minutes ahead; repeatable. Default: all.")
+        list[int] | None, typer.Option(callback=between(60, LONGEST), help="Minutes ahead; repeatable. Default: all.")
     ] = None,
     task_type: SliceOption = None,
     risk_band: SliceOption = None,
-    keep: Annotated[int | None, typer.Option(min=0, help="Only the N busiest slices besides the global one.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    keep: Annotated[
+        int | None, typer.Option(callback=between(0), help="Only the N busiest slices besides the global one.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(callback=between(1), help="Worker processes.")] = 2,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,7 +69,8 @@ def models(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         }
         for found in (registry.list() if registry.exists() else [])
     ]
-    show(rows, as_json, lambda: table(rows, "No models yet; run `nhm-sched train`."))
+    days = [{**row, "created": str(row["created"])[:10]} for row in rows]
+    show(rows, as_json, lambda: table(days, "No models yet; run `nhm-sched train`."))
 
 
 def _with_models(settings: Settings) -> Settings:
@@ -105,7 +108,7 @@ def promote(name: str, version: str, config: ConfigOption = None) -> None:
 @app.command()
 def forecast(
     horizon: Annotated[
-        list[int] | None, typer.Option(min=1, max=LONGEST, help="Minutes ahead; repeatable. Default: all.")
+        list[int] | None, typer.Option(callback=between(1, LONGEST), help="Minutes ahead; repeatable. Default: all.")
     ] = None,
     task_type: SliceOption = None,
     risk_band: SliceOption = None,
@@ -123,6 +126,10 @@ def forecast(
         for minutes in horizon or settings.ml.forecasting.horizons
     ]
     found = [answer for answer in answers if answer is not None]
+    if not found:
+        served = ", ".join(sorted(forecaster.table.slices)).replace("|", "/") if forecaster.table else "none"
+        asked = "/".join(filter(None, (task_type, risk_band))) or "all tickets"
+        raise ModelError(f"no forecast for {asked}; the table has: {served}. Run `nhm-sched train` without a slice")
 
     def tell() -> None:
         rows = [

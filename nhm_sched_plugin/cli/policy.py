@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, MapOption, app, pairs, records, settings_of, writable
+from nhm_sched_plugin.cli.app import (
+    ConfigOption,
+    JsonOption,
+    MapOption,
+    app,
+    between,
+    pairs,
+    records,
+    settings_of,
+    writable,
+)
 from nhm_sched_plugin.cli.show import as_json as json_text
 from nhm_sched_plugin.cli.show import out, plain, progress, record, show, table, written
 
@@ -26,7 +36,7 @@ TraceArgument = Annotated[
 def learn(
     file: TraceArgument = None,
     mapping: MapOption = None,
-    decisions: Annotated[int, typer.Option(min=1, help="Simulated decisions.")] = 100_000,
+    decisions: Annotated[int, typer.Option(callback=between(1), help="Simulated decisions.")] = 100_000,
     seed: int = 0,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -46,7 +56,9 @@ def replay(
     file: TraceArgument = None,
     policies: Annotated[str, typer.Option(help="Comma-separated: plugin, rules, static.")] = "plugin,rules,static",
     mapping: MapOption = None,
-    train_fraction: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the time to train on.")] = 0.7,
+    train_fraction: Annotated[
+        float, typer.Option(callback=between(0.05, 0.95), help="Share of the time to train on.")
+    ] = 0.7,
     seed: int = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", callback=writable, help="Write everything as JSON.")

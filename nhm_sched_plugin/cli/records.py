@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, MapOption, app, pairs, settings_of
+from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, MapOption, app, between, pairs, settings_of
 from nhm_sched_plugin.cli.app import records as opened
 from nhm_sched_plugin.cli.show import err, out, plain, progress, record, show
 from nhm_sched_plugin.errors import NhmSchedError
@@ -38,7 +38,7 @@ def ingest(
         str | None, typer.Option(help="Of stamps that are neither ISO 8601 nor Unix time, as for strptime.")
     ] = None,
     sla_wait_s: Annotated[
-        float | None, typer.Option(min=0, help="A ticket that waited at most this long met its SLA.")
+        float | None, typer.Option(callback=between(0), help="A ticket that waited at most this long met its SLA.")
     ] = None,
     rejects: Annotated[
         Path | None, typer.Option(help="Where rows go that cannot be used. Default: beside the file.")

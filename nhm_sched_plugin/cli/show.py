@@ -87,10 +87,14 @@ def table(rows: Sequence[Mapping[str, Any]], empty: str = "", title: str | None 
     if not rows:
         out.print(empty, markup=False, soft_wrap=True)
         return
-    shown = Table(title=title, title_justify="left", title_style="bold")
-    for name, value in rows[0].items():
+    shown = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for index, (name, value) in enumerate(rows[0].items()):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        shown.add_column(name.replace("_", " "), overflow="fold", justify="right" if number else "left")
+        # The first column names the row: others give way to it.
+        width = None if index else min(max(len(str(row[name])) for row in rows), 40)
+        shown.add_column(
+            name.replace("_", " "), overflow="fold", justify="right" if number else "left", min_width=width
+        )
     for row in rows:
         shown.add_row(*(_cell(value) for value in row.values()))
     out.print(shown, markup=False)

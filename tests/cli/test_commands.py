@@ -1,0 +1,193 @@
+"""Every command does its work, tells a person and a script, and leaves the right exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nhm_sched_plugin import Outcome, SchedulerHost, SchedulingState, Ticket
+
+COMMANDS = {
+    "demo",
+    "init",
+    "ingest",
+    "train",
+    "models",
+    "promote",
+    "approve",
+    "forecast",
+    "learn",
+    "q-table",
+    "replay",
+    "drain",
+    "explain",
+    "hooks",
+    "doctor",
+}
+
+
+@pytest.fixture
+def on_trained(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The trained folder's configuration, with no variable in its way."""
+    monkeypatch.delenv("NHM_SCHED_DATA_DIR")
+    return trained
+
+
+def test_help_and_version(nhm: Any) -> None:
+    shown = nhm("--help")
+    assert shown.code == 0
+    assert all(f" {name} " in shown.out for name in COMMANDS)
+    assert nhm("--version").out == f"nhm-sched {version('nhm-sched-plugin')}\n"
+    assert nhm().code == 2
+    for name in sorted(COMMANDS):
+        assert nhm(name, "--help").code == 0, name
+
+
+def test_the_installed_command_is_quiet_when_nobody_watches(tickets: Path) -> None:
+    command = Path(sys.executable).with_name("nhm-sched")
+    done = subprocess.run([command, "ingest", tickets, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "no progress bar, no blank lines"
+    assert json.loads(done.stdout)["rows"] > 300
+
+
+def test_records(nhm: Any, tickets: Path, folder: Path) -> None:
+    first = nhm("init", "--json")
+    assert first.code == 0
+    assert len(first.json["applied"]) > 1
+    assert nhm("init").out == "Everything is up to date.\n"
+
+    taken = nhm("ingest", tickets)
+    assert (taken.code, taken.err) == (0, "")
+    assert "0 rows rejected" in taken.out
+    assert "processing: " in taken.out
+    again = nhm("ingest", tickets)
+    assert again.code == 0
+    assert "--replace takes it again" in again.said
+    odd = folder / "odd.csv"
+    odd.write_text("when,id\n31/12/2025 08:00,a\nnever,b\n", encoding="utf-8")
+    rejects = folder / "left-over.csv"
+    options = ("--map", "timestamp=when", "-m", "ticket_id=id", "--set", "task_type=x", "--timestamp-format")
+    mapped = nhm("ingest", odd, *options, "%d/%m/%Y %H:%M", "--rejects", rejects, "--json")
+    assert (mapped.json["rows"], mapped.json["rejected"], mapped.json["task_types"]) == (1, 1, {"x": 1})
+    assert "never,b" in rejects.read_text(encoding="utf-8")
+
+    with SchedulerHost.from_config() as host:
+        decision = host.decide(Ticket(ticket_id="t1", task_type="late"), SchedulingState(queue_depth=3))
+        host.finished(Outcome(decision_id=decision.decision_id, ticket_id="t1", status="success", sla_met=True))
+    assert "2 records wait" in nhm("doctor").out.replace("\n", " ")
+    drained = nhm("drain", "--log-tickets", "--json")
+    assert (drained.json["decisions"], drained.json["outcomes"], drained.json["remaining"]) == (1, 1, 0)
+    assert "delivered" in nhm("drain").out
+    story = nhm("explain", decision.decision_id)
+    assert story.code == 0
+    assert "ticket t1 (type late)" in " ".join(story.out.split())
+    assert nhm("explain", decision.decision_id, "--json").json["decision_id"] == decision.decision_id
+
+
+def test_train_approve_promote_forecast(nhm: Any, tickets: Path) -> None:
+    nhm("ingest", tickets)
+    made = nhm("train", "--task-type", "processing", "--risk-band", "medium", "--jobs", 1, "--json")
+    assert (made.code, made.err) == (0, ""), "nothing of MLflow's own"
+    (row,) = made.json["rows"]
+    assert (row["name"], row["version"]) == ("load_predictor_60m__processing__medium", "1")
+    refused = nhm("promote", row["name"], 1)
+    assert refused.code == 1
+    assert "4. nobody approved it" in refused.said
+    approved = nhm("approve", row["name"], 1, "--by", "Ada")
+    assert approved.out == f"{row['name']} version 1 is approved by Ada.\n"
+    assert nhm("models", "--json").json[0]["approved_by"] == "Ada"
+    still = nhm("promote", row["name"], 1)
+    assert still.code == 1
+    assert "1. it has no backtest MAPE" in still.said
+    assert "nobody" not in still.said
+    other = nhm("forecast")
+    assert other.code == 1
+    assert "no forecast for all tickets; the table has: processing/medium" in other.said
+
+
+def test_forecast_and_models(nhm: Any, on_trained: Path) -> None:
+    answers = nhm(
+        "forecast", "--horizon", 60, "--horizon", 180, "--task-type", "processing", "-c", on_trained, "--json"
+    )
+    assert [answer["horizon_minutes"] for answer in answers.json] == [60, 180]
+    assert all(0.5 < answer["points"][-1]["mean"] < 12 for answer in answers.json)
+    shown = nhm("forecast", "-c", on_trained)
+    assert (shown.code, shown.err) == (0, "")
+    assert "seasonal_mean" in shown.out
+    assert "load_predictor_60m" in nhm("models", "-c", on_trained).out
+
+
+def test_learn_and_the_q_table(nhm: Any, tickets: Path) -> None:
+    assert "Nothing learned yet" in nhm("q-table", "show").out
+    learned = nhm("learn", tickets, "--decisions", 300, "--json")
+    assert (learned.code, learned.err) == (0, "")
+    assert learned.json["decisions"] >= 300
+    rows = nhm("q-table", "show", "--json").json
+    assert len({row["state"] for row in rows}) == learned.json["states"]
+    assert "visits" in nhm("q-table", "show").out
+    assert "updates" in nhm("learn", tickets, "--decisions", 10).out
+    reset = nhm("q-table", "reset", "--yes")
+    assert "kept as" in reset.out
+    assert nhm("q-table", "show", "--json").json == []
+
+
+def test_replay_from_a_file_and_from_the_records(nhm: Any, tickets: Path, on_trained: Path, folder: Path) -> None:
+    page, figures = folder / "report.html", folder / "figures.json"
+    done = nhm(
+        "replay", tickets, "--policies", "rules,static,rules", "--json", figures, "--report", page, "-c", on_trained
+    )
+    assert (done.code, done.err) == (0, "")
+    assert "Replay of day.one.csv" in done.out
+    assert [row["name"] for row in json.loads(figures.read_text(encoding="utf-8"))["policies"]] == ["rules", "static"]
+    assert "Replay of day.one.csv" in page.read_text(encoding="utf-8")
+    recorded = nhm("replay", "--policies", "static", "-c", on_trained)
+    assert recorded.code == 0
+    assert "Replay of the records" in recorded.out
+
+
+def test_hooks(nhm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nhm("hooks", "list", "--json").json == []
+    drop_ins = folder / "hooks"
+    drop_ins.mkdir()
+    samples = Path(__file__).parents[1] / "plugins"
+    shutil.copy(samples / "good.py", drop_ins)
+    monkeypatch.setenv("NHM_SCHED_HOOKS_DIR", str(drop_ins))
+    assert nhm("hooks", "check").code == 0
+    assert [row["name"] for row in nhm("hooks", "list", "--json").json] == ["good"]
+    traced = nhm("hooks", "trace", "--state", "queue_depth=150", "--state", "active_workers=10", "--json").json
+    calls = [call["hook"] for call in traced["calls"]]
+    assert calls[:3] == ["nhm_sched_decide", "nhm_sched_collect_state", "nhm_sched_fallback"]
+    assert all(call["microseconds"] > 0 for call in traced["calls"])
+    assert "good" in traced["calls"][1]["plugins"]
+    assert traced["decision"]["state"]["queue_depth"] == 150
+    assert "1. nhm_sched_decide by nhm-sched-plugin" in nhm("hooks", "trace", "--tick").out
+    assert not (folder / "data").exists(), "nothing of the user's is touched"
+
+    shutil.copy(samples / "invalid_unknown_hook.py", drop_ins)
+    broken = nhm("hooks", "check")
+    assert broken.code == 1
+    assert "PROBLEM" in broken.out
+    assert nhm("hooks", "list").code == 0
+
+
+def test_doctor_on_a_sound_installation(nhm: Any, on_trained: Path) -> None:
+    healthy = nhm("doctor", "-c", on_trained, "--json")
+    assert healthy.code == 0
+    assert {row["component"] for row in healthy.json} == {
+        "configuration",
+        "data folder",
+        "rule book",
+        "forecast",
+        "policy",
+        "spool",
+        "database",
+    }
+    assert all(row["ok"] for row in healthy.json)
