@@ -110,8 +110,8 @@ def run(
         training,
         lesson,
         f"Ran the last {days} days, {len(coming):,} tickets, through the plugin in simulated time.",
-        *data.done,
         "Ran the same tickets with the rules alone and with a fixed pool.",
+        *data.done,
     ]
     data.command, data.generated_at, data.duration_s = f"{program} demo", time.time(), time.monotonic() - began
     _name_next(data, output, state, program)
