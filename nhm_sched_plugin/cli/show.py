@@ -59,6 +59,8 @@ class _Lines(logging.Handler):
 def log_to_terminal() -> None:
     """Warnings and errors of all rooms, on the error stream."""
     logging.basicConfig(level=logging.WARNING, handlers=[_Lines()])
+    for library in ("prophet", "cmdstanpy", "mlflow", "alembic"):  # advice to programmers, not to our users
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def as_json(value: Any, indent: int = 2) -> str:
