@@ -76,10 +76,9 @@ def _course(counts: Sequence[DecisionCount], asked: int, results: Sequence[Polic
     total = sum(row.count for row in counts)
     light = sum(row.count for row in counts if row.reason == "below_volume_threshold")
     followed = sum(row.count for row in counts if row.source == "policy")
-    said = [
-        f"In {light:,} of {total:,} decisions the load ahead was light, so the rules decided; "
-        f"the policy was asked in {asked:,} and followed in {followed:,}."
-    ]
+    said = [f"Of {total:,} decisions the policy was asked in {asked:,} and followed in {followed:,}."]
+    if light:
+        said.append(f"In {light:,} the load ahead was light, so the rules decided without asking it.")
     pools = {result.name: [workers for _, _, workers, _ in result.timeline] for result in results}
     if followed and pools.get("plugin") == pools.get("rules"):
         said.append("That came to the same pool as the rules alone: where the policy was sure, it agreed with them.")
