@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.enemy import BUDGET_MS, Chaos, enemy
+from benchmarks._enemy import BUDGET_MS, Chaos, enemy
 from nhm_sched_plugin import (
     Action,
     Arm,
