@@ -659,9 +659,9 @@ def test_a_sleeping_hook_is_left_behind_and_skipped_until_it_is_back(manager: Ho
     manager.add(Found("sleepy", "here", SimpleNamespace(nhm_sched_collect_state=hookimpl(sleep))))
     started = time.monotonic()
     for _ in range(10):
-        with deadline(0.1):
+        with deadline(0.3):
             assert manager.hook.nhm_sched_collect_state(ticket=None) == []
-    assert time.monotonic() - started < 0.6, "only the first call waits"
+    assert time.monotonic() - started < 2, "only the first call waits"
     assert len(calls) == 1
     assert errors(manager, "nhm_sched_collect_state", "sleepy") == 10
     assert manager.has_plugin("sleepy"), "one long sleep is one strike"
@@ -681,11 +681,11 @@ def test_a_hook_that_cannot_start_in_time_gets_no_strike(manager: HookManager) -
 
 
 def test_deadlines_nest_and_only_get_shorter(manager: HookManager) -> None:
-    manager.add(Found("p", "here", SimpleNamespace(nhm_sched_collect_state=hookimpl(lambda ticket: time.sleep(0.5)))))
+    manager.add(Found("p", "here", SimpleNamespace(nhm_sched_collect_state=hookimpl(lambda ticket: time.sleep(5)))))
     started = time.monotonic()
     with deadline(0.05), deadline(60):
         manager.hook.nhm_sched_collect_state(ticket=None)
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 3
 
 
 def test_one_thread_is_enough_for_hooks_in_a_row() -> None:
@@ -716,10 +716,10 @@ class SlowPart:
 
 
 def test_a_made_forecaster_cannot_hold_the_host(kit: Any) -> None:
-    host = kit.start({"decision_budget_ms": 50}, forecaster=SlowPart(1.0))
+    host = kit.start({"decision_budget_ms": 50}, forecaster=SlowPart(6.0))
     started = time.monotonic()
     decision = host.decide(kit.TICKET, kit.BUSY)
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 3
     assert decision.reason is Reason.FORECAST_UNAVAILABLE
     assert count(kit, host, "make_forecaster", "parts") >= 1
 

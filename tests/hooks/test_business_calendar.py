@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import timeit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -108,10 +107,3 @@ def test_wrong_settings_are_told(load, text, told):
     with pytest.raises(ValueError, match=r"business_calendar\.toml") as caught:
         load("business_calendar", text)
     assert told in str(caught.value)
-
-
-def test_it_is_cheap(load):
-    dropin = load("business_calendar", OFFICE)
-    dropin.module.clock = lambda: 1_800_000_000.0
-    collect = dropin.module.nhm_sched_collect_state
-    assert min(timeit.repeat(collect, number=1000, repeat=5)) / 1000 < 20e-6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import timeit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -138,11 +137,3 @@ def test_wrong_settings_are_told(load, text, told):
     with pytest.raises(ValueError, match=r"maintenance_window\.toml") as caught:
         load("maintenance_window", text)
     assert told in str(caught.value)
-
-
-def test_it_is_cheap(load):
-    text = 'timezone = "America/Sao_Paulo"\n' + WEEKEND_NIGHT * 5
-    dropin = load("maintenance_window", text)
-    recommendation = Recommendation(action=Action.INCREASE_WORKER_POOL)
-    best = min(timeit.repeat(lambda: dropin.module.nhm_sched_guard(recommendation), number=1000, repeat=5)) / 1000
-    assert best < 20e-6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-import timeit
 
 import pytest
 
@@ -145,14 +144,3 @@ def test_wrong_settings_are_told(load, text, told):
     with pytest.raises(ValueError, match=r"quota_guard\.toml") as caught:
         load("quota_guard", text)
     assert told in str(caught.value)
-
-
-def test_it_is_cheap(load):
-    dropin = load("quota_guard", "max_workers_added_per_hour = 1000\nworker_hours_per_day = 1000000")
-    for minute in range(60):
-        observe(dropin, NOON + minute * 60, minute)
-    dropin.module.clock = lambda: NOON + 3600
-    state = SchedulingState(active_workers=59)
-    recommendation = Recommendation(action=Action.INCREASE_WORKER_POOL, parameters={"target_workers": 61})
-    guard = dropin.module.nhm_sched_guard
-    assert min(timeit.repeat(lambda: guard(state, recommendation), number=1000, repeat=5)) / 1000 < 20e-6

@@ -28,7 +28,8 @@ from nhm_sched_plugin import (
 )
 from nhm_sched_plugin.store.frames import decode, encode
 
-SLACK_S = 0.3
+SLACK_S = 1.5
+"""For a busy machine; far less than the hooks sleep."""
 """What a busy machine may add to a budget."""
 
 
@@ -142,7 +143,7 @@ def test_the_forecast_is_for_the_configured_horizon_and_fills_in_the_predicted_l
     host = kit.start({"forecast_horizon_minutes": 120}, forecaster=forecaster)
     forecaster.asked.clear()
     decision = host.decide(kit.TICKET, kit.BUSY)
-    assert forecaster.asked[:2] == [120, 360]
+    assert {120, 360} <= set(forecaster.asked), "the gauges ask beside it, for the trained horizons"
     assert decision.forecast.horizon_minutes == 120
     assert (decision.state.predicted_load_1h, decision.state.predicted_load_6h) == (500.0, 500.0)
     given_by_host = msgspec.structs.replace(kit.BUSY, predicted_load_1h=1.0, predicted_load_6h=2.0)
@@ -253,11 +254,11 @@ def test_an_exploration_that_fails_leaves_the_recommendation(kit: Any) -> None:
 @pytest.mark.parametrize("hook", ["collect_state", "recommend", "guard", "fallback", "decision_applied"])
 def test_the_budget_is_kept_while_a_hook_sleeps(kit: Any, hook: str) -> None:
     slow = {
-        "collect_state": lambda ticket: time.sleep(0.6),
-        "recommend": lambda ticket, state, forecast: time.sleep(0.6),
-        "guard": lambda recommendation: time.sleep(0.6),
-        "fallback": lambda reason: time.sleep(0.6),
-        "decision_applied": lambda decision: time.sleep(0.6),
+        "collect_state": lambda ticket: time.sleep(4),
+        "recommend": lambda ticket, state, forecast: time.sleep(4),
+        "guard": lambda recommendation: time.sleep(4),
+        "fallback": lambda reason: time.sleep(4),
+        "decision_applied": lambda decision: time.sleep(4),
     }[hook]
     config = {"decision_budget_ms": 50, "rollout": {"percentage": 0 if hook == "fallback" else 100}}
     host = kit.start(config, plugins={"slow": kit.plugin(**{hook: slow})})
@@ -282,11 +283,11 @@ def test_a_whole_slow_plugin_is_one_strike_a_second_and_the_host_goes_on(
         decision = host.decide(kit.TICKET, kit.BUSY)
         worst = max(worst, time.monotonic() - started)
         assert decision.action in Action
-    assert worst < 0.05 + SLACK_S
+    assert worst < 0.6
 
 
 def test_adecide_keeps_the_budget_and_the_event_loop(kit: Any) -> None:
-    slow = kit.plugin(collect_state=lambda ticket: time.sleep(0.6))
+    slow = kit.plugin(collect_state=lambda ticket: time.sleep(4))
     host = kit.start({"decision_budget_ms": 50}, plugins={"slow": slow})
 
     async def run() -> tuple[Decision, float, float]:

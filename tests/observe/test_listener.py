@@ -251,20 +251,20 @@ def test_a_renewed_certificate_is_taken_over_and_a_broken_one_is_not(tmp_path: P
 
 
 def test_slow_clients_are_cut_off_and_block_nobody() -> None:
-    with listening(connection_s=0.5) as port, socket.create_connection(("127.0.0.1", port), timeout=5) as slow:
+    with listening(connection_s=2.0) as port, socket.create_connection(("127.0.0.1", port), timeout=5) as slow:
         slow.sendall(b"GET /metr")
         started = time.monotonic()
         assert get(port)[0] == 200
-        assert time.monotonic() - started < 0.4
+        assert time.monotonic() - started < 1.8
         for _ in range(3):  # a byte now and then restarts the socket's own timeout, not the deadline
-            time.sleep(0.15)
+            time.sleep(0.5)
             slow.sendall(b"i")
         try:
             rest = slow.recv(1000)
         except ConnectionResetError:
             rest = b""
         assert b"200" not in rest
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 5
 
 
 def test_too_many_connections_are_turned_away_and_the_listener_recovers() -> None:
