@@ -87,7 +87,8 @@ class Pipeline:
     def decide(self, ticket: Ticket | None, state: SchedulingState) -> Decision:
         """The five steps: forecast, recommend, gate and guard, fall back, roll out. Never raises.
 
-        Recording, the sixth, is up to the caller, who also bounds the time.
+        Recording, the sixth, is up to the caller. Third-party hooks share `HOOKS_SHARE` of the budget; nothing else
+        here can wait.
         """
         started = time.perf_counter()
         now = self._clock()
@@ -150,7 +151,8 @@ class Pipeline:
         usable = self._usable
         next_hour, sixth_hour = given.predicted_load_1h, given.predicted_load_6h
         if next_hour is None and forecast is not None:
-            next_hour = forecast.predicted_volume
+            further = forecast.horizon_minutes > 60 and forecast.points
+            next_hour = forecast.points[0].mean if further else forecast.predicted_volume
         if sixth_hour is None and later is not None:
             sixth_hour = later.predicted_volume
         return SchedulingState(

@@ -45,7 +45,8 @@ CONFIG: Final[dict[str, Any]] = {
     "limits": {"max_workers": 400},
     # The policy is asked at any load. By default it is asked only when the load nears the capacity, which the rules see
     # to it seldom does: there would be little to see.
-    "optimizer": {"forecast_volume_threshold": 0},
+    # Simulated time waits for nobody, so a busy machine need not cost a decision its advice.
+    "optimizer": {"forecast_volume_threshold": 0, "decision_budget_ms": 1000},
     "metrics": {"enabled": False},
 }
 CONFIG_FILE: Final = "nhm-sched.yaml"

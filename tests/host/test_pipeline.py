@@ -18,6 +18,7 @@ from nhm_sched_plugin import (
     Action,
     Arm,
     Decision,
+    ForecastPoint,
     Outcome,
     Reason,
     Recommendation,
@@ -29,8 +30,7 @@ from nhm_sched_plugin import (
 from nhm_sched_plugin.store.frames import decode, encode
 
 SLACK_S = 1.5
-"""For a busy machine; far less than the hooks sleep."""
-"""What a busy machine may add to a budget."""
+"""What a busy machine may add to a budget; far less than the hooks sleep."""
 
 
 def as_float32(value: float) -> float:
@@ -136,6 +136,18 @@ def test_the_confidence_gate_rounds_to_six_digits(kit: Any, confidence: float, f
     decision = kit.start(policy=kit.FixedPolicy(kit.sure(confidence))).decide(kit.TICKET, kit.BUSY)
     assert (decision.reason is Reason.APPLIED) == followed
     assert decision.confidence == confidence
+
+
+def test_a_longer_horizon_does_not_pass_for_the_next_hour(kit: Any) -> None:
+    class Rising(kit.FixedForecaster):  # type: ignore[name-defined, misc]
+        def forecast(self, *arguments: Any) -> Any:
+            flat = super().forecast(*arguments)
+            hours = (ForecastPoint(flat.generated_at, 300.0, {}), ForecastPoint(flat.generated_at, 500.0, {}))
+            return msgspec.structs.replace(flat, points=hours)
+
+    decision = kit.start({"forecast_horizon_minutes": 120}, forecaster=Rising(500.0)).decide(kit.TICKET, kit.BUSY)
+    assert decision.forecast.predicted_volume == 500.0
+    assert decision.state.predicted_load_1h == 300.0
 
 
 def test_the_forecast_is_for_the_configured_horizon_and_fills_in_the_predicted_loads(kit: Any) -> None:
