@@ -1,15 +1,15 @@
-"""From whatever history there is to clean hours: one count per hour, missing hours marked, and a report of the flaws.
+"""From whatever history there is to clean hours: one count per hour, missing hours marked.
 
-Rules of the data contract: gaps under 3 h are interpolated, longer ones stay missing (a gap of a day or more fails
-validation); an outlier is a count above 10 times the median of its hour of the week.
+What cannot be read in one way only is refused in words (`HistoryError`); nothing is guessed in silence. `quality` says
+what is wrong with a history and treats it.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from typing import Any, Final, cast
 
-import msgspec
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ __all__ = [
     "INTERPOLATED_HOURS",
     "Floats",
     "HistoryError",
-    "QualityReport",
     "epoch",
     "following",
     "holiday_dates",
@@ -28,51 +27,43 @@ __all__ = [
     "hours",
     "join",
     "stamps",
-    "validate",
 ]
+
+logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 INTERPOLATED_HOURS: Final = 2
 """Longest gap that is interpolated: under 3 hours."""
-_FAILING_GAP_HOURS: Final = 24
-_OUTLIER_FACTOR: Final = 10.0
 _HOUR: Final = pd.Timedelta(hours=1)
 _COARSE_FROM: Final = 100
-"""With fewer stamps than this a wide spacing is taken for gaps, not for a coarse series."""
+"""With fewer stamps than this a wide and uneven spacing is taken for gaps, not for a coarse series."""
+_SAME_SPACING: Final = 24
+"""So many equal steps in a row are a spacing that somebody chose, not a chain of lost rows."""
+_HUG_S: Final = 120
+"""Hourly rows that all lie this near to a full hour, before or after it, are meant for that hour."""
+_MAX_HOURS: Final = 100 * 366 * 24
 
 
 class HistoryError(IngestError, ValueError):
     """A history that no forecast can be made from; the text says what to do."""
 
 
-class QualityReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with a history. `ok` when every rule of the data contract holds."""
-
-    hours: int
-    missing: int
-    gaps: list[tuple[str, int]] = []
-    """Start (ISO) and length in hours of each run of missing hours."""
-    outliers: list[tuple[str, float]] = []
-    """Stamp (ISO) and count of each outlier. They are reported, not removed: they may be real."""
-    problems: list[str] = []
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-
 def hours(history: pd.Series[Any]) -> pd.Series[float]:
     """Counts per hour on a gapless hourly index (labels are starts of hours, time zone kept), NaN where unknown.
 
-    Takes an hourly or finer Series on a DatetimeIndex in any order. Duplicated stamps: the last one stands. Rows
-    finer than an hour and evenly spaced are summed, an hour with at least half of its rows scaled up to a full one,
-    with fewer taken for missing; uneven rows are summed as they are. An hour without rows is missing, not zero.
-    Raises `HistoryError` for anything that holds no counts in time.
+    Takes an hourly or finer Series on a DatetimeIndex in any order. Duplicated stamps: the last one stands, and a
+    warning is logged where they differ. Rows finer than an hour and evenly spaced are summed, an hour with at least
+    half of its rows scaled up to a full one, with fewer taken for missing; uneven rows are summed as they are, their
+    first and last hour taken for complete. An hour without rows is missing, not zero. Hours begin on the clock of the
+    time zone, also where that is half an hour off.
+    Raises `HistoryError` for anything that holds no counts in time, or whose spacing is hourly at one time and
+    something else at another.
     """
-    clean = _checked(history)
-    floor = _floor(stamps(clean))
+    clean, rows_at = _checked(history)
+    _check_spacing(rows_at)
+    floor = _starts(stamps(clean), rows_at)
     per_hour = clean.groupby(floor).sum()
-    expected = _rows_per_hour(stamps(clean))
+    expected = _rows_per_hour(rows_at)
     if expected > 1:
         rows = clean.groupby(floor).count()
         per_hour = (per_hour * expected / rows).where(rows * 2 >= expected)
@@ -82,32 +73,92 @@ def hours(history: pd.Series[Any]) -> pd.Series[float]:
     return result
 
 
-def _checked(history: pd.Series[Any]) -> pd.Series[float]:
+def _checked(history: pd.Series[Any]) -> tuple[pd.Series[float], pd.DatetimeIndex]:
+    """Known counts in order of time, and the stamps of all rows: an unknown count is a row, too."""
     if not isinstance(history, pd.Series) or not isinstance(history.index, pd.DatetimeIndex):
         kind = type(history.index).__name__ if isinstance(history, pd.Series) else type(history).__name__
         raise HistoryError(f"history is indexed by {kind}; give a pandas Series of counts on a DatetimeIndex")
-    try:
-        values = pd.to_numeric(history).astype(float)
-    except (TypeError, ValueError) as error:
-        raise HistoryError(f"history holds values that are no numbers ({error}); give counts") from None
+    values = _numbers(history)
     values = values[values.index.notna()]
-    values = values[~values.index.duplicated(keep="last")].sort_index()
-    values = values[np.isfinite(values.to_numpy())]
+    if np.isinf(values.to_numpy()).any():
+        where = values.index[np.isinf(values.to_numpy())][0]
+        raise HistoryError(f"history holds an infinite count at {where}; correct it, or write NaN for an unknown hour")
+    rows_at = cast("pd.DatetimeIndex", values.index.unique().sort_values())
+    values = _deduplicated(values[values.notna()]).sort_index()
     if values.empty:
         raise HistoryError("history is empty or holds nothing but missing values; give at least one hourly count")
     if (values < 0).any():
         worst = values.idxmin()
         raise HistoryError(f"history holds {values.min():g} at {worst}; counts cannot be negative: correct or drop it")
-    if len(values) >= _COARSE_FROM and float(np.median(np.diff(epoch(stamps(values))))) > 3600:
+    first, last = values.index[0], values.index[-1]
+    if (last - first) / _HOUR > _MAX_HOURS:
+        raise HistoryError(f"history goes from {first} to {last}, over a century; correct or drop the wrong stamps")
+    return values, rows_at
+
+
+def _numbers(history: pd.Series[Any]) -> pd.Series[float]:
+    if history.dtype.kind in "mMc":
+        raise HistoryError(f"history holds {history.dtype} values; give counts")
+    try:
+        return pd.to_numeric(history).astype(float)
+    except (TypeError, ValueError) as error:
+        raise HistoryError(f"history holds values that are no numbers ({error}); give counts") from None
+
+
+def _deduplicated(values: pd.Series[float]) -> pd.Series[float]:
+    """The last row of each stamp. Local stamps without a zone repeat an hour when the clock is set back."""
+    twice = values.index.duplicated(keep=False)
+    if twice.any():
+        differ = values[twice].groupby(level=0).nunique()
+        differ = differ[differ > 1]
+        if len(differ):
+            logger.warning(
+                "%d stamps of the history stand more than once with different counts, the first at %s; "
+                "the last one of each counts",
+                len(differ),
+                differ.index[0],
+            )
+    return values[~values.index.duplicated(keep="last")]
+
+
+def _check_spacing(index: pd.DatetimeIndex) -> None:
+    """Refuse what is coarser than hourly, and a spacing that changes on the way: both would be read wrongly."""
+    steps = np.diff(epoch(index))
+    if not len(steps):
+        return
+    coarse = float(np.median(steps)) > 3600
+    if coarse and (len(index) >= _COARSE_FROM or (len(steps) >= 3 and len(set(steps.tolist())) == 1)):
         raise HistoryError("history is coarser than hourly; give counts per hour or finer (and zeros for idle hours)")
-    return values
+    edges = np.flatnonzero(np.diff(steps)) + 1
+    starts = np.concatenate(([0], edges))
+    lengths = np.diff(np.concatenate((starts, [len(steps)])))
+    long = starts[lengths >= _SAME_SPACING]
+    found = {int(steps[start]): str(index[start]) for start in reversed(long.tolist())}
+    if len(found) > 1:
+        told = ", ".join(f"{step} s from {start}" for step, start in sorted(found.items()))
+        raise HistoryError(
+            f"the spacing of the history changes ({told}); bring it to one, for example with "
+            'history.resample("h").sum(min_count=1)'
+        )
 
 
-def _floor(index: pd.DatetimeIndex) -> pd.DatetimeIndex:
-    """Starts of hours in absolute time, so that the doubled hour of a clock change stays two hours."""
-    if index.tz is None:
-        return index.floor("h")
-    return index.tz_convert("UTC").floor("h").tz_convert(index.tz)
+def _starts(index: pd.DatetimeIndex, rows_at: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """Starts of hours in absolute time, so that the doubled hour of a clock change stays two hours.
+
+    The first stamp's offset from UTC says where hours begin, so that India's begin at its own full hours. Whether the
+    rows are hourly is told by the stamps of all of them, `rows_at`.
+    """
+    seconds = epoch(index)
+    offset = None if index.tz is None else index[0].utcoffset()
+    phase = 0 if offset is None else int(offset.total_seconds()) % 3600
+    since = seconds + phase
+    steps = np.diff(epoch(rows_at))
+    hourly = len(steps) > 0 and abs(float(np.median(steps)) - 3600) <= _HUG_S
+    # Hourly rows a moment before or after the full hour would else meet in one hour and leave the next one empty.
+    shift = _HUG_S if hourly and bool(((since + _HUG_S) % 3600 <= 2 * _HUG_S).all()) else 0
+    start = (since + shift) // 3600 * 3600 - phase
+    zoned = pd.DatetimeIndex(pd.to_datetime(start, unit="s", utc=True))
+    return (zoned.tz_localize(None) if index.tz is None else zoned.tz_convert(index.tz)).as_unit("s")
 
 
 def _rows_per_hour(index: pd.DatetimeIndex) -> float:
@@ -168,31 +219,3 @@ def holiday_dates(country: str | None, years: range) -> dict[dt.date, str]:
     except NotImplementedError:
         raise HistoryError(f"country {country!r} has no holiday calendar; give an ISO 3166 code or None") from None
     return dict(sorted(calendar.items()))
-
-
-def _gaps(series: pd.Series[float]) -> list[tuple[int, int]]:
-    """Position and length of each run of missing hours."""
-    missing = np.concatenate(([False], series.isna().to_numpy(), [False]))
-    edges = np.flatnonzero(missing[1:] != missing[:-1])
-    return [(int(start), int(end - start)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def validate(series: pd.Series[float]) -> QualityReport:
-    """Check hourly counts (as `hours` makes them) against the data contract."""
-    gaps = _gaps(series)
-    typical = series.groupby(hour_of_week(stamps(series))).transform("median")
-    outliers = series[(series > _OUTLIER_FACTOR * typical) & (typical > 0)]
-    problems = [
-        f"no data for {length} h from {series.index[start]} (allowed: under {_FAILING_GAP_HOURS} h)"
-        for start, length in gaps
-        if length >= _FAILING_GAP_HOURS
-    ]
-    if len(outliers):
-        problems.append(f"{len(outliers)} hours above {_OUTLIER_FACTOR:g} times the median of their hour of the week")
-    return QualityReport(
-        hours=len(series),
-        missing=int(series.isna().sum()),
-        gaps=[(series.index[start].isoformat(), length) for start, length in gaps],
-        outliers=[(str(stamp), float(value)) for stamp, value in outliers.items()],
-        problems=problems,
-    )

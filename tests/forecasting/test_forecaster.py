@@ -18,7 +18,7 @@ from nhm_sched_plugin.forecasting.forecaster import candidates
 from nhm_sched_plugin.forecasting.intervals import LEVELS
 from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet, _holiday_frame
 from nhm_sched_plugin.forecasting.selection import choose, quantile_rows
-from nhm_sched_plugin.forecasting.series import HistoryError, holiday_dates, hours, join, validate
+from nhm_sched_plugin.forecasting.series import HistoryError, holiday_dates, hours, join
 from nhm_sched_plugin.settings import ProphetSettings
 
 
@@ -329,19 +329,7 @@ def test_finer_counts_are_summed_and_a_part_hour_is_scaled() -> None:
 @pytest.mark.parametrize("hole", [2, 23, 25])
 def test_gaps(hole: int) -> None:
     known = load(600)
-    known = known.drop(known.index[400 : 400 + hole])
-    report = validate(hours(known))
-    assert report.gaps == [(load(600).index[400].isoformat(), hole)]
-    assert report.ok == (hole < 24)
-    well_formed(LoadForecaster.fit(known), 1440)
-
-
-def test_outliers_are_reported() -> None:
-    known = load(600)
-    known.iloc[300] = 5000
-    report = validate(hours(known))
-    assert [value for _, value in report.outliers] == [5000.0]
-    assert not report.ok
+    well_formed(LoadForecaster.fit(known.drop(known.index[400 : 400 + hole])), 1440)
 
 
 @pytest.mark.parametrize("zone", ["America/New_York", "UTC"])
