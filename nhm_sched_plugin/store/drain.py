@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from nhm_sched_plugin.store.frames import record_id
-from nhm_sched_plugin.store.repository import RejectedRowsError, Store
+from nhm_sched_plugin.store.repository import Store
 from nhm_sched_plugin.store.rows import DECISION_COLUMNS, OUTCOME_COLUMNS, decision_row, outcome_row
 from nhm_sched_plugin.store.spool import Batch, Spool
+from nhm_sched_plugin.store.statements import RejectedRowsError
 from nhm_sched_plugin.types import Decision
 
 __all__ = ["DrainResult", "drain"]

@@ -1,52 +1,31 @@
 """The records: every question to the database and every insert, in one class.
 
-Values reach the engine as parameters only; the database's name is checked by the settings.
+`statements` is the ground below it, `history` the questions that forecasters ask.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from nhm_sched_plugin.errors import StoreError
+from nhm_sched_plugin.store.history import History
 from nhm_sched_plugin.store.rows import DECISION_COLUMNS, OUTCOME_COLUMNS, decision_row, outcome_row
+from nhm_sched_plugin.store.statements import RejectedRowsError, where
 from nhm_sched_plugin.types import Decision, RewardedOutcome
 
 if TYPE_CHECKING:
     import pandas as pd
-    from clickhouse_connect.driver.client import Client
 
-__all__ = ["RejectedRowsError", "Store", "TicketUsage"]
+__all__ = ["Store"]
 
 _Record = TypeVar("_Record", Decision, RewardedOutcome)
 _IDS = 1000  # a server over HTTP takes parameters in the address, which must not grow without bound
-_HOUR = "intDiv(toUnixTimestamp(timestamp), 3600)"  # of the epoch, so that no server's time zone moves it
 
 
-class RejectedRowsError(StoreError):
-    """The database is there, but these rows do not fit their table."""
-
-
-class TicketUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What an average ticket takes. None: not known."""
-
-    task_type: str | None
-    risk_band: str | None
-    tickets: int
-    duration_ms: float | None
-    cpu_cores: float | None
-    """Cores in use while it runs."""
-    memory_gib: float | None
-    cpu_core_hours: float | None
-    memory_gib_hours: float | None
-
-
-class Store:
+class Store(History):
     """An open records database. Make it with `open_store(settings)`; every method raises only `StoreError`
     (`RejectedRowsError` is one).
 
@@ -55,80 +34,6 @@ class Store:
         database: name of the database.
         observer: called as (name of the statement, success, seconds) after every statement.
     """
-
-    def __init__(
-        self, client: Client, database: str, observer: Callable[[str, bool, float], None] | None = None
-    ) -> None:
-        self.client = client
-        self.database = database
-        self._observer = observer
-
-    # Statements
-
-    def command(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "command", wait: bool = True
-    ) -> Any:
-        """Run a statement that returns nothing or one value; with `wait`, mutations are done when it returns."""
-        settings = {"mutations_sync": 1} if wait else {}
-        return self._observed(name, lambda: self.client.command(sql, dict(parameters or {}), settings=settings))
-
-    def rows(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "query"
-    ) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
-        return list(self._observed(name, lambda: self.client.query(sql, dict(parameters or {})).result_rows))
-
-    def dicts(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "query"
-    ) -> list[dict[str, Any]]:
-        """All rows of a query by column name."""
-        result = self._observed(name, lambda: self.client.query(sql, dict(parameters or {})))
-        return [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]
-
-    def frame(self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "query") -> pd.DataFrame:
-        """A query's result as a DataFrame."""
-        frame: pd.DataFrame = self._observed(name, lambda: self.client.query_df(sql, dict(parameters or {})))
-        return frame
-
-    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows; all of them or, with an error, none. Raises `RejectedRowsError` when the values do not fit."""
-        if rows:
-            place = f"{self.database}.{table}"
-            self._inserted(table, lambda: self.client.insert(place, rows, column_names=list(columns), settings=_once()))
-
-    def insert_frame(self, table: str, frame: pd.DataFrame) -> None:
-        """Insert a DataFrame whose columns are named as the table's."""
-        if len(frame):
-            self._inserted(table, lambda: self.client.insert_df(table, frame, database=self.database, settings=_once()))
-
-    def _inserted(self, table: str, work: Callable[[], object]) -> None:
-        from clickhouse_connect.driver.exceptions import DataError
-
-        try:
-            self._observed(f"insert {table}", work)
-        except StoreError as error:
-            # What the client cannot put into a column's type is the rows' fault, anything else the database's.
-            if isinstance(error.__cause__, (DataError, TypeError, ValueError, OverflowError, AttributeError)):
-                raise RejectedRowsError(str(error)) from error.__cause__
-            raise
-
-    def _observed(self, name: str, work: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        done = False
-        try:
-            result = work()
-            done = True
-            return result
-        except StoreError:
-            raise
-        except Exception as error:  # struct, numpy and urllib3 errors come through the client too
-            raise StoreError(f"{name}: {' '.join(str(error).split())[:600] or type(error).__name__}") from error
-        finally:
-            if self._observer is not None:
-                self._observer(name, done, time.perf_counter() - started)
-
-    def _t(self, table: str) -> str:
-        return f"{self.database}.{table}"
 
     # Records in
 
@@ -188,98 +93,6 @@ class Store:
         columns = sorted({key for row in rows for key in row} | set(defaults)) if rows else []
         self.insert_rows(table, columns, [[row.get(key, defaults.get(key)) for key in columns] for row in rows])
 
-    # Questions about history
-
-    def slices(self) -> list[tuple[str, str, int]]:
-        """(task type, risk band, tickets) of everything in `execution_logs`, busiest first."""
-        sql = (
-            f"SELECT task_type, risk_band, count() AS n FROM {self._t('execution_logs')} "  # noqa: S608
-            "GROUP BY task_type, risk_band ORDER BY n DESC, task_type, risk_band"
-        )
-        return [(str(task_type), str(risk_band), int(count)) for task_type, risk_band, count in self.rows(sql)]
-
-    def hourly_volume(
-        self,
-        task_type: str | None = None,
-        risk_band: str | None = None,
-        since: dt.datetime | None = None,
-        until: dt.datetime | None = None,
-    ) -> pd.Series[float]:
-        """Tickets per hour: idle hours are 0, outages NaN.
-
-        A Series on an hourly UTC DatetimeIndex from the slice's first ticket to the last sign of life of anything,
-        within [since, until) cut to whole hours (so pass the running hour as `until` to leave it out). Where
-        `telemetry_metrics` or `queue_snapshots` cover the time, an hour without tickets is 0 if either has a row in
-        it, else NaN; elsewhere up to 23 silent hours in a row count as idle and longer silence as an outage. Empty
-        Series: no such tickets. Naive datetimes are UTC.
-        """
-        from nhm_sched_plugin.store.series import fill_hours
-
-        where, parameters = _where(task_type, risk_band)
-        logs = self._t("execution_logs")
-        counts = {
-            int(hour): int(count)
-            for hour, count in self.rows(
-                f"SELECT {_HOUR} AS hour, count() FROM {logs} {where} GROUP BY hour",  # noqa: S608
-                parameters,
-                name="hourly_volume",
-            )
-        }
-        busy = set(counts) if not parameters else self._hours("execution_logs")
-        watched = self._hours("telemetry_metrics") | self._hours("queue_snapshots")
-        return fill_hours(counts, busy, watched, _hour(since), _hour(until))
-
-    def _hours(self, table: str) -> set[int]:
-        return {int(row[0]) for row in self.rows(f"SELECT DISTINCT {_HOUR} FROM {self._t(table)}")}  # noqa: S608
-
-    def execution_logs(
-        self,
-        since: dt.datetime | None = None,
-        until: dt.datetime | None = None,
-        *,
-        task_type: str | None = None,
-        risk_band: str | None = None,
-    ) -> pd.DataFrame:
-        """Tickets of [since, until), oldest first, for a replay.
-
-        Columns: `timestamp` (UTC), `ticket_id`, `task_type`, `risk_band`, `actual_duration_ms` (float, NaN where not
-        known), `sla_met` (nullable boolean).
-        """
-        import pandas as pd
-
-        where, parameters = _where(task_type, risk_band, since, until)
-        frame = self.frame(
-            "SELECT toUnixTimestamp(timestamp) AS t, ticket_id, task_type, risk_band, "  # noqa: S608
-            f"toFloat64(actual_duration_ms) AS actual_duration_ms, sla_met FROM {self._t('execution_logs')} {where} "
-            "ORDER BY timestamp, ticket_id",
-            parameters,
-            name="execution_logs",
-        )
-        columns = ["timestamp", "ticket_id", "task_type", "risk_band", "actual_duration_ms", "sla_met"]
-        if frame.empty:
-            return pd.DataFrame({name: [] for name in columns})
-        frame.insert(0, "timestamp", pd.to_datetime(frame.pop("t").astype("int64"), unit="s", utc=True))
-        frame["actual_duration_ms"] = frame["actual_duration_ms"].where(frame["actual_duration_ms"] > 0)
-        frame["sla_met"] = frame["sla_met"].astype("boolean")
-        return frame[columns]
-
-    def per_ticket_usage(self, *, by_slice: bool = True) -> list[TicketUsage]:
-        """What a ticket takes on average, by task type and risk band or, without `by_slice`, in all (one entry).
-
-        A duration, CPU or memory of 0 in `execution_logs` means "not known" and is left out of the averages.
-        """
-        keys = "task_type, risk_band" if by_slice else "NULL, NULL"
-        tail = "GROUP BY task_type, risk_band ORDER BY count() DESC, task_type, risk_band" if by_slice else ""
-        rows = self.rows(
-            f"SELECT {keys}, count(), avg(d), avg(c), avg(m), avg(c * d) / 3600e3, avg(m * d) / 3600e3 FROM ("  # noqa: S608
-            "SELECT task_type, risk_band, nullIf(toFloat64(actual_duration_ms), 0) AS d, "
-            "nullIf(toFloat64(resource_cpu), 0) AS c, nullIf(toFloat64(resource_memory), 0) AS m "
-            f"FROM {self._t('execution_logs')}) {tail}",
-            name="per_ticket_usage",
-        )
-        names = TicketUsage.__struct_fields__
-        return [TicketUsage(**dict(zip(names, row, strict=True))) for row in rows if row[2]]
-
     # Questions about decisions
 
     def decision(self, decision_id: str) -> dict[str, Any] | None:
@@ -328,10 +141,10 @@ class Store:
         self, since: dt.datetime | None = None, until: dt.datetime | None = None
     ) -> list[dict[str, Any]]:
         """Decisions counted by `action`, `source`, `arm` and `reason` (and `decisions`), most frequent first."""
-        where, parameters = _where(None, None, since, until, column="decided_at")
+        condition, parameters = where(None, None, since, until, column="decided_at")
         return self.dicts(
             "SELECT action, source, arm, reason, count() AS decisions "  # noqa: S608
-            f"FROM {self._t('scheduling_decisions_raw')} FINAL {where} "
+            f"FROM {self._t('scheduling_decisions_raw')} FINAL {condition} "
             "GROUP BY action, source, arm, reason ORDER BY decisions DESC, action, source, arm, reason",
             parameters,
             name="decision_summary",
@@ -341,11 +154,11 @@ class Store:
         self, since: dt.datetime | None = None, until: dt.datetime | None = None
     ) -> list[dict[str, Any]]:
         """By `arm`: how many `decisions`, `outcomes`, `rewarded`; `mean_reward`, `sla_rate`, `mean_duration_ms`."""
-        where, parameters = _where(None, None, since, until, column="decided_at")
+        condition, parameters = where(None, None, since, until, column="decided_at")
         return self.dicts(
             "SELECT arm, count() AS decisions, count(status) AS outcomes, count(reward) AS rewarded, "  # noqa: S608
             "avg(reward) AS mean_reward, avg(sla_met) AS sla_rate, avg(actual_duration_ms) AS mean_duration_ms "
-            f"FROM {self._t('scheduling_decisions')} {where} GROUP BY arm ORDER BY arm",
+            f"FROM {self._t('scheduling_decisions')} {condition} GROUP BY arm ORDER BY arm",
             parameters,
             name="reward_summary",
         )
@@ -360,45 +173,11 @@ class Store:
         return {str(name): int(count) for name, count in rows}
 
 
-def _once() -> dict[str, str]:
-    """Of one insert: the client sends it again when an answer is lost, and the table then knows it."""
-    return {"insert_deduplication_token": uuid.uuid4().hex}
-
-
 def _fitted(build: Callable[[_Record, float], list[Any]], items: Sequence[tuple[_Record, float]]) -> list[list[Any]]:
     try:
         return [build(*item) for item in items]
     except ValueError as error:
         raise RejectedRowsError(str(error)) from error
-
-
-def _where(
-    task_type: str | None,
-    risk_band: str | None,
-    since: dt.datetime | None = None,
-    until: dt.datetime | None = None,
-    *,
-    column: str = "timestamp",
-) -> tuple[str, dict[str, Any]]:
-    conditions: list[str] = []
-    parameters: dict[str, Any] = {}
-    for name, value in (("task_type", task_type), ("risk_band", risk_band)):
-        if value is not None:
-            conditions.append(f"{name} = {{{name}:String}}")
-            parameters[name] = value
-    for name, sign, moment in (("since", ">=", since), ("until", "<", until)):
-        if moment is not None:
-            conditions.append(f"toUnixTimestamp({column}) {sign} {{{name}:Float64}}")
-            parameters[name] = _utc(moment).timestamp()
-    return ("WHERE " + " AND ".join(conditions) if conditions else ""), parameters
-
-
-def _utc(moment: dt.datetime) -> dt.datetime:
-    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
-
-
-def _hour(moment: dt.datetime | None) -> int | None:
-    return None if moment is None else int(_utc(moment).timestamp() // 3600)
 
 
 def _decoded(text: str) -> Any:

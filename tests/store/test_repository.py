@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from nhm_sched_plugin.errors import StoreError
-from nhm_sched_plugin.store.repository import RejectedRowsError, Store
+from nhm_sched_plugin.store.repository import Store
 from nhm_sched_plugin.store.schema import MIGRATIONS, RETENTION_DAYS, init
+from nhm_sched_plugin.store.statements import RejectedRowsError
 from nhm_sched_plugin.types import (
     Action,
     Arm,
@@ -81,6 +82,7 @@ def test_init_makes_every_table_of_the_contract_and_then_nothing(bare: Store) ->
         "queue_snapshots",
         "scheduling_decisions",
         "forecasts",
+        "features_hourly",
         "schema_migrations",
     } <= tables
     assert bare.counts()["schema_migrations"] == len(MIGRATIONS)
@@ -135,7 +137,7 @@ def test_a_newer_database_and_a_foreign_table_are_refused(bare: Store) -> None:
     store = bare
     init(store)
     store.insert_rows("schema_migrations", ["version", "name"], [[99, "of the future"]])
-    with pytest.raises(StoreError, match=r"schema version 99, this release knows up to 5"):
+    with pytest.raises(StoreError, match=rf"schema version 99, this release knows up to {MIGRATIONS[-1].version}"):
         init(store)
     store.command(f"DROP DATABASE {store.database} SYNC")
     store.command(f"CREATE DATABASE {store.database}")

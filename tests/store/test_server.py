@@ -16,8 +16,9 @@ from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.store.client import connect, open_store
 from nhm_sched_plugin.store.drain import drain
 from nhm_sched_plugin.store.ingest import ingest_frame
-from nhm_sched_plugin.store.repository import RejectedRowsError, Store
+from nhm_sched_plugin.store.repository import Store
 from nhm_sched_plugin.store.spool import Spool
+from nhm_sched_plugin.store.statements import RejectedRowsError
 from nhm_sched_plugin.types import Action, Decision, Outcome, RewardedOutcome
 
 

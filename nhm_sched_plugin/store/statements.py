@@ -1,0 +1,139 @@
+"""Statements to the database and what can go wrong with them: the ground under `Store`.
+
+Values reach the engine as parameters only; the database's name is checked by the settings.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nhm_sched_plugin.errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from clickhouse_connect.driver.client import Client
+
+__all__ = ["RejectedRowsError", "Statements", "utc", "where"]
+
+
+class RejectedRowsError(StoreError):
+    """The database is there, but these rows do not fit their table."""
+
+
+class Statements:
+    """An open database: statements, queries and inserts, each counted and its errors explained.
+
+    Args:
+        client: an open clickhouse-connect client.
+        database: name of the database.
+        observer: called as (name of the statement, success, seconds) after every statement.
+    """
+
+    def __init__(
+        self, client: Client, database: str, observer: Callable[[str, bool, float], None] | None = None
+    ) -> None:
+        self.client = client
+        self.database = database
+        self._observer = observer
+
+    # Statements
+
+    def command(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "command", wait: bool = True
+    ) -> Any:
+        """Run a statement that returns nothing or one value; with `wait`, mutations are done when it returns."""
+        settings = {"mutations_sync": 1} if wait else {}
+        return self._observed(name, lambda: self.client.command(sql, dict(parameters or {}), settings=settings))
+
+    def rows(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "query"
+    ) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        return list(self._observed(name, lambda: self.client.query(sql, dict(parameters or {})).result_rows))
+
+    def dicts(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "query"
+    ) -> list[dict[str, Any]]:
+        """All rows of a query by column name."""
+        result = self._observed(name, lambda: self.client.query(sql, dict(parameters or {})))
+        return [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]
+
+    def frame(self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "query") -> pd.DataFrame:
+        """A query's result as a DataFrame."""
+        frame: pd.DataFrame = self._observed(name, lambda: self.client.query_df(sql, dict(parameters or {})))
+        return frame
+
+    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows; all of them or, with an error, none. Raises `RejectedRowsError` when the values do not fit."""
+        if rows:
+            place = f"{self.database}.{table}"
+            self._inserted(table, lambda: self.client.insert(place, rows, column_names=list(columns), settings=_once()))
+
+    def insert_frame(self, table: str, frame: pd.DataFrame) -> None:
+        """Insert a DataFrame whose columns are named as the table's."""
+        if len(frame):
+            self._inserted(table, lambda: self.client.insert_df(table, frame, database=self.database, settings=_once()))
+
+    def _inserted(self, table: str, work: Callable[[], object]) -> None:
+        from clickhouse_connect.driver.exceptions import DataError
+
+        try:
+            self._observed(f"insert {table}", work)
+        except StoreError as error:
+            # What the client cannot put into a column's type is the rows' fault, anything else the database's.
+            if isinstance(error.__cause__, (DataError, TypeError, ValueError, OverflowError, AttributeError)):
+                raise RejectedRowsError(str(error)) from error.__cause__
+            raise
+
+    def _observed(self, name: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        done = False
+        try:
+            result = work()
+            done = True
+            return result
+        except StoreError:
+            raise
+        except Exception as error:  # struct, numpy and urllib3 errors come through the client too
+            raise StoreError(f"{name}: {' '.join(str(error).split())[:600] or type(error).__name__}") from error
+        finally:
+            if self._observer is not None:
+                self._observer(name, done, time.perf_counter() - started)
+
+    def _t(self, table: str) -> str:
+        return f"{self.database}.{table}"
+
+
+def _once() -> dict[str, str]:
+    """Of one insert: the client sends it again when an answer is lost, and the table then knows it."""
+    return {"insert_deduplication_token": uuid.uuid4().hex}
+
+
+def where(
+    task_type: str | None,
+    risk_band: str | None,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    *,
+    column: str = "timestamp",
+) -> tuple[str, dict[str, Any]]:
+    """A WHERE clause (or nothing) and its parameters. Naive datetimes are UTC."""
+    conditions: list[str] = []
+    parameters: dict[str, Any] = {}
+    for name, value in (("task_type", task_type), ("risk_band", risk_band)):
+        if value is not None:
+            conditions.append(f"{name} = {{{name}:String}}")
+            parameters[name] = value
+    for name, sign, moment in (("since", ">=", since), ("until", "<", until)):
+        if moment is not None:
+            conditions.append(f"toUnixTimestamp({column}) {sign} {{{name}:Float64}}")
+            parameters[name] = utc(moment).timestamp()
+    return ("WHERE " + " AND ".join(conditions) if conditions else ""), parameters
+
+
+def utc(moment: dt.datetime) -> dt.datetime:
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
