@@ -141,6 +141,8 @@ class TrainingSettings(_Tree):
     """How much history is trained on."""
     max_mape: Annotated[float, Field(gt=0)] = 25.0
     """Percent; a model at or above it is not promoted."""
+    outliers: Literal["drop", "keep"] = "drop"
+    """Isolated hours that nothing explains, as [data quality](data-quality.md) defines them: missing, or trained on."""
     tracking_uri: str | None = None
     """MLflow registry; unset: sqlite under `data_dir`."""
 

@@ -62,11 +62,14 @@ def hours(history: pd.Series[Any]) -> pd.Series[float]:
     clean, rows_at = _checked(history)
     _check_spacing(rows_at)
     floor = _starts(stamps(clean), rows_at)
-    per_hour = clean.groupby(floor).sum()
-    expected = _rows_per_hour(rows_at)
-    if expected > 1:
-        rows = clean.groupby(floor).count()
-        per_hour = (per_hour * expected / rows).where(rows * 2 >= expected)
+    if floor.equals(stamps(clean)):
+        per_hour = clean
+    else:
+        per_hour = clean.groupby(floor).sum()
+        expected = _rows_per_hour(rows_at)
+        if expected > 1:
+            rows = clean.groupby(floor).count()
+            per_hour = (per_hour * expected / rows).where(rows * 2 >= expected)
     full = pd.date_range(per_hour.index[0], per_hour.index[-1], freq="h", unit="s")
     result = per_hour.reindex(full).astype(float)
     result.name = "volume"
@@ -133,9 +136,9 @@ def _check_spacing(index: pd.DatetimeIndex) -> None:
     starts = np.concatenate(([0], edges))
     lengths = np.diff(np.concatenate((starts, [len(steps)])))
     long = starts[lengths >= _SAME_SPACING]
-    found = {int(steps[start]): str(index[start]) for start in reversed(long.tolist())}
-    if len(found) > 1:
-        told = ", ".join(f"{step} s from {start}" for step, start in sorted(found.items()))
+    spacings, first = np.unique(steps[long], return_index=True)
+    if len(spacings) > 1:
+        told = ", ".join(f"{step} s from {index[long[at]]}" for step, at in zip(spacings, first, strict=True))
         raise HistoryError(
             f"the spacing of the history changes ({told}); bring it to one, for example with "
             'history.resample("h").sum(min_count=1)'

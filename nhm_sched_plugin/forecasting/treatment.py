@@ -34,6 +34,7 @@ _AROUND: Final = 2
 MOST: Final = 0.01
 """Of the known hours. A series with more of them is spiky by nature."""
 _SHORTEST_HISTORY: Final = 336
+_POISSON: Final = 2.0
 _LEVEL_WINDOW: Final = 25
 _ENOUGH: Final = 3
 _AGAIN_DAYS: Final = (*range(1, 8), 14, 21, *range(28, 36), *range(56, 64), 90, 91, 92, 364, 365, 366)
@@ -91,7 +92,8 @@ def glitches(series: pd.Series[float], holidays: Collection[dt.date] = ()) -> Gl
 
     With z = log(1 + count), p the median of z at that hour of the week, and l the median of z - p over the 25 hours
     around, the residual is r = z - max(p + l, 0). Its scale s is 1.4826 times the median of |r| at that hour of the
-    day, and at least that of a Poisson count, 1 / sqrt(1 + expected count). An hour is a glitch when all of this holds:
+    day, and at least twice that of a Poisson count, 2 / sqrt(1 + expected count): a quiet hour without tickets is
+    chance. An hour is a glitch when all of this holds:
 
     1. |r| > 3 s, and the count is off by a factor of 3 or more (|r| >= log 3);
     2. it is isolated: at most two such hours in a row, the two hours before and after known and within 3 s. What lasts
@@ -143,19 +145,29 @@ def _residuals(series: pd.Series[float]) -> tuple[Floats, Floats, Floats]:
     usual = np.maximum(profile + level, 0.0)
     residual, expected = np.asarray(z - usual, dtype=np.float64), np.asarray(np.expm1(usual), dtype=np.float64)
     spread = 1.4826 * _by_clock(np.abs(residual), week % 24)
-    return residual, expected, np.fmax(spread, 1.0 / np.sqrt(1.0 + np.nan_to_num(expected)))
+    return residual, expected, np.fmax(spread, _POISSON / np.sqrt(1.0 + np.nan_to_num(expected)))
 
 
 def _by_clock(values: Floats, clock: NDArray[np.int64]) -> Floats:
-    """The median at each hour's place on the clock, of the hour of the day or of all where that is known too rarely."""
-    frame = pd.Series(values)
-    result = pd.Series(float(frame.median()), index=frame.index)
-    for bins in (clock % 24, clock):
-        groups = frame.groupby(bins)
-        counts, medians = groups.count(), groups.median()
-        medians = medians.where(counts >= _ENOUGH)
-        result = pd.Series(medians.reindex(bins).to_numpy(), index=frame.index).fillna(result)
+    """The median at each hour's place on the clock; of the hour of the day, else of all, where known too rarely."""
+    result = _medians(values, clock)[clock]
+    if np.isnan(result).any():
+        result = np.where(np.isnan(result), _medians(values, clock % 24)[clock % 24], result)
+        result = np.where(np.isnan(result), np.nanmedian(values), result)
     return np.asarray(result, dtype=np.float64)
+
+
+def _medians(values: Floats, bins: NDArray[np.int64]) -> Floats:
+    """Of the known values in each bin; NaN for bins with too few of them."""
+    known = ~np.isnan(values)
+    ordered = values[known][np.lexsort((values[known], bins[known]))]
+    counts = np.bincount(bins[known], minlength=int(bins.max()) + 1)
+    first = np.cumsum(counts) - counts
+    enough = counts >= _ENOUGH
+    result = np.full(len(counts), np.nan)
+    low, high = first + (counts - 1) // 2, first + counts // 2
+    result[enough] = (ordered[low[enough]] + ordered[high[enough]]) / 2
+    return result
 
 
 def _near(index: pd.DatetimeIndex, holidays: Collection[dt.date]) -> NDArray[np.bool_]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,12 @@ from nhm_sched_plugin.forecasting.table import slice_key
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nhm_sched_plugin.forecasting.treatment import Glitch
     from nhm_sched_plugin.settings import Settings
 
 __all__ = ["SliceData", "TrainingData", "from_series", "from_store"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -29,6 +33,8 @@ class SliceData:
     share: float
     cpu_core_hours: float | None = None
     memory_gib_hours: float | None = None
+    glitches: list[Glitch] = field(default_factory=list)
+    """Hours that were not believed: they are missing in `series`."""
 
 
 @dataclass(slots=True)
@@ -39,9 +45,15 @@ class TrainingData:
 
 
 def from_series(
-    series: Mapping[str, pd.Series[Any]], task_type: str | None = None, risk_band: str | None = None
+    series: Mapping[str, pd.Series[Any]],
+    task_type: str | None = None,
+    risk_band: str | None = None,
+    settings: Settings | None = None,
 ) -> TrainingData:
-    """Slices given as series by `slice_key` (`""` is the global one). A task type or band keeps only that slice."""
+    """Slices given as series by `slice_key` (`""` is the global one). A task type or band keeps only that slice.
+
+    With settings the series are treated as `ml.training.outliers` says; without, they stay as they are.
+    """
     total = float(series[""].sum()) if "" in series else 0.0
     result = []
     for key, counts in series.items():
@@ -49,7 +61,10 @@ def from_series(
         share = 1.0 if key == "" else float(counts.sum()) / total if total > 0 else 0.0
         names = [part.replace("%7C", "|").replace("%25", "%") or None for part in (kind, band)]
         result.append(SliceData(key, names[0], names[1], counts, min(share, 1.0)))
-    return TrainingData(_only(result, task_type, risk_band))
+    kept = _only(result, task_type, risk_band)
+    if settings is not None:
+        _treat(kept, settings)
+    return TrainingData(kept)
 
 
 def _only(slices: list[SliceData], task_type: str | None, risk_band: str | None) -> list[SliceData]:
@@ -77,8 +92,10 @@ def from_store(
 
     `keep` trains only that many slices besides the global one, the busiest first; of the others only the share is
     kept. A band that is the only one of its task type is that task type, and not trained twice. The last
-    `window_days` count; `until` (default: all there is) leaves out what began then or later.
+    `window_days` count; `until` (default: the running hour, which is not over yet) leaves out what began then or later.
+    Hours that are not believed (`forecasting.treatment`) are missing, unless `ml.training.outliers` is `keep`.
     """
+    until = until or dt.datetime.now(dt.UTC).replace(minute=0, second=0, microsecond=0)
     counted = [(kind or None, band or None, count) for kind, band, count in store.slices() if count > 0]
     total = sum(count for _, _, count in counted)
     if not total:
@@ -109,11 +126,13 @@ def from_store(
     shares |= {slice_key(k, b): count / total for k, b, count in wanted if slice_key(k, b) not in keys}
     usage = _usage(store)
     slices = []
-    for kind, band, count in chosen:
-        series = _window(store.hourly_volume(task_type=kind, risk_band=band, until=until), settings)
-        if len(series):
+    volumes = store.hourly_volumes([(kind, band) for kind, band, _ in chosen], until=until)
+    for (kind, band, count), volume in zip(chosen, volumes, strict=True):
+        if len(volume):
             cpu, memory = _usage_of(usage, kind, band)
+            series = _window(volume, settings)
             slices.append(SliceData(slice_key(kind, band), kind, band, series, count / total, cpu, memory))
+    _treat(slices, settings)
     return TrainingData(slices, {key: share for key, share in shares.items() if key not in keys})
 
 
@@ -123,6 +142,38 @@ def _matches(kind: str | None, band: str | None, task_type: str | None, risk_ban
 
 def _window(series: pd.Series[Any], settings: Settings) -> pd.Series[Any]:
     return series.iloc[-settings.ml.training.window_days * 24 :]
+
+
+def _treat(slices: list[SliceData], settings: Settings) -> None:
+    """Make the glitches of every slice missing, and say how many there were."""
+    if settings.ml.training.outliers == "keep":
+        return
+    from nhm_sched_plugin.forecasting.series import HistoryError, holiday_dates, hours, stamps
+    from nhm_sched_plugin.forecasting.treatment import without_glitches
+
+    holidays: dict[range, Collection[dt.date]] = {}
+    for entry in slices:
+        try:
+            known = hours(entry.series)
+        except HistoryError:
+            continue  # its fit will say so, and stop no other
+        years = range(stamps(known)[0].year - 1, stamps(known)[-1].year + 2)
+        if years not in holidays:
+            holidays[years] = holiday_dates(settings.ml.forecasting.country, years)
+        treated, entry.glitches = without_glitches(known, holidays[years])
+        if entry.glitches:
+            entry.series = treated
+    touched = [entry for entry in slices if entry.glitches]
+    if touched:
+        logger.warning(
+            "%d hours in %d of %d slices are left out of the training as glitches, for instance %s at %s; "
+            "`nhm-sched quality` lists them, ml.training.outliers: keep trains on them",
+            sum(len(entry.glitches) for entry in touched),
+            len(touched),
+            len(slices),
+            f"{touched[0].glitches[0].value:g} tickets where {touched[0].glitches[0].expected:.0f} were expected",
+            touched[0].glitches[0].at,
+        )
 
 
 def _usage(store: Any) -> list[Any]:

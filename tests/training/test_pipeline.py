@@ -16,7 +16,7 @@ from nhm_sched_plugin.settings import ProphetSettings, Settings, load_settings
 from nhm_sched_plugin.training import Registry, approve, model_name, promote, republish, train
 from nhm_sched_plugin.training import __main__ as command
 from nhm_sched_plugin.training.data import from_store
-from nhm_sched_plugin.training.fitting import fit_slice
+from nhm_sched_plugin.training.fitting import SliceTask, fit_slice
 from nhm_sched_plugin.training.promotion import missing_criteria
 
 NOW = 1_750_000_000.0
@@ -26,6 +26,11 @@ def load(count: int, level: float = 400.0, seed: int = 1, tz: str | None = "UTC"
     index = pd.date_range("2025-01-06", periods=count, freq="h", tz=tz)
     shape = 1 + 0.6 * np.sin((index.hour - 8) / 24 * 2 * np.pi)
     return pd.Series(np.random.default_rng(seed).poisson(level * shape), index=index, dtype=float)
+
+
+def task(series: pd.Series, **about: Any) -> SliceTask:
+    about = {"horizons": (60,), "country": None, "config": ProphetSettings(), "max_mape": 25.0, "now": NOW} | about
+    return SliceTask(key="x", series=series, **about)
 
 
 def config(path: Path, **ml: Any) -> Settings:
@@ -178,9 +183,15 @@ def test_above_the_limit_the_grid_is_tried(monkeypatch: pytest.MonkeyPatch) -> N
         return whole(past, makers, folds)
 
     monkeypatch.setattr(fitting, "roll", counting)
-    result = fit_slice("x", load(1000, level=1.0), (60,), None, ProphetSettings(), 25.0, NOW, {})
+    # Calm enough for the limit by level, but in leaps that no model sees coming.
+    wild = load(1000, level=20.0) * np.random.default_rng(4).choice([0.2, 1.0, 4.0], 1000)
+    result = fit_slice(task(wild))
     assert result.error == ""
     assert tried == ["0", "1", "2"]
+    tried.clear()
+    assert fit_slice(task(load(1000, level=1.0))).error == ""
+    assert fit_slice(task(wild, shortlist=("ridge",))).error == ""
+    assert tried == []  # hopeless below ten tickets an hour, and costly where Prophet is no candidate
     for point in fitting.GRID:
         assert 0.001 <= point.changepoint_prior_scale <= 0.5
         assert 0.01 <= point.seasonality_prior_scale <= 10
@@ -237,8 +248,8 @@ class Records:
     def slices(self) -> list[tuple[str, str, int]]:
         return [("a", "low", 600), ("a", "high", 300), ("b", "low", 100)]
 
-    def hourly_volume(self, task_type: str | None = None, risk_band: str | None = None, **_: Any) -> pd.Series:
-        return load(60, level=10)
+    def hourly_volumes(self, slices: list[Any], **_: Any) -> list[pd.Series]:
+        return [load(60, level=10) for _ in slices]
 
     def per_ticket_usage(self, **_: Any) -> list[Any]:
         from types import SimpleNamespace as Row
