@@ -8,6 +8,7 @@
     ├── SpoolError         the on-disk spool cannot be used
     ├── IngestError        a history file cannot be read as asked
     ├── RegistryError      a model name, version or alias does not fit
+    ├── TrainingError      a training cannot be run as asked
     └── HookError          a plugin or drop-in file is not usable
 
 None of them ever reaches the orchestrator through `decide()`, `applied()` or `finished()`.
@@ -25,6 +26,7 @@ __all__ = [
     "RuleBookError",
     "SpoolError",
     "StoreError",
+    "TrainingError",
 ]
 
 
@@ -68,6 +70,10 @@ class IngestError(NhmSchedError):
 
 class RegistryError(NhmSchedError):
     """A registered model, version or alias is missing, or a promotion criterion is not met."""
+
+
+class TrainingError(NhmSchedError):
+    """A training cannot be run as asked: no such engine, no workers, a missing extra."""
 
 
 class HookError(NhmSchedError):

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from typing import Annotated
 
+import msgspec
 import typer
 
 from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, between, settings_of
-from nhm_sched_plugin.cli.show import err, moment, out, progress, show, table
-from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.cli.show import err, moment, out, show, table
+from nhm_sched_plugin.errors import ModelError, RegistryError, TrainingError
 from nhm_sched_plugin.settings import Settings
 
 LONGEST = 7 * 24 * 60
 """Minutes that a forecast table covers at least."""
+
+
+class Engines(StrEnum):
+    """Where the fits run."""
+
+    loky = "loky"
+    dask = "dask"
+
 
 SliceOption = Annotated[str | None, typer.Option(help="Only this slice.")]
 
@@ -29,24 +39,47 @@ def train(
         int | None, typer.Option(callback=between(0), help="Only the N busiest slices besides the global one.")
     ] = None,
     jobs: Annotated[int, typer.Option(callback=between(1), help="Worker processes.")] = 2,
+    engine: Annotated[Engines, typer.Option(help="Processes on this machine, or a Dask cluster.")] = Engines.loky,
+    scheduler: Annotated[str | None, typer.Option(help="Address of the Dask cluster: tcp://HOST:8786.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted training had finished.")] = False,
+    if_needed: Annotated[
+        bool, typer.Option("--if-needed", help="Only without a table, when the model is old, or when a host asks.")
+    ] = False,
+    max_age_days: Annotated[float, typer.Option(callback=between(0), help="How old is old, for --if-needed.")] = 7,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit the load forecasters, register them and publish the table that hosts serve from."""
+    from nhm_sched_plugin.training.__main__ import INTERRUPTED, not_needed
     from nhm_sched_plugin.training.__main__ import show as tell
+    from nhm_sched_plugin.training.due import why_now
     from nhm_sched_plugin.training.pipeline import train as fit
+    from nhm_sched_plugin.training.progress import told
 
     settings = settings_of(config)
-    with progress("Training") as update:
-        report = fit(
-            settings,
-            horizons=horizon,
-            task_type=task_type,
-            risk_band=risk_band,
-            keep=keep,
-            jobs=jobs,
-            progress=lambda done, total, _: update(done, total),
-        )
+    reason = why_now(settings, time.time(), max_age_days) if if_needed else ""
+    if reason is None:
+        report = not_needed(settings)
+        return show(report, as_json, lambda: tell(report))
+    if reason and not as_json:
+        err.print(f"training: {reason}", markup=False, highlight=False, soft_wrap=True)
+    try:
+        with told(quiet=as_json) as update:
+            report = fit(
+                settings,
+                horizons=horizon,
+                task_type=task_type,
+                risk_band=risk_band,
+                keep=keep,
+                jobs=jobs,
+                engine=engine.value,
+                scheduler=scheduler,
+                fresh=fresh,
+                progress=update,
+            )
+    except KeyboardInterrupt:
+        raise TrainingError(INTERRUPTED) from None
+    report = msgspec.structs.replace(report, reason=reason)
     show(report, as_json, lambda: tell(report))
     if report.failed:
         raise typer.Exit(1)

@@ -1,9 +1,15 @@
-"""The work of one slice, as a worker process does it: fit, and tune Prophet when the error is above the limit."""
+"""The work of one slice, as a worker process does it: fit, tune Prophet when the error is above the limit, borrow."""
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -13,13 +19,17 @@ from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, plan_folds, ro
 from nhm_sched_plugin.forecasting.forecaster import PROPHET_FROM_HOURS, LoadForecaster
 from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet
 from nhm_sched_plugin.forecasting.series import holiday_dates, hours, stamps
+from nhm_sched_plugin.forecasting.table import SliceForecast
 from nhm_sched_plugin.settings import ProphetSettings
+from nhm_sched_plugin.training.borrowing import METHOD, Lending, ShareOfParent, lend, share_of_parent
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["GRID", "Fitted", "fit_slice", "incumbent_errors"]
+__all__ = ["GRID", "TABLE_HOURS", "Fitted", "SliceTask", "competitive", "fit_slice", "incumbent_errors", "lost_slice"]
 
+TABLE_HOURS: Final = 16 * 24
+"""Hours ahead in the forecast table."""
 GRID: Final = (
     ProphetSettings(changepoint_prior_scale=0.5),
     ProphetSettings(changepoint_prior_scale=0.05, seasonality_mode="multiplicative"),
@@ -27,47 +37,161 @@ GRID: Final = (
 )
 """What Prophet is retrained with above the error limit: three points inside the tuning ranges."""
 
+_COMPETITIVE: Final = 1.2
+"""A model within this factor of the best error at any horizon is worth trying on the parts."""
+_DRAWING: Final = ("matplotlib", "plotly")
+"""Prophet imports them if it can, and a worker does not draw: some 30 MB and half a second each."""
+_SHORTLISTS: Final = "shortlist" in inspect.signature(LoadForecaster.fit).parameters
 
-class Fitted(msgspec.Struct):
+
+@dataclass(slots=True, kw_only=True)
+class SliceTask:
+    """All that a worker is sent: one slice's own counts and what they are judged by."""
+
+    key: str
+    series: pd.Series[Any]
+    horizons: tuple[int, ...]
+    country: str | None
+    config: ProphetSettings
+    max_mape: float
+    now: float
+    production: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Horizon -> state of the model in production."""
+    shortlist: tuple[str, ...] | None = None
+    """The models to try; None: all that the history is worth."""
+    parent: str | None = None
+    lending: Lending | None = None
+    """What the slice may borrow from: of `parent`."""
+    lends: bool = False
+    """Whether parts of this slice are trained too."""
+
+
+class Fitted(msgspec.Struct, kw_only=True):
     """What a worker answers."""
 
     key: str
     state: dict[str, Any] | None = None
-    seconds: float = 0.0
-    error: str = ""
+    methods: dict[int, str] = {}
+    """Horizon -> model; likewise below."""
+    errors: dict[int, tuple[float | None, float | None]] = {}
+    """MAPE and WAPE of the backtest in percent."""
     incumbents: dict[int, float] = {}
-    """Horizon -> MAPE of the production model on the same backtest."""
+    """MAPE of the production model on the same backtest."""
+    samples: int = 0
+    failures: dict[str, str] = {}
+    """Models that could not be fitted, and why."""
+    shortlist: list[str] = []
+    """Models worth trying on the parts of this slice."""
+    row: SliceForecast | None = None
+    """Of the table, without shares and usage; None for a slice that is served as a share of its parent."""
+    lending: Lending | None = None
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    """Most memory that the process ever held."""
+    error: str = ""
+
+    @property
+    def borrows(self) -> bool:
+        return self.state is not None and ShareOfParent.is_state(self.state)
 
 
-def fit_slice(
-    key: str,
-    series: pd.Series[Any],
-    horizons: tuple[int, ...],
-    country: str | None,
-    config: ProphetSettings,
-    max_mape: float,
-    now: float,
-    production: dict[int, dict[str, Any]],
-) -> Fitted:
+def fit_slice(task: SliceTask) -> Fitted:
     """Never raises: a slice that fails says so and stops nothing else."""
     began = time.perf_counter()
-    result = Fitted(key=key)
+    result = Fitted(key=task.key)
     try:
-        forecaster = LoadForecaster.fit(series, horizons, country, config, clock=lambda: now)
-        worst = max((pair[0] for pair in forecaster.errors.get("served", {}).values()), default=math.nan)
-        if worst >= max_mape and forecaster.samples >= PROPHET_FROM_HOURS:
-            forecaster = _tuned(forecaster, series, now)
-        result.state = forecaster.to_state()
-        result.incumbents = incumbent_errors(series, production)
+        with _without_drawing():
+            _fit_into(result, task)
     except Exception as error:  # noqa: BLE001 - whatever a model library raises belongs to this slice alone
         result.error = f"{type(error).__name__}: {error}"
     result.seconds = time.perf_counter() - began
+    result.peak_mib = peak_mib()
     return result
 
 
-def _tuned(plain: LoadForecaster, series: pd.Series[Any], now: float) -> LoadForecaster:
+def lost_slice(task: SliceTask, why: str) -> Fitted:
+    """The answer for a slice whose worker did not live to give one."""
+    return Fitted(key=task.key, error=why)
+
+
+def _fit_into(result: Fitted, task: SliceTask) -> None:
+    known = hours(task.series)
+    if int(known.notna().sum()) < PROPHET_FROM_HOURS:
+        task.shortlist = None  # a short history has candidates of its own, and they cost little
+    own = _fit(task, known, shortlist=task.shortlist)
+    if _worth_tuning(own, task):
+        own = _tuned(own, task)
+    served = _names(own)
+
+    def refit(earlier: pd.Series[Any]) -> LoadForecaster:
+        return _fit(task, earlier, shortlist=served)
+
+    share = None
+    if task.lending is not None and task.parent is not None:
+        share = share_of_parent(task.series, own, task.parent, task.lending, refit, task.now)
+    result.samples = own.samples
+    result.failures = own.failures
+    result.shortlist = competitive(own)
+    result.incumbents = incumbent_errors(task.series, task.production, task.lending)
+    if share is not None:
+        result.state = share.to_state()
+        result.methods = dict.fromkeys(task.horizons, METHOD)
+        result.errors = {int(horizon): pair for horizon, pair in share.errors.items()}
+        return
+    errors = own.errors.get("served", {})
+    result.methods = {horizon: own.method(horizon) for horizon in task.horizons}
+    result.errors = {h: _finite_pair(errors[str(h)]) for h in task.horizons if str(h) in errors}
+    result.state = own.to_state()
+    result.row = own.table(TABLE_HOURS)
+    if task.lends:
+        result.lending = lend(task.series, refit)
+
+
+def _fit(task: SliceTask, series: pd.Series[Any], **about: Any) -> LoadForecaster:
+    """`about`: `shortlist`, and `config` instead of the task's."""
+    config = about.pop("config", task.config)
+    if about.get("shortlist") is None or not _SHORTLISTS:
+        about = {}
+    return LoadForecaster.fit(series, task.horizons, task.country, config, lambda: task.now, **about)
+
+
+def _names(model: LoadForecaster) -> tuple[str, ...]:
+    """The models that serve: what is refitted on a part of the history."""
+    return tuple(sorted({name for h in model.horizons for name in model.method(h).split("+")}))
+
+
+def competitive(model: LoadForecaster) -> list[str]:
+    """Models within 20 % of the best error (the geometric mean of MAPE and WAPE) at any horizon of the backtest."""
+    kept = set(_names(model))
+    for horizon in map(str, model.horizons):
+        errors = {name: _error(row.get(horizon)) for name, row in model.errors.items() if name != "served"}
+        best = min(errors.values(), default=math.inf)
+        near = [name for name, error in errors.items() if error <= _COMPETITIVE * best < math.inf]
+        kept |= {part for name in near for part in name.split("+")}
+    return sorted(kept)
+
+
+def _error(pair: tuple[float, float] | None) -> float:
+    return math.inf if pair is None or not all(map(math.isfinite, pair)) else math.sqrt(pair[0] * pair[1])
+
+
+def _worth_tuning(own: LoadForecaster, task: SliceTask) -> bool:
+    """Above the limit, with Prophet among the models, and not hopeless.
+
+    Counts around `m` scatter like a Poisson variable's at least: even the true mean errs by `sqrt(2 / (pi m))` then.
+    """
+    worst = max((pair[0] for pair in own.errors.get("served", {}).values()), default=math.nan)
+    if not worst >= task.max_mape or own.samples < PROPHET_FROM_HOURS:
+        return False
+    if task.shortlist is not None and FrozenProphet.name not in task.shortlist:
+        return False
+    level = float(np.nanmean(np.asarray(hours(task.series), dtype=np.float64)))
+    return level > 0 and 100 * math.sqrt(2 / (math.pi * level)) < task.max_mape
+
+
+def _tuned(plain: LoadForecaster, task: SliceTask) -> LoadForecaster:
     """Try the grid on the last fold; fit anew with its best point if that beats what is served."""
-    known = hours(series)
+    known = hours(task.series)
     index = stamps(known)
     days = holiday_dates(plain.country, range(index[0].year, index[-1].year + 3))
     past = plain.timeline(known)
@@ -86,25 +210,71 @@ def _tuned(plain: LoadForecaster, series: pd.Series[Any], now: float) -> LoadFor
     served = plain.errors["served"].get(horizon, (math.nan, math.nan))[0]
     if best is None or not errors[best] < served:
         return plain
-    tuned = LoadForecaster.fit(series, plain.horizons, plain.country, GRID[int(best)], clock=lambda: now)
+    shortlist = tuple(sorted({*_names(plain), FrozenProphet.name}))
+    tuned = _fit(task, task.series, config=GRID[int(best)], shortlist=shortlist)
     return tuned if tuned.errors["served"][horizon][0] < served else plain
 
 
-def incumbent_errors(series: pd.Series[Any], production: dict[int, dict[str, Any]]) -> dict[int, float]:
+def incumbent_errors(
+    series: pd.Series[Any], production: dict[int, dict[str, Any]], lending: Lending | None = None
+) -> dict[int, float]:
     """MAPE of each horizon's production model over the origins that the new one was judged at.
 
-    The incumbent is not refitted; it may have seen some of these hours in its own fit, which is in its favour.
+    The incumbent is not refitted; it may have seen some of these hours in its own fit, which is in its favour. One
+    that is a share of its parent can be judged where the parent lends its forecasts.
     """
     known = hours(series)
-    result = {}
-    for horizon, state in production.items():
-        end = min(math.ceil(horizon / 60), MAX_LEAD)
-        origins = [origin for fold in plan_folds(len(known)) for origin in fold.origins if origin + end <= len(known)]
-        forecasts, actual = [], []
-        for origin in origins:
-            model = LoadForecaster.from_state(state).starting(known.iloc[:origin])
-            forecasts.append(model.evaluate(end)[0])
-            actual.append(known.to_numpy()[origin : origin + end])
-        if origins:
-            result[horizon] = mape(np.array(actual), np.array(forecasts))
+    result: dict[int, float] = {}
+    for state in _distinct(production.values()):
+        served = [horizon for horizon, one in production.items() if one == state]
+        if ShareOfParent.is_state(state):
+            shared = ShareOfParent.from_state(state)
+            result |= shared.judged(series, lending, served) if lending is not None else {}
+            continue
+        model = LoadForecaster.from_state(state)
+        for horizon in served:
+            end = min(math.ceil(horizon / 60), MAX_LEAD)
+            folds = plan_folds(len(known))
+            origins = [origin for fold in folds for origin in fold.origins if origin + end <= len(known)]
+            forecasts = [model.starting(known.iloc[:origin]).evaluate(end)[0] for origin in origins]
+            actual = [known.to_numpy()[origin : origin + end] for origin in origins]
+            if origins:
+                result[horizon] = mape(np.array(actual), np.array(forecasts))
     return result
+
+
+def _distinct(states: Sequence[dict[str, Any]] | Any) -> Iterator[dict[str, Any]]:
+    seen: list[dict[str, Any]] = []
+    for state in states:
+        if state not in seen:
+            seen.append(state)
+            yield state
+
+
+def _finite_pair(pair: tuple[float, float]) -> tuple[float | None, float | None]:
+    first, second = (value if math.isfinite(value) else None for value in pair)
+    return first, second
+
+
+@contextmanager
+def _without_drawing() -> Iterator[None]:
+    """Libraries for plots count as not installed meanwhile, unless somebody has imported them already."""
+    hidden = [name for name in _DRAWING if name not in sys.modules]
+    sys.modules |= dict.fromkeys(hidden)  # type: ignore[arg-type]  # None: `import` raises ModuleNotFoundError
+    try:
+        yield
+    finally:
+        for name in hidden:
+            if sys.modules.get(name, "") is None:
+                del sys.modules[name]
+
+
+def peak_mib() -> float:
+    """Most memory (resident) that this process ever held, in MiB."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError, ValueError):  # not Linux
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from nhm_sched_plugin.errors import NhmSchedError, RegistryError
-from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
-from nhm_sched_plugin.forecasting.table import MAX_HORIZON_MINUTES, ForecastTable, SliceForecast
+from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.forecasting.table import MAX_HORIZON_MINUTES, ForecastTable, read_table
+from nhm_sched_plugin.training.admission import FAILED, TrainingRow, admit, incumbent
 from nhm_sched_plugin.training.data import SliceData, TrainingData, from_series, from_store
-from nhm_sched_plugin.training.fitting import Fitted, fit_slice
-from nhm_sched_plugin.training.publish import Served, describe, publish, served_models, slice_row
-from nhm_sched_plugin.training.registry import ModelVersion, Registry, model_name
+from nhm_sched_plugin.training.due import answered, asked
+from nhm_sched_plugin.training.engine import Engine
+from nhm_sched_plugin.training.engine import engine as workers
+from nhm_sched_plugin.training.fitting import Fitted, SliceTask, fit_slice, lost_slice
+from nhm_sched_plugin.training.journal import Journal, digest_of
+from nhm_sched_plugin.training.publish import publish, served_model, slice_rows
+from nhm_sched_plugin.training.reconcile import parent_key
+from nhm_sched_plugin.training.registry import Head, Registry, model_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,31 +33,8 @@ __all__ = ["Progress", "TrainingReport", "TrainingRow", "republish", "train"]
 Progress = Callable[[int, int, str], None]
 """Hears (slices done, slices in all, what was just done)."""
 
-STAGED: Final = "staged"
-KEPT: Final = "incumbent kept"
-BASELINE: Final = "baseline"
-FAILED: Final = "failed"
-
-
-class TrainingRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one slice at one horizon."""
-
-    name: str
-    slice: str
-    horizon_minutes: int
-    samples: int
-    method: str = ""
-    mape: float | None = None
-    """Backtest MAPE in percent; None where no backtest was possible."""
-    wape: float | None = None
-    version: str = ""
-    """Of the version that is served now."""
-    alias: str = ""
-    status: str
-    """`staged`; `incumbent kept`: the new one missed the limit; `baseline`: the same without an incumbent; `failed`."""
-    seconds: float = 0.0
-    """Time of the slice's fit; the same on each of its horizons."""
-    error: str = ""
+SCOUTS: Final = 8
+"""So many task types, the busiest, are tried with all models, like the total; others with what did well above them."""
 
 
 class TrainingReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +42,14 @@ class TrainingReport(msgspec.Struct, frozen=True, kw_only=True):
     table: str | None
     """Path of the published table; None if nothing could be published."""
     seconds: float
+    stages: dict[str, float] = {}
+    """Seconds of each: gather, fit, register, publish."""
+    resumed: int = 0
+    """Slices that an interrupted training before this one had finished."""
+    peak_worker_mib: float = 0.0
+    """Most memory that a process ever held which fitted a slice."""
+    reason: str = ""
+    """With `--if-needed`: why this training was, or was not, needed."""
 
     @property
     def failed(self) -> list[TrainingRow]:
@@ -76,6 +65,9 @@ def train(
     store: Any = None,
     series: Mapping[str, pd.Series[Any]] | None = None,
     jobs: int = 2,
+    engine: str = "loky",
+    scheduler: str | None = None,
+    fresh: bool = False,
     progress: Progress | None = None,
     keep: int | None = None,
     clock: Callable[[], float] = time.time,
@@ -85,38 +77,52 @@ def train(
     No task type and no risk band: every slice that has data (`keep`: only that many besides the global one, busiest
     first). A horizon's model takes the alias `staging` at a backtest MAPE under `ml.training.max_mape`; above it, a
     small grid of Prophet settings is tried, else the incumbent stays, else the model is published as a baseline at
-    half the confidence. Slices that fail are in the report and stop no other.
-    Raises `NhmSchedError` when there is nothing to train on or the registry cannot be used.
+    half the confidence. Slices that fail, or whose worker dies, are in the report and stop no other.
+
+    `engine`: `loky` (`jobs` processes here) or `dask` (the workers of the cluster at `scheduler`). What is finished is
+    kept in `<data_dir>/training/` until the table is out, so that a training after an interrupted one goes on from
+    there; `fresh` forgets it. Raises `NhmSchedError` when there is nothing to train on, or no workers or registry.
     """
-    began = time.perf_counter()
+    timer = _Timer()
     wanted = _horizons(settings, horizons)
+    request = asked(settings)
     registry = Registry.of(settings)
-    data = _gather(settings, store, series, task_type, risk_band, keep)
-    with _ready(registry):
-        production = {} if not registry.exists() else _production(registry, data, wanted)
-        fitted = {}
-        for done, result in enumerate(_fit_all(settings, data, wanted, production, jobs, clock()), start=1):
-            fitted[result.key] = result
-            if progress:
-                progress(done, len(data.slices), result.key or "all tickets")
-    known = registry.list()
-    rows: list[TrainingRow] = []
-    published: dict[str, SliceForecast] = {}
-    for entry in data.slices:
-        new, served = _register(settings, registry, known, entry, fitted[entry.key], wanted)
-        rows += new
-        others = sorted(set(settings.ml.forecasting.horizons) - set(wanted))
-        served += [found for h in others if (found := served_models(registry, known, entry, h)) is not None]
-        if served:
-            published[entry.key] = slice_row(entry, served)
+    journal = Journal(settings.data_dir / "training" / "unfinished", fresh=fresh)
+    with workers(engine, jobs, scheduler) as pool:
+        data = _gather(settings, store, series, task_type, risk_band, keep)
+        timer.lap("gather")
+        if len(data.slices) == 1 and engine == "loky":
+            pool = Engine(None)  # a process of its own would take longer to start than it takes to fit
+        with _ready(registry):
+            production = {} if not registry.exists() else _production(registry, data, wanted)
+            run = _Run(settings, data, wanted, production, clock(), journal)
+            fitted = run.fit_all(pool, progress or (lambda *_: None))
+    timer.lap("fit")
+    if progress:
+        progress(len(data.slices), len(data.slices), "all slices; registering")
+    heads = registry.heads()
+    rows, served = admit(settings, registry, heads, data.slices, fitted, wanted)
+    timer.lap("register")
+    for entry in data.slices if (others := set(settings.ml.forecasting.horizons) - set(wanted)) else []:
+        found = [incumbent(registry, heads, entry, horizon) for horizon in sorted(others)]
+        served.setdefault(entry.key, []).extend(one for one in found if one is not None)
+    published = slice_rows(settings, data.slices, served)
     whole = task_type is None and risk_band is None
     if published:
         publish(settings, data, published, clock(), whole=whole)
-    return TrainingReport(
+    timer.lap("publish")
+    report = TrainingReport(
         rows=rows,
         table=str(settings.forecast_table_path) if published else None,
-        seconds=time.perf_counter() - began,
+        seconds=timer.total(),
+        stages=timer.laps,
+        resumed=run.resumed,
+        peak_worker_mib=max((one.peak_mib for one in fitted.values()), default=0.0),
     )
+    journal.close(done=not report.failed)
+    if published:
+        answered(settings, request, None if whole else set(published))
+    return report
 
 
 def republish(
@@ -132,13 +138,12 @@ def republish(
     data = _gather(settings, store, series, None, None, None)
     if series is not None:
         _keep_about(settings, data)
-    known = registry.list() if registry.exists() else []
-    rows = {}
+    heads = registry.heads() if registry.exists() else {}
+    served = {}
     for entry in data.slices:
-        found = [served_models(registry, known, entry, horizon) for horizon in settings.ml.forecasting.horizons]
-        served = [one for one in found if one is not None]
-        if served:
-            rows[entry.key] = slice_row(entry, served)
+        found = [served_model(registry, heads, entry, horizon) for horizon in settings.ml.forecasting.horizons]
+        served[entry.key] = [one for one in found if one is not None]
+    rows = slice_rows(settings, data.slices, served)
     if not rows:
         raise RegistryError("no slice has a model to publish; run nhm-sched train first")
     return publish(settings, data, rows, now, whole=False)
@@ -146,9 +151,6 @@ def republish(
 
 def _keep_about(settings: Settings, data: TrainingData) -> None:
     """What short recent counts cannot say about a slice comes from the last table."""
-    from nhm_sched_plugin.errors import ModelError
-    from nhm_sched_plugin.forecasting.table import read_table
-
     try:
         old = read_table(settings.forecast_table_path).slices
     except ModelError:
@@ -178,7 +180,7 @@ def _gather(
     keep: int | None,
 ) -> TrainingData:
     if series is not None:
-        return from_series(series, task_type, risk_band)
+        return from_series(series, task_type, risk_band, settings)
     if store is not None:
         return from_store(store, settings, task_type, risk_band, keep=keep)
     from nhm_sched_plugin.store.client import open_store
@@ -213,123 +215,117 @@ def _production(
 ) -> dict[str, dict[int, dict[str, Any]]]:
     """States of the models in production, by slice and horizon: the new ones are measured against them."""
     result: dict[str, dict[int, dict[str, Any]]] = {}
-    live = {version.name for version in registry.list() if "production" in version.aliases}
+    heads = registry.heads()
     for entry in data.slices:
         for horizon in horizons:
-            name = model_name(horizon, entry.task_type, entry.risk_band)
-            if name in live:
-                result.setdefault(entry.key, {})[horizon] = registry.load(name, "production")
+            head: Head | None = heads.get(model_name(horizon, entry.task_type, entry.risk_band))
+            if head is not None and (version := head.aliases.get("production")):
+                result.setdefault(entry.key, {})[horizon] = registry.read(registry.version(head, version))
     return result
 
 
-def _fit_all(
-    settings: Settings,
-    data: TrainingData,
-    horizons: tuple[int, ...],
-    production: Mapping[str, dict[int, dict[str, Any]]],
-    jobs: int,
-    now: float,
-) -> Iterator[Fitted]:
-    """Fan out over worker processes; answers come as they get ready. One slice or one job: in this process."""
-    ml = settings.ml
-    calls = [
-        (
-            entry.key,
-            entry.series,
-            horizons,
-            ml.forecasting.country,
-            ml.prophet,
-            ml.training.max_mape,
-            now,
-            production.get(entry.key, {}),
+class _Timer:
+    def __init__(self) -> None:
+        self._began = self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+    def total(self) -> float:
+        return time.perf_counter() - self._began
+
+
+class _Run:
+    """The fits of one training: wholes first, so that their parts can learn and borrow from them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        data: TrainingData,
+        horizons: tuple[int, ...],
+        production: Mapping[str, dict[int, dict[str, Any]]],
+        now: float,
+        journal: Journal,
+    ) -> None:
+        self._ml = settings.ml
+        self._slices = {entry.key: entry for entry in data.slices}
+        self._horizons = horizons
+        self._production = production
+        self._now = now
+        self._journal = journal
+        self._above = {key: parent_key(key, self._slices) for key in self._slices}
+        kinds = sorted((entry for entry in data.slices if "|" not in entry.key), key=lambda entry: -entry.share)
+        self._scouts = {entry.key for entry in kinds[: SCOUTS + 1]}
+        self.fitted: dict[str, Fitted] = {}
+        self.resumed = 0
+
+    def fit_all(self, pool: Engine, progress: Progress) -> dict[str, Fitted]:
+        """What came of every slice, by key."""
+        for wave in self._waves():
+            tasks = {entry.key: self._task(entry) for entry in wave}
+            digests = {key: _digest(task) for key, task in tasks.items()}
+            for key, digest in digests.items():
+                if (found := self._journal.find(digest, Fitted)) is not None:
+                    self._done(found, progress)
+                    del tasks[key]
+                    self.resumed += 1
+            for result in pool.run(fit_slice, list(tasks.values()), lost_slice):
+                if not result.error:
+                    self._journal.keep(digests[result.key], result)
+                self._done(result, progress)
+        return self.fitted
+
+    def _done(self, result: Fitted, progress: Progress) -> None:
+        self.fitted[result.key] = result
+        progress(len(self.fitted), len(self._slices), result.key.replace("|", "/") or "all tickets")
+
+    def _waves(self) -> Iterator[list[SliceData]]:
+        left = dict(self._slices)
+        while left:
+            ready = [entry for key, entry in left.items() if self._above[key] not in left]
+            for entry in ready:
+                del left[entry.key]
+            yield sorted(ready, key=lambda entry: -entry.share)
+
+    def _task(self, entry: SliceData) -> SliceTask:
+        forebears = list(self._forebears(entry.key))
+        lender = next((key for key in forebears if self.fitted[key].lending is not None), None)
+        known = next((self.fitted[key].shortlist for key in forebears if self.fitted[key].shortlist), None)
+        return SliceTask(
+            key=entry.key,
+            series=entry.series,
+            horizons=self._horizons,
+            country=self._ml.forecasting.country,
+            config=self._ml.prophet,
+            max_mape=self._ml.training.max_mape,
+            now=self._now,
+            production=self._production.get(entry.key, {}),
+            shortlist=None if known is None or entry.key in self._scouts else tuple(known),
+            parent=lender,
+            lending=None if lender is None else self.fitted[lender].lending,
+            lends=entry.key in self._above.values(),
         )
-        for entry in data.slices
-    ]
-    if jobs == 1 or len(calls) == 1:
-        yield from (fit_slice(*call) for call in calls)
-        return
-    from joblib import Parallel, delayed
 
-    work = Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all")
-    yield from work(delayed(fit_slice)(*call) for call in calls)
+    def _forebears(self, key: str) -> Iterator[str]:
+        above = self._above[key]
+        while above is not None:
+            yield above
+            above = self._above[above]
 
 
-def _register(
-    settings: Settings,
-    registry: Registry,
-    known: Sequence[ModelVersion],
-    entry: SliceData,
-    fitted: Fitted,
-    horizons: tuple[int, ...],
-) -> tuple[list[TrainingRow], list[Served]]:
-    """Save one slice's models; returns the report's rows and what serves each horizon now."""
-    rows, served = [], []
-    for horizon in horizons:
-        name = model_name(horizon, entry.task_type, entry.risk_band)
-        if fitted.state is None:
-            row = TrainingRow(
-                name=name,
-                slice=entry.key,
-                horizon_minutes=horizon,
-                samples=int(entry.series.notna().sum()),
-                status=FAILED,
-                seconds=fitted.seconds,
-                error=fitted.error,
-            )
-            serving = _incumbent(registry, known, entry, horizon)
-        else:
-            row, serving = _register_one(settings, registry, known, entry, fitted, horizon)
-        rows.append(row)
-        served += [serving] if serving else []
-    return rows, served
-
-
-def _incumbent(registry: Registry, known: Sequence[ModelVersion], entry: SliceData, horizon: int) -> Served | None:
-    """The model that serves already; None if there is none, or it cannot be read any more."""
-    try:
-        return served_models(registry, known, entry, horizon)
-    except NhmSchedError:
-        return None
-
-
-def _register_one(
-    settings: Settings,
-    registry: Registry,
-    known: Sequence[ModelVersion],
-    entry: SliceData,
-    fitted: Fitted,
-    horizon: int,
-) -> tuple[TrainingRow, Served]:
-    assert fitted.state is not None  # noqa: S101 - the caller's promise
-    name = model_name(horizon, entry.task_type, entry.risk_band)
-    forecaster = LoadForecaster.from_state(fitted.state)
-    relative, weighted = forecaster.errors.get("served", {}).get(str(horizon), (math.nan, math.nan))
-    good = relative < settings.ml.training.max_mape  # NaN (no backtest possible) is not good
-    incumbent = None if good else _incumbent(registry, known, entry, horizon)
-    method = forecaster.method(horizon)
-    if incumbent is not None and incumbent.trusted:
-        status, alias, serving = KEPT, "", incumbent
-    else:
-        metrics = {"mape": relative, "wape": weighted, "samples": float(forecaster.samples)}
-        if horizon in fitted.incumbents:
-            metrics["production_mape"] = fitted.incumbents[horizon]
-        version = registry.save(name, fitted.state, metrics, {**describe(entry), "method": method})
-        status, alias = (STAGED, "staging") if good else (BASELINE, "")
-        if good:
-            registry.alias(name, version, alias)
-        serving = Served(horizon, forecaster, version, good)
-    row = TrainingRow(
-        name=name,
-        slice=entry.key,
-        horizon_minutes=horizon,
-        samples=forecaster.samples,
-        method=method,
-        mape=None if math.isnan(relative) else relative,
-        wape=None if math.isnan(weighted) else weighted,
-        version=serving.version,
-        alias=alias,
-        status=status,
-        seconds=fitted.seconds,
-        error="; ".join(f"{model}: {why}" for model, why in forecaster.failures.items()),
-    )
-    return row, serving
+def _digest(task: SliceTask) -> str:
+    """Of everything that the answer depends on; not the time."""
+    about = {
+        "key": task.key,
+        "horizons": task.horizons,
+        "country": task.country,
+        "config": task.config.model_dump(),
+        "max_mape": task.max_mape,
+        "production": {str(horizon): state for horizon, state in task.production.items()},
+        "shortlist": task.shortlist,
+        "parent": task.parent,
+        "lends": task.lends,
+    }
+    return digest_of(task.series, about, [] if task.lending is None else [task.lending.known, task.lending.rows])

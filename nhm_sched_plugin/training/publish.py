@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -11,57 +12,71 @@ import msgspec
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
 from nhm_sched_plugin.forecasting.table import ForecastTable, SliceForecast, read_table, slice_key, write_table
+from nhm_sched_plugin.training.borrowing import ShareOfParent
 from nhm_sched_plugin.training.data import SliceData, TrainingData
-from nhm_sched_plugin.training.registry import ModelVersion, Registry, model_name
+from nhm_sched_plugin.training.fitting import TABLE_HOURS
+from nhm_sched_plugin.training.reconcile import reconcile
+from nhm_sched_plugin.training.registry import Head, Registry, model_name
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["TABLE_HOURS", "Served", "publish", "served_models", "slice_row"]
+__all__ = ["Served", "publish", "served_model", "slice_rows"]
 
-TABLE_HOURS: Final = 16 * 24
+_RECENT_DAYS: Final = 70
+"""What a model looks back on at most: eight weeks, and some slack."""
 
 
-class Served(msgspec.Struct, frozen=True):
-    """The model that serves one horizon of a slice."""
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """What serves one horizon of a slice: a model, or the row that it has made already."""
 
     horizon: int
-    forecaster: LoadForecaster
     version: str
     trusted: bool
     """False: a baseline that never met the error limit."""
+    model: LoadForecaster | ShareOfParent | None = None
+    row: SliceForecast | None = None
 
 
-def served_models(registry: Registry, known: Sequence[ModelVersion], entry: SliceData, horizon: int) -> Served | None:
-    """What serves this slice and horizon: the staged version, else the one in production, else the newest baseline."""
-    name = model_name(horizon, entry.task_type, entry.risk_band)
-    versions = [version for version in known if version.name == name]
-    if not versions:
-        return None
-    newest_first = sorted(versions, key=lambda version: -int(version.version))
-    chosen = next(
-        (v for alias in ("staging", "production") for v in newest_first if alias in v.aliases), newest_first[0]
-    )
-    state = registry.load(name, chosen.version)
-    return Served(horizon, LoadForecaster.from_state(state), chosen.version, bool(chosen.aliases))
+def served_model(registry: Registry, heads: Mapping[str, Head], entry: SliceData, horizon: int) -> Served | None:
+    """What serves this slice and horizon: the staged version, else the one in production, else the newest baseline.
 
-
-def slice_row(entry: SliceData, served: Sequence[Served]) -> SliceForecast:
-    """One row of the table: each hour ahead from the model of the smallest horizon that reaches it.
-
-    Every model starts at the end of `entry.series`, whenever it was fitted. Raises `ModelError` without any model.
+    Raises `NhmSchedError` when that one cannot be read.
     """
-    if not served:
-        raise ModelError(f"slice {entry.key or '(all)'} has no model; run nhm-sched train")
-    parts = []
-    for part in sorted(served, key=lambda part: part.horizon):
-        row = part.forecaster.update(entry.series).table(
-            TABLE_HOURS,
-            share=entry.share,
-            cpu_core_hours_per_ticket=entry.cpu_core_hours,
-            memory_gib_hours_per_ticket=entry.memory_gib_hours,
-        )
-        parts.append((part, row))
+    head = heads.get(model_name(horizon, entry.task_type, entry.risk_band))
+    if head is None:
+        return None
+    state = registry.read(registry.version(head, head.served()))
+    kind = ShareOfParent if ShareOfParent.is_state(state) else LoadForecaster
+    return Served(horizon=horizon, version=head.served(), trusted=bool(head.aliases), model=kind.from_state(state))
+
+
+def slice_rows(
+    settings: Settings, slices: Sequence[SliceData], served: Mapping[str, Sequence[Served]]
+) -> dict[str, SliceForecast]:
+    """Rows of the table, wholes before their parts. A slice whose parent has no forecast is left to its parents."""
+    rows: dict[str, SliceForecast] = {}
+    before: Mapping[str, SliceForecast] | None = None
+    for entry in sorted(slices, key=lambda entry: (entry.key != "", "|" in entry.key)):
+        parts = served.get(entry.key, ())
+        needed = {part.model.parent for part in parts if isinstance(part.model, ShareOfParent)}
+        if needed - set(rows) and before is None:
+            before = _old_table(settings)[0]
+        known = {**(before or {}), **rows} if needed else {}
+        if parts and needed <= set(known):
+            rows[entry.key] = _joined(entry, parts, known)
+    return rows
+
+
+def _joined(entry: SliceData, served: Sequence[Served], wholes: Mapping[str, SliceForecast]) -> SliceForecast:
+    """One row: each hour ahead from the model of the smallest horizon that reaches it.
+
+    Every model starts at the end of `entry.series`, whenever it was fitted.
+    """
+    ordered = sorted(served, key=lambda part: part.horizon)
+    parts = [(part, _row(entry, part, wholes)) for part in ordered]
     first, base = parts[0]
     mean: list[float] = []
     quantiles: dict[str, list[float]] = {level: [] for level in base.quantiles}
@@ -84,22 +99,36 @@ def slice_row(entry: SliceData, served: Sequence[Served]) -> SliceForecast:
         mape=errors,
         method=methods[str(first.horizon)],
         model_version="/".join(part.version for part, _ in parts),
+        share=entry.share,
+        cpu_core_hours_per_ticket=entry.cpu_core_hours,
+        memory_gib_hours_per_ticket=entry.memory_gib_hours,
         trusted=all(part.trusted for part, _ in parts),
     )
+
+
+def _row(entry: SliceData, part: Served, wholes: Mapping[str, SliceForecast]) -> SliceForecast:
+    if part.row is not None:
+        return part.row
+    if isinstance(part.model, ShareOfParent):
+        return part.model.row(wholes[part.model.parent])
+    assert part.model is not None  # noqa: S101 - a model or a row, always
+    return part.model.update(_recent(entry.series)).table(TABLE_HOURS)
+
+
+def _recent(series: pd.Series[Any]) -> pd.Series[Any]:
+    """The end of a series, where it is in order: cleaning 18 months for each of thousands of slices takes minutes."""
+    index: Any = series.index
+    if len(index) == 0 or not index.is_monotonic_increasing:
+        return series
+    first = index.searchsorted(index[-1] - dt.timedelta(days=_RECENT_DAYS))
+    return series.iloc[int(first) :]
 
 
 def publish(
     settings: Settings, data: TrainingData, rows: Mapping[str, SliceForecast], now: float, *, whole: bool
 ) -> ForecastTable:
-    """Write the table. Unless the rows are the `whole` of it, the slices of the old table stay beside them."""
-    slices: dict[str, SliceForecast] = {}
-    shares: dict[str, float] = {}
-    if not whole:
-        try:
-            old = read_table(settings.forecast_table_path)
-            slices, shares = dict(old.slices), dict(old.shares)
-        except ModelError:
-            pass  # none yet, or unusable: the new rows are all there is
+    """Write the table, its slices adding up. Unless the rows are the `whole` of it, the old ones stay beside them."""
+    slices, shares = ({}, {}) if whole else _old_table(settings)
     slices |= rows
     shares = {key: share for key, share in (shares | data.shares).items() if key not in slices}
     lead = slices.get(slice_key()) or next(iter(rows.values()))
@@ -108,12 +137,16 @@ def publish(
         origin=max(row.first_hour for row in rows.values()),
         model_version=lead.model_version,
         method=lead.method,
-        slices=slices,
+        slices=reconcile(slices),
         shares=shares,
     )
     return write_table(settings.forecast_table_path, table)
 
 
-def describe(entry: SliceData) -> dict[str, Any]:
-    """Tags of a version: which slice it is, and until when its history goes."""
-    return {"slice": entry.key, "history_ends": str(entry.series.index[-1])}
+def _old_table(settings: Settings) -> tuple[dict[str, SliceForecast], dict[str, float]]:
+    """Slices and shares of the table that is served; nothing where there is none, or an unusable one."""
+    try:
+        old = read_table(settings.forecast_table_path)
+    except ModelError:
+        return {}, {}
+    return dict(old.slices), dict(old.shares)

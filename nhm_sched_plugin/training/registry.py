@@ -13,27 +13,36 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.training.bulk import Row, add_versions
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["ALIASES", "ModelVersion", "Registry", "model_name"]
+__all__ = ["ALIASES", "Head", "ModelVersion", "NewVersion", "Registry", "model_name"]
 
 ALIASES: Final = ("staging", "production")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.%-]*")
 _EXPERIMENT: Final = "nhm_sched"
+_DATABASE: Final = "mlflow.db"
+_ARTIFACTS: Final = "artifacts"
+_MANY: Final = 10
+"""Versions from which on they are written at once."""
 _ARTIFACT: Final = "state.json"
+_ARTIFACT_TAG: Final = "artifact"
+"""The file in the run's artefacts; versions without this tag have the one above."""
 _DIGEST_TAG: Final = "sha256"
+_PAGE: Final = 1000
 _METRICS_TAG: Final = "metrics"
 """The metrics once more, so that a listing need not ask for every run."""
 _NOISY: Final = ("alembic", "mlflow", "sqlalchemy")
+_log = logging.getLogger(__name__)
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +55,31 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     aliases: list[str]
     metrics: dict[str, float]
     tags: dict[str, str]
+    run_id: str = ""
+
+
+class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A version to be made."""
+
+    name: str
+    state: bytes
+    """JSON; versions with the same one (the horizons of a slice) share its file."""
+    metrics: dict[str, float] = {}
+    """Those that are not finite are left out."""
+    tags: dict[str, str] = {}
+    alias: str = ""
+    """What is to stand for it."""
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered model: its newest version, and which ones its aliases stand for."""
+
+    newest: ModelVersion
+    aliases: dict[str, str]
+
+    def served(self) -> str:
+        """The version that serves: the staged one, else the one in production, else the newest."""
+        return next((self.aliases[alias] for alias in ALIASES if alias in self.aliases), self.newest.version)
 
 
 def model_name(horizon_minutes: int, task_type: str | None = None, risk_band: str | None = None) -> str:
@@ -96,7 +130,7 @@ class Registry:
             for name in _NOISY:
                 logging.getLogger(name).setLevel(logging.ERROR)
             self._folder.mkdir(parents=True, exist_ok=True)
-            uri = self._uri or f"sqlite:///{self._folder.resolve() / 'mlflow.db'}"
+            uri = self._uri or f"sqlite:///{self._folder.resolve() / _DATABASE}"
             try:
                 self._made = MlflowClient(tracking_uri=uri, registry_uri=uri)
             except Exception as error:  # noqa: BLE001 - sqlalchemy, alembic, network: whatever MLflow runs on
@@ -109,13 +143,13 @@ class Registry:
 
     def exists(self) -> bool:
         """Whether there may be models in it; costs nothing for a registry that was never used."""
-        return self._uri is not None or (self._folder / "mlflow.db").exists()
+        return self._uri is not None or (self._folder / _DATABASE).exists()
 
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(_EXPERIMENT)
         if found is not None:
             return str(found.experiment_id)
-        place = None if self._uri else (self._folder.resolve() / "artifacts").as_uri()
+        place = None if self._uri else (self._folder.resolve() / _ARTIFACTS).as_uri()
         return str(self._client.create_experiment(_EXPERIMENT, artifact_location=place))
 
     def save(
@@ -129,60 +163,134 @@ class Registry:
 
         Metrics that are not finite are left out. Raises `RegistryError` for a bad name or an unusable registry.
         """
-        _check_name(name)
         raw = json.dumps(state, allow_nan=False, separators=(",", ":")).encode()
+        return self.save_all([NewVersion(name=name, state=raw, metrics=dict(metrics or {}), tags=dict(tags or {}))])[0]
+
+    def save_all(self, wanted: Sequence[NewVersion], known: Collection[str] = ()) -> list[str]:
+        """Keep many versions as one run; returns their numbers. All versions are there before any alias moves.
+
+        `known`: names of models that exist, as far as the caller knows; asking for each takes longer than to make it.
+        Raises `RegistryError` for a bad name or alias, or an unusable registry; then no alias has moved.
+        """
+        for entry in wanted:
+            _check_name(entry.name)
+            _check_alias(entry.alias or ALIASES[0])
+        if not wanted:
+            return []
         client = self._client
-        run = client.create_run(self._experiment(), run_name=name)
+        title = wanted[0].name if len(wanted) == 1 else f"{wanted[0].name} and {len(wanted) - 1} more"
+        run = client.create_run(self._experiment(), run_name=title)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / _ARTIFACT
-                file.write_bytes(raw)
-                client.log_artifact(run.info.run_id, str(file))
-            kept = {key: value for key, value in (metrics or {}).items() if math.isfinite(value)}
-            for key, value in kept.items():
-                client.log_metric(run.info.run_id, key, value)
-            self._ensure_model(name)
-            made = client.create_model_version(
-                name,
-                source=f"{run.info.artifact_uri}/{_ARTIFACT}",
-                run_id=run.info.run_id,
-                tags={
-                    **(tags or {}),
-                    _DIGEST_TAG: hashlib.sha256(raw).hexdigest(),
-                    _METRICS_TAG: json.dumps(kept),
-                },
-            )
+            files = self._write(run, {entry.state for entry in wanted})
+            rows = [self._row(run, entry, *files[entry.state]) for entry in wanted]
+            versions = self._add_in_bulk(rows) or self._add_one_by_one(rows, known)
+            if len(wanted) == 1:
+                for key, value in _finite(wanted[0].metrics).items():
+                    client.log_metric(run.info.run_id, key, value)
         except BaseException:
             client.set_terminated(run.info.run_id, "FAILED")
             raise
         client.set_terminated(run.info.run_id)
-        return str(made.version)
+        return versions
+
+    def _write(self, run: Any, states: Collection[bytes]) -> dict[bytes, tuple[str, str]]:
+        """Store the states; returns digest and file name of each."""
+        found = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for raw in states:
+                digest = hashlib.sha256(raw).hexdigest()
+                found[raw] = digest, _ARTIFACT if len(states) == 1 else f"{digest}.json"
+                (Path(folder) / found[raw][1]).write_bytes(raw)
+            self._client.log_artifacts(run.info.run_id, folder)
+        return found
+
+    @staticmethod
+    def _row(run: Any, entry: NewVersion, digest: str, file: str) -> Row:
+        metrics = json.dumps(_finite(entry.metrics))
+        tags = {**entry.tags, _DIGEST_TAG: digest, _ARTIFACT_TAG: file, _METRICS_TAG: metrics}
+        source = f"{run.info.artifact_uri}/{file}"
+        return Row(name=entry.name, run_id=run.info.run_id, source=source, tags=tags, alias=entry.alias)
+
+    def _add_in_bulk(self, rows: Sequence[Row]) -> list[str] | None:
+        """None where that cannot be done: few rows, another registry, another MLflow than expected."""
+        if self._uri is not None or len(rows) < _MANY:
+            return None
+        try:
+            return add_versions(self._folder.resolve() / _DATABASE, rows)
+        except Exception:  # noqa: BLE001 - nothing was written; MLflow's own way is slow and sure
+            _log.warning("cannot register %d models at once; registering one by one", len(rows), exc_info=True)
+            return None
+
+    def _add_one_by_one(self, rows: Sequence[Row], known: Collection[str]) -> list[str]:
+        made, versions = set(known), []
+        for row in rows:
+            if row.name not in made:
+                self._ensure_model(row.name)
+                made.add(row.name)
+            found = self._client.create_model_version(row.name, row.source, row.run_id, dict(row.tags))
+            versions.append(str(found.version))
+        for row, version in zip(rows, versions, strict=True):
+            if row.alias:
+                self._client.set_registered_model_alias(row.name, row.alias, version)
+        return versions
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.get_registered_model(name)
-        except MlflowException:
             self._client.create_registered_model(name)
+        except MlflowException:
+            self._client.get_registered_model(name)  # it was there; raises if that was not the reason
 
     def load(self, name: str, which: str = "staging") -> dict[str, Any]:
         """The state of a version, by alias or number.
 
         Raises `RegistryError` if there is none, `ModelError` if it is damaged.
         """
-        found = self._version(name, which)
+        return self.read(self._describe(self._version(name, which), {}))
+
+    def read(self, found: ModelVersion) -> dict[str, Any]:
+        """The state of a version that is known already. Raises `ModelError` if it is damaged."""
         try:
-            path = self._client.download_artifacts(found.run_id, _ARTIFACT)
-            raw = Path(path).read_bytes()
+            raw = self._raw(found.run_id, found.tags.get(_ARTIFACT_TAG, _ARTIFACT))
         except Exception as error:  # noqa: BLE001 - files, network: whatever the artefacts live on
             raise ModelError(
-                f"{name} version {found.version}: cannot read its state ({error}); train it anew"
+                f"{found.name} version {found.version}: cannot read its state ({error}); train it anew"
             ) from None
         if hashlib.sha256(raw).hexdigest() != found.tags.get(_DIGEST_TAG):
-            raise ModelError(f"{name} version {found.version}: its state does not match its digest; train it anew")
+            raise ModelError(
+                f"{found.name} version {found.version}: its state does not match its digest; train it anew"
+            )
         state: dict[str, Any] = json.loads(raw)
         return state
+
+    def _raw(self, run_id: str, name: str) -> bytes:
+        here = self._folder / _ARTIFACTS / run_id / "artifacts" / name
+        if self._uri is None and here.is_file():  # as MLflow lays them out; asking it takes ten times as long
+            return here.read_bytes()
+        return Path(self._client.download_artifacts(run_id, name)).read_bytes()
+
+    def heads(self) -> dict[str, Head]:
+        """Every model by name. Takes as long as there are models, however many versions they have."""
+        found = {}
+        for model in _pages(self._client.search_registered_models, max_results=_PAGE):
+            if not model.latest_versions:
+                continue
+            aliases = {alias: str(version) for alias, version in model.aliases.items()}
+            newest = max(model.latest_versions, key=lambda version: int(version.version))
+            standing = {
+                (model.name, version): [a for a, v in aliases.items() if v == version] for version in aliases.values()
+            }
+            found[model.name] = Head(newest=self._describe(newest, standing), aliases=aliases)
+        return found
+
+    def version(self, head: Head, number: str) -> ModelVersion:
+        """One version of a model. Raises `RegistryError` if it is gone."""
+        if head.newest.version == number:
+            return head.newest
+        names = [alias for alias, version in head.aliases.items() if version == number]
+        name = head.newest.name
+        return self._describe(self._version(name, number), {(name, number): names})
 
     def find(self, name: str, which: str = "staging") -> ModelVersion | None:
         """The version that an alias or number stands for, or None."""
@@ -216,8 +324,7 @@ class Registry:
 
     def alias(self, name: str, version: str, alias: str) -> None:
         """Let `alias` (`staging` or `production`) stand for that version."""
-        if alias not in ALIASES:
-            raise RegistryError(f"alias {alias!r} is unknown; known: {', '.join(ALIASES)}")
+        _check_alias(alias)
         self._version(name, version)
         self._client.set_registered_model_alias(name, alias, version)
 
@@ -246,18 +353,28 @@ class Registry:
             aliases=sorted(aliases.get((found.name, version), ())),
             metrics=json.loads(tags.pop(_METRICS_TAG, "{}")),
             tags=tags,
+            run_id=str(found.run_id or ""),
         )
 
 
-def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+def _pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:
     """All results of an MLflow search, which answers page by page."""
     token = None
     while True:
-        page = search(page_token=token) if token else search()
+        page = search(page_token=token, **options) if token else search(**options)
         yield from page
         token = page.token
         if not token:
             return
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if math.isfinite(value)}
+
+
+def _check_alias(alias: str) -> None:
+    if alias not in ALIASES:
+        raise RegistryError(f"alias {alias!r} is unknown; known: {', '.join(ALIASES)}")
 
 
 def _check_name(name: str) -> None:

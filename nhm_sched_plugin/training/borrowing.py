@@ -1,0 +1,255 @@
+"""Slices too small to be forecast by themselves borrow: their share of what their task type, or everything, will have.
+
+Whether a slice borrows is decided by a backtest on its own last weeks: `share x forecast of the parent` against its own
+models, both made at each origin only from what was known then. Where its own are not better, it is served the share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
+import numpy as np
+
+from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, wape
+from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
+from nhm_sched_plugin.forecasting.intervals import LEVELS, thin
+from nhm_sched_plugin.forecasting.series import Floats, epoch, hours, stamps
+from nhm_sched_plugin.forecasting.table import SliceForecast
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["METHOD", "Lending", "ShareOfParent", "lend", "share_of_parent"]
+
+METHOD: Final = "share_of_parent"
+_KIND: Final = "kind"
+_VERSION: Final = 1
+_HOUR: Final = 3600
+_WEEK: Final = 168
+_WEEKS: Final = 2
+"""The last weeks, which both are tried on."""
+_STRIDE: Final = 7
+_SHARE_HOURS: Final = 4 * _WEEK
+"""The share is that of the last four weeks."""
+_CLEAR: Final = 1.15
+"""A share that errs by this factor more than the slice's own models did in their backtest is not tried further."""
+_SPREADS: Final = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+
+Refit = Callable[["pd.Series[Any]"], LoadForecaster]
+Errors = dict[str, tuple[float | None, float | None]]
+
+
+class Lending(msgspec.Struct, frozen=True):
+    """What parts need of their whole: its counts, and its forecasts at the origins of its last weeks."""
+
+    first: int
+    """Start of the first hour of `known`, Unix seconds."""
+    known: bytes
+    """Counts (float64), hour by hour."""
+    origins: list[int]
+    """Unix seconds, rising."""
+    rows: bytes
+    """float32: origin x hour ahead x (mean, quantiles at LEVELS)."""
+
+    def counts(self) -> Floats:
+        return np.frombuffer(self.known, dtype=np.float64)
+
+    def forecasts(self) -> Floats:
+        flat = np.frombuffer(self.rows, dtype=np.float32).astype(np.float64)
+        return flat.reshape(len(self.origins), MAX_LEAD, 1 + len(LEVELS))
+
+
+def lend(series: pd.Series[Any], refit: Refit) -> Lending | None:
+    """Roll a whole through its last two weeks, fitted on what came before; None for one that is too short for that."""
+    known = hours(series)
+    start = len(known) - _WEEKS * _WEEK
+    if start < _WEEKS * _WEEK:
+        return None
+    model = refit(known.iloc[:start])
+    at = epoch(stamps(known))
+    positions = range(start, len(known), _STRIDE)
+    rows = np.empty((len(positions), MAX_LEAD, 1 + len(LEVELS)), dtype=np.float32)
+    for row, origin in zip(rows, positions, strict=True):
+        row[:, 0], row[:, 1:] = model.starting(known.iloc[:origin]).evaluate(MAX_LEAD)
+    kept = max(start - _SHARE_HOURS, 0)
+    values = np.asarray(known, dtype=np.float64)[kept:]
+    return Lending(int(at[kept]), values.tobytes(), [int(at[i - 1]) + _HOUR for i in positions], rows.tobytes())
+
+
+class ShareOfParent(msgspec.Struct, frozen=True, kw_only=True):
+    """A slice that is served as a share of its parent's forecast."""
+
+    parent: str
+    """Slice key."""
+    share: float
+    spread: float
+    """Factor on the distance of the quantiles, so that they fit the errors of the backtest."""
+    samples: int
+    trained_at: float
+    errors: Errors
+    """Horizon in minutes -> MAPE and WAPE of the backtest in percent."""
+
+    def row(self, parent: SliceForecast, **about: Any) -> SliceForecast:
+        """The slice's row of the table, from its parent's; `about` sets other fields, e.g. `share`."""
+        flat = np.array([parent.mean, *(parent.quantiles[str(level)] for level in LEVELS)]).T
+        mine = _part(flat, self.share, self.spread)
+        return SliceForecast(
+            first_hour=parent.first_hour,
+            mean=mine[:, 0].tolist(),
+            quantiles={str(level): mine[:, 1 + i].tolist() for i, level in enumerate(LEVELS)},
+            samples=self.samples,
+            trained_at=self.trained_at,
+            method=METHOD,
+            methods=dict.fromkeys(self.errors, METHOD),
+            mape={horizon: pair[0] for horizon, pair in self.errors.items() if pair[0] is not None},
+            **about,
+        )
+
+    def judged(self, series: pd.Series[Any], lending: Lending, horizons: Sequence[int]) -> dict[int, float]:
+        """Its MAPE at the origins of the parent's last weeks; empty where the parent lends none that can be used."""
+        trial = _Trial.of(series, lending, horizons)
+        if trial is None:
+            return {}
+        rows = np.array([_part(row, self.share, 1.0)[:, 0] for row in trial.lent])
+        ends = {horizon: min(math.ceil(horizon / 60), MAX_LEAD) for horizon in horizons}
+        return {horizon: mape(trial.actual[:, :end], rows[:, :end]) for horizon, end in ends.items()}
+
+    def to_state(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {_KIND: METHOD, "version": _VERSION, **msgspec.to_builtins(self)}
+
+    @staticmethod
+    def is_state(state: Mapping[str, Any]) -> bool:
+        """Whether a state is of this kind, and not a `LoadForecaster`'s."""
+        return state.get(_KIND) == METHOD
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Raises `ModelError` for a damaged state or one of another version."""
+        if state.get("version") != _VERSION:
+            raise ModelError(f"state has version {state.get('version')!r}, expected {_VERSION}; train anew")
+        try:
+            return msgspec.convert(dict(state), cls)
+        except msgspec.MsgspecError as error:
+            raise ModelError(f"state of a share is damaged ({error}); train anew") from None
+
+
+def share_of_parent(
+    series: pd.Series[Any], own: LoadForecaster, parent: str, lending: Lending, refit: Refit, now: float
+) -> ShareOfParent | None:
+    """The slice as a share of its parent, or None where its own models are better.
+
+    Errors are WAPE over all hours up to a horizon, averaged over the horizons. `refit` fits the slice's own models on
+    an earlier part of its history; it is asked only where the share comes near what they did in their own backtest.
+    """
+    trial = _Trial.of(series, lending, own.horizons)
+    if trial is None:
+        return None
+    shared = trial.error(trial.forecasts[:, :, 0])
+    claimed = [pair[1] for pair in own.errors.get("served", {}).values() if math.isfinite(pair[1])]
+    if not math.isfinite(shared) or (claimed and shared > _CLEAR * float(np.mean(claimed))):
+        return None
+    if trial.error(trial.own(refit)) < shared:
+        return None
+    return ShareOfParent(
+        parent=parent,
+        share=trial.share(len(trial.known)),
+        spread=trial.spread(),
+        samples=own.samples,
+        trained_at=now,
+        errors=trial.errors(),
+    )
+
+
+class _Trial:
+    """The origins at which both are tried: `forecasts` are the share's, `actual` what came."""
+
+    def __init__(
+        self, known: pd.Series[float], whole: Floats, positions: list[int], lent: Floats, horizons: Sequence[int]
+    ) -> None:
+        self.known = known
+        self._values = np.asarray(known, dtype=np.float64)
+        self._whole = whole
+        self._positions = positions
+        self._ends = {str(horizon): min(math.ceil(horizon / 60), MAX_LEAD) for horizon in horizons}
+        self.lent = lent
+        self.shares = np.array([self.share(position) for position in positions])
+        plain = [_part(rows, share, 1.0) for rows, share in zip(lent, self.shares, strict=True)]
+        self.forecasts = np.array(plain)
+        at = np.array(positions)[:, None] + np.arange(MAX_LEAD)[None, :]
+        inside = at < len(known)
+        self.actual: Floats = np.where(inside, self._values[np.where(inside, at, 0)], np.nan)
+
+    @classmethod
+    def of(cls, series: pd.Series[Any], lending: Lending, horizons: Sequence[int]) -> Self | None:
+        """The origins of the parent that leave the slice at least half of its history before them."""
+        known = hours(series)
+        first = int(epoch(stamps(known))[0])
+        counts = lending.counts()
+        offset = (first - lending.first) // _HOUR
+        at = np.arange(len(known)) + offset
+        inside = (at >= 0) & (at < len(counts))
+        whole = np.where(inside, counts[np.where(inside, at, 0)], np.nan)
+        least = max(min(len(known) // 2, len(known) - _WEEKS * _WEEK), 1)
+        picked = [
+            (position, i)
+            for i, origin in enumerate(lending.origins)
+            if least <= (position := (origin - first) // _HOUR) < len(known)
+        ]
+        if not picked:
+            return None
+        lent = lending.forecasts()[[i for _, i in picked]]
+        return cls(known, whole, [position for position, _ in picked], lent, horizons)
+
+    def share(self, position: int) -> float:
+        """Of the parent's tickets in the four weeks before that hour."""
+        mine, all_of_it = (values[max(position - _SHARE_HOURS, 0) : position] for values in (self._values, self._whole))
+        both = np.isfinite(mine) & np.isfinite(all_of_it)
+        total = float(all_of_it[both].sum())
+        return min(float(mine[both].sum()) / total, 1.0) if total > 0 else 0.0
+
+    def own(self, refit: Refit) -> Floats:
+        """What the slice's own models forecast at the same origins, fitted on what came before the first."""
+        model = refit(self.known.iloc[: self._positions[0]])
+        return np.array([model.starting(self.known.iloc[:p]).evaluate(MAX_LEAD)[0] for p in self._positions])
+
+    def error(self, forecast: Floats) -> float:
+        found = [wape(self.actual[:, :end], forecast[:, :end]) for end in self._ends.values()]
+        return float(np.mean(found))
+
+    def errors(self) -> Errors:
+        forecast = self.forecasts[:, :, 0]
+        pairs = {
+            horizon: (mape(self.actual[:, :end], forecast[:, :end]), wape(self.actual[:, :end], forecast[:, :end]))
+            for horizon, end in self._ends.items()
+        }
+        return {horizon: (_finite(pair[0]), _finite(pair[1])) for horizon, pair in pairs.items()}
+
+    def spread(self) -> float:
+        """The factor with the least pinball loss."""
+        used = np.isfinite(self.actual)
+        truth, rows = self.actual[used][:, None], self.forecasts[used]
+        levels = np.array(LEVELS)
+
+        def loss(factor: float) -> float:
+            error = truth - np.maximum(rows[:, :1] + factor * (rows[:, 1:] - rows[:, :1]), 0.0)
+            return float(np.mean(np.maximum(levels * error, (levels - 1) * error)))
+
+        return min(_SPREADS, key=lambda factor: (loss(factor), factor))
+
+
+def _part(rows: Floats, share: float, spread: float) -> Floats:
+    """Mean and quantiles (columns) of a share of the tickets, hour by hour, as `thin` has it."""
+    result = np.empty_like(rows)
+    for i, row in enumerate(rows.tolist()):
+        mean, quantiles = thin(row[0], row[1:], share)
+        result[i] = [mean, *(max(mean + spread * (value - mean), 0.0) for value in quantiles)]
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

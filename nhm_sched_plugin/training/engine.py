@@ -1,0 +1,136 @@
+"""Fan-out over worker processes, here (loky) or on a Dask cluster. A worker that dies takes nothing else with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, TypeVar
+
+from nhm_sched_plugin.errors import TrainingError
+
+__all__ = ["ENGINES", "Engine", "Task", "engine"]
+
+ENGINES: Final = ("loky", "dask")
+_DASK_TIMEOUT_S: Final = 10.0
+
+
+class Task(Protocol):
+    """A piece of work; `key` says which, also in its answer."""
+
+    @property
+    def key(self) -> str: ...
+
+
+_T = TypeVar("_T", bound=Task)
+_R = TypeVar("_R", bound=Task)
+_Make = Callable[[], Any]
+
+
+class Engine:
+    """Does tasks in parallel. Made by `engine`."""
+
+    def __init__(self, parallel: _Make | None, alive: Callable[[], bool] = lambda: True) -> None:
+        self._parallel = parallel
+        self._alive = alive
+
+    def run(self, work: Callable[[_T], _R], tasks: Sequence[_T], lost: Callable[[_T, str], _R]) -> Iterator[_R]:
+        """Answers as they get ready. `work` must not raise; where its process dies, `lost(task, why)` answers.
+
+        joblib stops everything when a worker dies (out of memory, a crash in a library). So what was under way is done
+        again, one task at a time: the one that kills its worker once more is the lost one, and the others go on.
+        Raises `TrainingError` when no worker can be had.
+        """
+        if self._parallel is None:
+            yield from map(work, tasks)
+            return
+        left = {task.key: task for task in tasks}
+        while left:
+            begun: list[str] = []
+            try:
+                for answer in self._answers(work, list(left.values()), begun):
+                    del left[answer.key]
+                    yield answer
+            except Exception as error:  # noqa: BLE001 - loky's, dask's or pickle's: no answer will come from this pool
+                suspects = [left[key] for key in begun if key in left]
+                if not suspects or not self._alive():
+                    raise TrainingError(f"no workers to train with: {_said(error)}") from None
+                for task in suspects:
+                    del left[task.key]
+                    yield self._alone(work, task, lost)
+
+    def _answers(self, work: Callable[[_T], _R], tasks: Sequence[_T], begun: list[str]) -> Iterator[_R]:
+        from joblib import delayed
+
+        assert self._parallel is not None  # noqa: S101 - the caller's promise
+
+        def calls() -> Iterator[Any]:
+            for task in tasks:
+                begun.append(task.key)
+                yield delayed(work)(task)
+
+        yield from self._parallel()(calls())
+
+    def _alone(self, work: Callable[[_T], _R], task: _T, lost: Callable[[_T, str], _R]) -> _R:
+        try:
+            return next(iter(self._answers(work, [task], [])))
+        except Exception as error:  # noqa: BLE001 - as above, and now it is known whose fault it is
+            if not self._alive():
+                raise TrainingError(f"no workers to train with: {_said(error)}") from None
+            return lost(task, f"its worker process died ({_said(error)})")
+
+
+def _said(error: Exception) -> str:
+    """The first line: joblib's texts go on with advice to programmers."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@contextmanager
+def engine(name: str = "loky", jobs: int = 2, scheduler: str | None = None) -> Iterator[Engine]:
+    """`loky`: `jobs` processes on this machine (1: in this process). `dask`: the workers of a cluster, all of them.
+
+    Tasks travel a few at a time, so that neither side holds more than it works on.
+    Raises `TrainingError` for an unknown engine, a missing extra or address, or a scheduler that does not answer.
+    """
+    if name not in ENGINES:
+        raise TrainingError(f"engine {name!r} is unknown; known: {', '.join(ENGINES)}")
+    if name == "dask":
+        with _dask(scheduler) as made:
+            yield made
+        return
+    if scheduler is not None:
+        raise TrainingError(f"a scheduler ({scheduler}) is for the engine dask; add --engine dask")
+    if jobs == 1:
+        yield Engine(None)
+        return
+    from joblib import Parallel
+
+    yield Engine(
+        lambda: Parallel(
+            n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="2*n_jobs", batch_size=1
+        )
+    )
+
+
+@contextmanager
+def _dask(scheduler: str | None) -> Iterator[Engine]:
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise TrainingError(
+            f"the engine dask needs {error.name}; run: pip install 'nhm-sched-plugin[training,dask]'"
+        ) from None
+    if not scheduler:
+        raise TrainingError("the engine dask needs the address of its scheduler: --scheduler tcp://HOST:8786")
+    from joblib import Parallel, parallel_config
+
+    try:
+        client: Any = Client(scheduler, timeout=_DASK_TIMEOUT_S, set_as_default=False)  # type: ignore[no-untyped-call]
+    except Exception as error:  # noqa: BLE001 - addresses, sockets, certificates: whatever keeps it from answering
+        raise TrainingError(f"the Dask scheduler {scheduler} does not answer ({_said(error)})") from None
+
+    def parallel() -> Any:
+        with parallel_config(backend="dask", client=client):
+            return Parallel(return_as="generator_unordered", pre_dispatch="2*n_jobs", batch_size=1)
+
+    with client:
+        yield Engine(parallel, alive=lambda: client.status == "running")
