@@ -28,6 +28,7 @@ ORDER = (
     "demo",
     "init",
     "ingest",
+    "quality",
     "train",
     "forecast",
     "models",

@@ -25,10 +25,11 @@ from nhm_sched_plugin.forecasting.series import Floats, HistoryError, hour_of_we
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RULES", "Example", "Finding", "QualityReport", "Rule", "read_rows", "runs", "validate"]
+__all__ = ["RULES", "Example", "Finding", "QualityReport", "Rule", "many", "read_rows", "runs", "validate"]
 
 Rule = Literal["fields", "types", "values", "duplicates", "spacing", "gaps", "outliers"]
 RULES: Final[tuple[Rule, ...]] = ("fields", "types", "values", "duplicates", "spacing", "gaps", "outliers")
+_OF_HOURS: Final[tuple[Rule, ...]] = ("gaps", "outliers")
 FAILING_GAP_HOURS: Final = 24
 OUTLIER_FACTOR: Final = 10.0
 _ENOUGH: Final = 3
@@ -57,6 +58,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     rule: Rule
     failed: bool
+    checked: bool = True
+    """False: nothing was left to check it on."""
     count: int = 0
     """Places where it fails."""
     text: str
@@ -99,18 +102,19 @@ def validate(
     are not in `history` any more, and `count` how many rows there were with them.
     """
     check = _Check(history, rows)
-    check.results = {finding.rule: finding for finding in found}
+    for finding in found:
+        if finding.failed:
+            check.add(finding.rule, finding.count, finding.text, finding.examples)
+        else:
+            check.results.setdefault(finding.rule, finding)
     clean = check.rows_one_by_one()
     known = check.as_hours(clean)
     if known is not None:
         check.hours(known)
     findings = [check.results.get(rule) or Finding(rule=rule, failed=False, text="holds") for rule in RULES]
     if known is None:
-        unchecked = {"gaps", "outliers"}
-        findings = [
-            Finding(rule=one.rule, failed=False, text="not checked") if one.rule in unchecked else one
-            for one in findings
-        ]
+        nothing = {rule: Finding(rule=rule, failed=False, checked=False, text="not checked") for rule in _OF_HOURS}
+        findings = [nothing.get(finding.rule, finding) for finding in findings]
     return QualityReport(
         ok=not any(finding.failed for finding in findings),
         rows=len(history) if count is None else count,
@@ -163,39 +167,40 @@ class _Check:
         nameless = np.asarray(history.index.isna(), dtype=bool)
         words = given & np.isnan(values)
         wrong = (values < 0) | np.isinf(values)
-        self._rows("fields", nameless, "rows have no timestamp", "timestamp")
-        self._rows("types", words, "volumes are no numbers")
-        self._rows("values", wrong, "counts are negative or infinite")
-        self._twice(values)
+        self._rows("fields", nameless, "without a timestamp", "timestamp")
+        self._rows("types", words, "whose volume is no number")
+        self._rows("values", wrong, "with a negative or infinite count")
         usable = ~(nameless | words | wrong)
+        self._twice(values, usable)
         return pd.Series(values[usable], index=history.index[usable])
 
     def _rows(self, rule: Rule, bad: NDArray[np.bool_], text: str, field: str = "volume") -> None:
         if bad.any():
             places = np.flatnonzero(bad)
             examples = [self.example(int(at), field) for at in places[:_EXAMPLES]]
-            self.add(rule, len(places), f"{len(places)} {text}, the first in row {examples[0].row}", examples)
+            self.add(rule, len(places), f"{many(len(places), 'row')} {text}, the first is {examples[0].row}", examples)
 
-    def _twice(self, values: Floats) -> None:
+    def _twice(self, values: Floats, usable: NDArray[np.bool_]) -> None:
         index = self.history.index
-        again = index.duplicated(keep=False) & index.notna()
-        if not again.any():
+        places = np.flatnonzero(usable & ~np.isnan(values))
+        again = places[index[places].duplicated(keep=False)]
+        if not len(again):
             return
         groups = pd.Series(values[again]).groupby(index[again])
         spread = (groups.max() - groups.min()).sort_values(ascending=False, kind="stable")
         differ = spread[spread > 0]
         if not len(differ):
-            text = f"holds; {len(spread)} timestamps stand more than once with the same count"
+            text = f"holds; {many(len(spread), 'timestamp')} more than once with the same count"
             self.results["duplicates"] = Finding(rule="duplicates", failed=False, count=len(spread), text=text)
             return
-        rows = [np.flatnonzero(index == stamp) for stamp in differ.index[:_EXAMPLES]]
+        last = [again[index[again] == stamp][-1] for stamp in differ.index[:_EXAMPLES]]
         naive = " (local clocks repeat an hour when they are set back: give stamps with their zone)"
         self.add(
             "duplicates",
             len(differ),
-            f"{len(differ)} timestamps stand more than once with different counts; the last one of each would count"
+            f"{many(len(differ), 'timestamp')} more than once with different counts; the last of each would count"
             + (naive if stamps(self.history).tz is None else ""),
-            [self.example(int(at[-1])) for at in rows],
+            [self.example(int(at)) for at in last],
         )
 
     def as_hours(self, clean: pd.Series[float] | None) -> pd.Series[float] | None:
@@ -214,10 +219,11 @@ class _Check:
         gaps = [Example(at=_iso(known.index[start]), hours=length) for start, length in found]
         long = [gap for gap in gaps if gap.hours is not None and gap.hours >= FAILING_GAP_HOURS]
         if long:
-            text = f"{len(long)} gaps of {FAILING_GAP_HOURS} h or more, the longest {gaps[0].hours} h from {gaps[0].at}"
+            size = f"{FAILING_GAP_HOURS} h or more"
+            text = f"{many(len(long), 'gap')} of {size}, the longest {gaps[0].hours} h from {gaps[0].at}"
             self.add("gaps", len(long), text, long[:_EXAMPLES])
         elif gaps:
-            text = f"holds; {len(gaps)} gaps, the longest {gaps[0].hours} h from {gaps[0].at}"
+            text = f"holds; {many(len(gaps), 'gap')}, the longest {gaps[0].hours} h from {gaps[0].at}"
             self.results["gaps"] = Finding(rule="gaps", failed=False, text=text, examples=gaps[:_EXAMPLES])
         typical = reference(known)
         ratio = known / typical.where(typical > 0)
@@ -228,7 +234,7 @@ class _Check:
                 for stamp in worst.index[:_EXAMPLES]
             ]
             text = (
-                f"{len(worst)} hours have {OUTLIER_FACTOR:g} times the median or more, "
+                f"{many(len(worst), 'hour')} with {OUTLIER_FACTOR:g} times the median or more, "
                 f"the highest {examples[0].value:,g} at {examples[0].at} (median {examples[0].expected:,g})"
             )
             self.add("outliers", len(worst), text, examples)
@@ -249,6 +255,11 @@ def reference(known: pd.Series[float]) -> pd.Series[float]:
         groups = known.groupby(clock)
         result = result.mask(groups.transform("count") >= _ENOUGH, groups.transform("median"))
     return result.clip(lower=overall)
+
+
+def many(count: int, what: str, ending: str = "s") -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count:,} {what}{'' if count == 1 else ending}"
 
 
 def runs(marked: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -280,15 +291,19 @@ def read_rows(
         bad = parsed.isna() & ~empty
         mixed = (zoned != with_zone) & ~empty & ~bad
     flaws: tuple[tuple[Rule, NDArray[np.bool_], str], ...] = (
-        ("fields", empty, "rows have no timestamp"),
-        ("types", bad | mixed, "timestamps are not ISO 8601, or with a zone where others have none (or none)"),
+        ("fields", empty, "without a timestamp"),
+        (
+            "types",
+            bad | mixed,
+            "whose timestamp is not ISO 8601, or has a time zone where most have none (or none where most have one)",
+        ),
     )
     findings = [
         Finding(
             rule=rule,
             failed=True,
             count=int(wrong.sum()),
-            text=f"{int(wrong.sum())} {text}, the first in row {rows[int(np.argmax(wrong))]}",
+            text=f"{many(int(wrong.sum()), 'row')} {text}, the first is {rows[int(np.argmax(wrong))]}",
             examples=[
                 Example(row=int(rows[at]), field=timestamp, value=_plain(given.iloc[at]))
                 for at in np.flatnonzero(wrong)[:_EXAMPLES]

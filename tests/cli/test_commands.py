@@ -18,6 +18,7 @@ COMMANDS = {
     "demo",
     "init",
     "ingest",
+    "quality",
     "train",
     "models",
     "promote",
