@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
+from nhm_sched_plugin.advice.bottleneck import Bottlenecks
 from nhm_sched_plugin.advice.protocols import Forecaster, Policy
 from nhm_sched_plugin.decision import gate, rollout
 from nhm_sched_plugin.decision.known import known
@@ -83,6 +84,7 @@ class Pipeline:
         self._wiring, self._hooks = wiring, hooks
         self._note, self._faults, self._clock = tally.note, faults, clock
         self._hook: Any = hooks.hook
+        self._with_bottleneck = Bottlenecks().filled
 
     def decide(self, ticket: Ticket | None, state: SchedulingState) -> Decision:
         """The five steps: forecast, recommend, gate and guard, fall back, roll out. Never raises.
@@ -105,6 +107,8 @@ class Pipeline:
                     advice = Advice(None, Reason.INVALID_STATE)
                     raise TypeError(f"the host's state is a {type(given).__name__}; expected a SchedulingState")
                 state = self._complete(ticket, given, forecast, later)
+                if forecast is not None:
+                    forecast = self._with_bottleneck(forecast, state)
                 advice = self._advise(ticket, state, forecast, settings)
                 if advice.refusal is None and time.perf_counter() - started > budget_s:
                     advice = Advice(advice.recommendation, Reason.BUDGET_EXCEEDED, advice.vetoes)

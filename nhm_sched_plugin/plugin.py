@@ -179,7 +179,7 @@ class SchedulerPlugin:
             return None
         now = self.clock()
         if ticket is not None:
-            self._defaults.arrivals.observe(now)
+            self._defaults.arrivals.observe(now, ticket.task_type)
         decision = self._pipeline.decide(ticket, state)
         self._latest_state = decision.state
         self._feedback.remember(decision)
@@ -356,10 +356,18 @@ class SchedulerPlugin:
         for part in (self.forecaster, self.policy):
             if part is not None:
                 self._refreshed(part)
+        self._follow_arrivals()
         for rule in self._defaults.rule_failures():
             self.faults.report("rules", f"rule {rule!r} could not be evaluated")
         self._tally.settle()
         self._publish_gauges()
+
+    def _follow_arrivals(self) -> None:
+        try:
+            if self._defaults.live is not None:
+                self._defaults.live.follow()
+        except Exception as error:  # noqa: BLE001 - the table is served as it is
+            self.faults.report("live forecast", error)
 
     def _reconfigure(self, fresh: Settings) -> None:
         """Take over the hot sections; an error leaves everything as it was."""
@@ -376,9 +384,10 @@ class SchedulerPlugin:
     def _publish_gauges(self) -> None:
         try:
             with deadline(OBSERVER_TIMEOUT_S):
-                gauges.publish(
-                    self.metrics, self.settings, self.forecaster, self.policy, self._latest_state, self.clock()
-                )
+                now = self.clock()
+                gauges.publish(self.metrics, self.settings, self.forecaster, self.policy, self._latest_state, now)
+                if self._defaults.live is not None:
+                    gauges.publish_live(self.metrics, self._defaults.live.slices)
         except Exception as error:  # noqa: BLE001 - also somebody else's forecaster, or a broken clock
             self.faults.report("gauges", error)
 

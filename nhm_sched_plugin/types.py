@@ -166,6 +166,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     model_version: str = ""
     method: str = ""
     """Which model made it: `prophet`, `arima`, `seasonal_mean`, ..."""
+    live_factor: float = 1.0
+    """What the counts of the last hours did to `predicted_volume`; 1: nothing."""
 
 
 class Recommendation(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -1,50 +1,118 @@
-"""The live arrival counter: how many tickets came in the last hour."""
+"""The live arrival counter: how many tickets came in the last hour, and in each of the hours before it."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
+from typing import Final
 
+from nhm_sched_plugin.forecasting.live import MAX_TASK_TYPES, Counted
 from nhm_sched_plugin.forks import renew_after_fork
 
-__all__ = ["ArrivalCounter"]
+__all__ = ["KEPT_HOURS", "ArrivalCounter"]
+
+KEPT_HOURS: Final = 72
+"""Completed hours in memory."""
 
 _MINUTES = 60
+_HOUR = 3600.0
+_BACK_MINUTES = 2
+"""A clock set back by more makes the hour's count unusable."""
+_BLIND_MINUTES = 120
+"""Without a ticket or a look at the counter for longer, the process did not run: nobody knows what came."""
 
 
 class ArrivalCounter:
-    """Tickets per minute over the last 60 minutes, on the host's clock. Thread-safe; a clock set back is tolerated."""
+    """Tickets per minute over the last 60 minutes and per hour over the last days, on the host's clock.
+
+    Thread-safe, and of bounded size. Hours are those of the clock. A forked child counts its own tickets from then on.
+    """
 
     def __init__(self) -> None:
-        self.after_fork()
-        renew_after_fork(self)
         self._counts = [0] * _MINUTES
         self._total = 0
         self._minute: int | None = None
+        self.after_fork()
+        renew_after_fork(self)
 
     def after_fork(self) -> None:
+        """A child sees its own part of the tickets: the hours of its parent say nothing of it."""
         self._lock = threading.Lock()
+        self._hours: deque[Counted] = deque(maxlen=KEPT_HOURS)
+        self._hour: int | None = None
+        self._whole = False
+        self._in_hour = 0
+        self._by_type: dict[str, int] = {}
+        self._last: float | None = None
 
-    def observe(self, now: float) -> None:
+    def observe(self, now: float, task_type: str | None = None) -> None:
         """A ticket arrived at `now` (Unix seconds)."""
+        minute = int(now // 60)
         with self._lock:
-            self._move(now)
-            self._counts[int(now // 60) % _MINUTES] += 1
+            if minute != self._minute or self._hour is None:
+                self._move(minute)
+            self._counts[minute % _MINUTES] += 1
             self._total += 1
+            self._in_hour += 1
+            self._last = now
+            if task_type is not None:
+                counts = self._by_type
+                if task_type in counts or len(counts) < MAX_TASK_TYPES:
+                    counts[task_type] = counts.get(task_type, 0) + 1
 
     def last_hour(self, now: float) -> int:
         """Tickets that arrived in the 60 minutes up to now, the current one included."""
         with self._lock:
-            self._move(now)
+            self._move(int(now // 60))
             return self._total
 
-    def _move(self, now: float) -> None:
-        minute = int(now // 60)
-        if self._minute is None or minute < self._minute - _MINUTES:  # the first one, or the clock went far back
+    def hours(self, now: float) -> tuple[list[Counted], Counted | None, float]:
+        """The completed hours, oldest first, the running one, and for how many hours no ticket has come.
+
+        Of the running one `total` is what came so far; it is None when the counter began within the hour.
+        """
+        with self._lock:
+            self._move(int(now // 60))
+            if self._hour is None:
+                return [], None, 0.0
+            running = Counted(
+                self._hour * _HOUR, self._in_hour if self._whole else None, dict(self._by_type) if self._whole else {}
+            )
+            silent = 0.0 if self._last is None else max(now - self._last, 0.0) / _HOUR
+            return list(self._hours), running, silent
+
+    def _move(self, minute: int) -> None:
+        before = self._minute
+        if before is None or minute < before - _MINUTES:  # the first one, or the clock went far back
             self._counts, self._total = [0] * _MINUTES, 0
-        elif minute > self._minute:
-            for passed in range(self._minute + 1, min(minute, self._minute + _MINUTES) + 1):
+            self._begin(minute)
+        elif minute > before:
+            for passed in range(before + 1, min(minute, before + _MINUTES) + 1):
                 self._total -= self._counts[passed % _MINUTES]
                 self._counts[passed % _MINUTES] = 0
+            if self._hour is None:  # forked
+                self._begin(minute)
+            elif minute // _MINUTES > self._hour:
+                self._end_hours(minute // _MINUTES, blind=minute - before > _BLIND_MINUTES)
         else:
+            if self._hour is None:
+                self._begin(before)
+            elif minute < before - _BACK_MINUTES:
+                self._whole = False  # some minutes count twice
             return
         self._minute = minute
+
+    def _begin(self, minute: int) -> None:
+        """Count from here on; what is known of later hours on another clock is void."""
+        self._hours.clear()
+        self._hour, self._whole = minute // _MINUTES, minute % _MINUTES == 0
+        self._in_hour, self._by_type, self._last = 0, {}, None
+
+    def _end_hours(self, hour: int, *, blind: bool) -> None:
+        """Close the running hour and the ones without a ticket after it."""
+        assert self._hour is not None  # noqa: S101 - the caller has seen to it
+        whole = self._whole and not blind
+        self._hours.append(Counted(self._hour * _HOUR, self._in_hour if whole else None, self._by_type))
+        for idle in range(max(self._hour + 1, hour - KEPT_HOURS), hour):
+            self._hours.append(Counted(idle * _HOUR, None if blind else 0, {}))
+        self._hour, self._whole, self._in_hour, self._by_type = hour, not blind, 0, {}

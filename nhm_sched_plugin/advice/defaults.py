@@ -18,6 +18,7 @@ from nhm_sched_plugin.hookspecs import hookimpl
 from nhm_sched_plugin.types import Forecast, Recommendation, SchedulingState, Ticket, Veto
 
 if TYPE_CHECKING:
+    from nhm_sched_plugin.advice.live import LiveFeed
     from nhm_sched_plugin.settings import Settings
 
 __all__ = ["DefaultHooks"]
@@ -38,6 +39,7 @@ class DefaultHooks:
         self._clock, self._on_load = clock, on_load
         self.policy: Policy | None = None
         self.arrivals = ArrivalCounter()
+        self.live: LiveFeed | None = None
         self._last: tuple[SchedulingState, Recommendation, Recommendation] | None = None
         self.last_pool_action_at: float | None = None
         self.use(settings)
@@ -72,10 +74,13 @@ class DefaultHooks:
 
     @hookimpl(trylast=True)
     def nhm_sched_make_forecaster(self, settings: Settings) -> Forecaster:
+        from nhm_sched_plugin.advice.live import LiveFeed
         from nhm_sched_plugin.forecasting.table import SnapshotForecaster
 
         _refuse_remote(settings)
-        return SnapshotForecaster(settings.forecast_table_path, on_load=self._on_load)
+        forecaster = SnapshotForecaster(settings.forecast_table_path, on_load=self._on_load)
+        self.live = LiveFeed(settings, forecaster, self.arrivals, self._clock)
+        return forecaster
 
     @hookimpl(trylast=True)
     def nhm_sched_make_policy(self, settings: Settings) -> Policy:

@@ -221,15 +221,19 @@ class LevelWatch:
         self._levels: list[float | None] = []
         self.restart()
 
-    def restart(self) -> None:
-        """Begin anew with what was learned about the errors kept: a new forecast knows the hours so far."""
+    def restart(self, *, keep_drift: bool = False) -> None:
+        """Begin anew with what was learned about the errors kept: a new forecast knows the hours so far.
+
+        `keep_drift`: it comes from the same models, moved to newer counts.
+        """
+        if not keep_drift:
+            self._drift = self._above = self._below = 0.0
         self._level = 0.0
         self._tail: list[tuple[float, float, float, float]] = []
         self._shift: float | None = None
         self._age = 0
         self._over = 0.0
         self._silent_h, self._missed = 0.0, 0.0
-        self._drift = self._above = self._below = 0.0
         self._levels = []
 
     @property

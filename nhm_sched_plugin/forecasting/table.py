@@ -6,12 +6,14 @@ here; no model is evaluated in its process. The file is JSON with a version and 
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import hashlib
 import logging
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -20,6 +22,8 @@ import msgspec
 
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.forecasting.intervals import LEVELS, confidence, thin
+from nhm_sched_plugin.forecasting.shift import UNCORRECTED, Correction, corrected
+from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.types import Forecast, ForecastPoint, Health
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "ForecastTable",
     "SliceForecast",
     "SnapshotForecaster",
+    "hour_of",
     "read_table",
     "slice_key",
     "write_table",
@@ -174,7 +179,14 @@ class _Loaded:
             key: list(zip(entry.mean, *(entry.quantiles[str(level)] for level in LEVELS), strict=True))
             for key, entry in table.slices.items()
         }
+        self.corrections: Mapping[str, Correction] = {}
         self.answers: dict[tuple[str | None, str | None, int, int], Forecast | None] = {}
+
+    def corrected(self, corrections: Mapping[str, Correction]) -> _Loaded:
+        """The same table with other corrections, and no answers yet."""
+        other = copy.copy(self)
+        other.corrections, other.answers = corrections, {}
+        return other
 
 
 class SnapshotForecaster:
@@ -182,7 +194,8 @@ class SnapshotForecaster:
 
     Forecasts start *now*: point i covers the hour from `now + (i - 1) h` to `now + i h`, with `now` cut to the
     minute. A window that straddles two hour buckets takes its part of each (arrivals spread evenly within an hour).
-    `generated_at` is the table's own stamp, so that its age shows.
+    `generated_at` is the table's own stamp, so that its age shows. What a background thread found out from the counts
+    of the last hours (`correct`) is in every answer.
 
     `on_load` hears `"success"` or `"error"` of every file read, for the metrics.
     """
@@ -193,16 +206,35 @@ class SnapshotForecaster:
         self._loaded: _Loaded | None = None
         self._seen: tuple[int, int, int] | None = None
         self._error: ModelError | None = None
+        self._remark = ""
+        self.after_fork()
+        renew_after_fork(self)
         try:
             self.refresh()
         except ModelError as error:  # a host starts without a forecast too; `health` and the next refresh say why
             _log.warning("%s", error)
+
+    def after_fork(self) -> None:
+        self._swap = threading.Lock()
 
     @property
     def table(self) -> ForecastTable | None:
         """The table being served."""
         loaded = self._loaded
         return loaded.table if loaded else None
+
+    def correct(self, table: ForecastTable, corrections: Mapping[str, Correction], remark: str = "") -> None:
+        """Serve that table with these corrections by slice key; a table that is served no more is left alone.
+
+        A task type without one of its own takes that of all tickets. `remark` goes into `health()`.
+        """
+        with self._swap:
+            loaded = self._loaded
+            if loaded is None or loaded.table is not table:
+                return
+            self._remark = remark
+            if loaded.corrections != corrections:
+                self._loaded = loaded.corrected(dict(corrections))
 
     def refresh(self) -> None:
         """Read the file again if it changed. Raises `ModelError` if it cannot be used; the old table then stays."""
@@ -214,8 +246,9 @@ class SnapshotForecaster:
         seen = (status.st_mtime_ns, status.st_size, status.st_ino)
         if seen != self._seen:
             try:
-                self._loaded = _Loaded(read_table(self._path))
-                self._error = None
+                fresh = _Loaded(read_table(self._path))
+                with self._swap:
+                    self._loaded, self._error, self._remark = fresh, None, ""
             except ModelError as error:
                 self._error = error
             self._seen = seen
@@ -232,6 +265,7 @@ class SnapshotForecaster:
             return Health(component="forecaster", ok=False, detail=detail)
         made = f"{loaded.generated_at:%Y-%m-%d %H:%M} UTC"
         detail = f"{len(loaded.rows)} slices, model {loaded.table.model_version}, made {made}"
+        detail += f"; {self._remark}" if self._remark else ""
         return Health(component="forecaster", ok=True, detail=f"{detail}; but {self._error}" if self._error else detail)
 
     def forecast(
@@ -269,15 +303,16 @@ def _answer(
         return None
     key, share = found
     entry, rows = loaded.table.slices[key], loaded.rows[key]
+    by = _correction(loaded, key, task_type)
     points = []
     for step in range(math.ceil(horizon / 60)):
         at = start + step * _HOUR
-        mean, levels = _window(rows, entry.first_hour, at, share)
+        mean, levels = _window(rows, entry.first_hour, at, share, by, step + 1.0)
         stamp = dt.datetime.fromtimestamp(at, dt.UTC)
         points.append(ForecastPoint(stamp, mean, dict(zip(LEVELS, levels, strict=True))))
-    last = start + max(horizon - 60, 0) * 60.0
-    volume, levels = _window(rows, entry.first_hour, last, share)
-    sure = confidence(dict(zip(LEVELS, levels, strict=True)), entry.samples)
+    last, ahead = start + max(horizon - 60, 0) * 60.0, max(horizon / 60, 1.0)
+    volume, levels = _window(rows, entry.first_hour, last, share, by, ahead)
+    sure = confidence(dict(zip(LEVELS, levels, strict=True)), entry.samples) * by.sure(ahead)
     sure *= (1.0 if share is None else BORROWED) * (1.0 if entry.trusted else UNTRUSTED)
     cpu, memory = entry.cpu_core_hours_per_ticket, entry.memory_gib_hours_per_ticket
     return Forecast(
@@ -290,7 +325,18 @@ def _answer(
         resource_demand_memory=None if memory is None else volume * memory,
         model_version=entry.model_version or loaded.table.model_version,
         method=_method(entry, horizon),
+        live_factor=by.factor(ahead),
     )
+
+
+def _correction(loaded: _Loaded, key: str, task_type: str | None) -> Correction:
+    """Of the task type where that is counted by itself, else of all tickets."""
+    if not loaded.corrections:
+        return UNCORRECTED
+    own = loaded.corrections.get(key)
+    if own is None and task_type is not None:
+        own = loaded.corrections.get(slice_key(task_type))
+    return own or loaded.corrections.get("", UNCORRECTED)
 
 
 def _source(table: ForecastTable, task_type: str | None, risk_band: str | None) -> tuple[str, float | None] | None:
@@ -308,13 +354,25 @@ def _source(table: ForecastTable, task_type: str | None, risk_band: str | None) 
 
 
 def _window(
-    rows: list[tuple[float, ...]], first_hour: float, at: float, share: float | None
+    rows: list[tuple[float, ...]], first_hour: float, at: float, share: float | None, by: Correction, ahead: float
 ) -> tuple[float, list[float]]:
-    """Mean and quantiles of the hour from `at` on: the parts of the two buckets it straddles."""
+    """Mean and quantiles of the hour from `at` on: the parts of the two buckets it straddles, corrected."""
     whole, part = divmod((at - first_hour) / _HOUR, 1.0)
     left, right = rows[_index(int(whole), len(rows))], rows[_index(int(whole) + 1, len(rows))]
     mean, *levels = (a + (b - a) * part for a, b in zip(left, right, strict=True))
+    if by is not UNCORRECTED:
+        mean, levels = corrected(mean, levels, ahead, by)
     return (mean, levels) if share is None else thin(mean, levels, share)
+
+
+def hour_of(entry: SliceForecast, start: float) -> tuple[float, list[float]]:
+    """Mean and quantiles (at LEVELS) that this row gives for the hour from `start` (Unix seconds) on."""
+    whole, part = divmod((start - entry.first_hour) / _HOUR, 1.0)
+    i, j = _index(int(whole), len(entry.mean)), _index(int(whole) + 1, len(entry.mean))
+    mean, *levels = (
+        row[i] + (row[j] - row[i]) * part for row in (entry.mean, *(entry.quantiles[str(level)] for level in LEVELS))
+    )
+    return mean, levels
 
 
 def _index(hour: int, count: int) -> int:

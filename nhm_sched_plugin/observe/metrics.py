@@ -32,6 +32,10 @@ METRICS: Final = (
     Metric("volume", Gauge, "optimizer_load_forecast_volume", ("horizon", "task_type"), "Tickets expected in the hour at the horizon"),
     Metric("demand", Gauge, "optimizer_resource_demand_forecast", ("resource", "task_type"), "CPU cores or memory GiB expected in the hour at the horizon"),
     Metric("bottleneck", Gauge, "optimizer_load_bottleneck_predicted", ("severity", "task_type", "horizon"), "1 while a bottleneck of that severity is predicted"),
+    Metric("saturation", Gauge, "optimizer_resource_saturation_forecast", ("horizon", "resource"), "Load in the hour at the horizon over what there is; from 1 on it does not fit"),
+    Metric("live_factor", Gauge, "nhm_sched_live_factor", ("slice",), "What the tickets of the last hours do to the forecast of the next hour; 1: nothing"),
+    Metric("live_mape", Gauge, "nhm_sched_live_mape", ("slice",), "MAPE of the forecast table on the last 24 completed hours, percent"),
+    Metric("drift", Gauge, "nhm_sched_model_drift", ("slice",), "Drift statistic over its limit; at 1 a retrain is asked for"),
     # What was decided.
     Metric("decisions", Counter, "nhm_sched_decisions_total", ("action", "source", "arm"), "Decisions handed to the host"),
     Metric("optimizations", Counter, "optimizer_scheduling_optimizations_applied_total", ("action", "status"), "Recommendations: accepted, rejected or shadow"),

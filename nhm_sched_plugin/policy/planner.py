@@ -25,7 +25,7 @@ from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.policy.queueing import workers_for
 from nhm_sched_plugin.policy.state_key import SLA_TARGET
 from nhm_sched_plugin.settings import Settings
-from nhm_sched_plugin.types import Action, Forecast, SchedulingState
+from nhm_sched_plugin.types import Action, Forecast, ForecastPoint, SchedulingState
 
 __all__ = ["Candidate", "Plan", "Planner", "explain"]
 
@@ -87,7 +87,7 @@ class Planner:
         # The hours that begin before a worker ordered now can start.
         self._lead_points = 1 + math.ceil(self.startup_s / 3600)
         # By identity; the forecast is kept beside its rates, so its id cannot be taken by another.
-        self._known_rates: dict[int, tuple[Forecast, tuple[float | None, float | None]]] = {}
+        self._known_rates: dict[int, tuple[tuple[ForecastPoint, ...], tuple[float | None, float | None]]] = {}
 
     def plan(self, state: SchedulingState, forecast: Forecast | None = None) -> Plan:
         """What the pool needs in this state. Never raises on absent or non-finite fields."""
@@ -182,11 +182,12 @@ class Planner:
 
     def _forecast_rates(self, forecast: Forecast) -> tuple[float | None, float | None]:
         """Mean and upper quantile of the highest hour that begins within the lead time; kept per forecast."""
-        known = self._known_rates.get(id(forecast))
-        if known is not None and known[0] is forecast:
+        points = forecast.points  # the same for every pool that the forecast is completed for
+        known = self._known_rates.get(id(points))
+        if points and known is not None and known[0] is points:
             return known[1]
         mean = upper = None
-        for point in forecast.points[: self._lead_points]:
+        for point in points[: self._lead_points]:
             if not 0 <= point.mean < _MOST:
                 continue
             ninety = _known(point.quantiles.get(0.9))
@@ -199,7 +200,8 @@ class Planner:
             mean, upper = forecast.predicted_volume, _poisson_upper(forecast.predicted_volume)
         if len(self._known_rates) >= _MOST_RATES:
             self._known_rates.clear()
-        self._known_rates[id(forecast)] = (forecast, (mean, upper))
+        if points:
+            self._known_rates[id(points)] = (points, (mean, upper))
         return mean, upper
 
 
