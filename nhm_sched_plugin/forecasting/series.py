@@ -187,13 +187,18 @@ def epoch(index: pd.DatetimeIndex) -> NDArray[np.int64]:
 def join(old: pd.Series[float], recent: pd.Series[float]) -> pd.Series[float]:
     """Both as one gapless hourly series; where they overlap the recent count stands.
 
-    Raises `HistoryError` when only one of them has a time zone.
+    Raises `HistoryError` when only one of them has a time zone, or their hours begin at different minutes.
     """
     zone, given = stamps(old).tz, stamps(recent).tz
     if (zone is None) != (given is None):
         raise HistoryError(f"recent counts have time zone {given}, the history has {zone}; use the same for both")
     if zone is not None:
-        recent = recent.tz_convert(str(zone))
+        recent = recent.tz_convert(zone)
+    if int(epoch(stamps(old)[:1])[0] - epoch(stamps(recent)[:1])[0]) % 3600:
+        raise HistoryError(
+            f"recent hours begin at other minutes ({recent.index[0]}) than the history's ({old.index[0]}); "
+            "convert the recent counts to the history's time zone first"
+        )
     merged = recent.combine_first(old)
     return merged.reindex(pd.date_range(merged.index[0], merged.index[-1], freq="h", unit="s"))
 
