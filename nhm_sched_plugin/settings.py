@@ -152,6 +152,8 @@ class ForecastingSettings(_Tree):
     """Minutes ahead, each with a model of its own."""
     country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = "BR"
     """ISO 3166 code of the holidays in the fit; null for none."""
+    live: Literal["auto", "whole", "off"] = "auto"
+    """Correct forecasts by the tickets that come: `auto` learns this host's share, `whole`: it sees all; or `off`."""
 
 
 class CachingSettings(_Tree):
@@ -337,6 +339,11 @@ class Settings(BaseSettings):
     def forecast_table_path(self) -> Path:
         """The forecast snapshot that hosts serve from."""
         return self.data_dir / "snapshots" / "forecast.json"
+
+    @property
+    def retrain_path(self) -> Path:
+        """Where a host whose forecast has drifted asks for a retrain."""
+        return self.forecast_table_path.with_name("retrain.json")
 
     @property
     def q_table_path(self) -> Path:
