@@ -72,7 +72,8 @@ def _tell(checked: Checked, dropped: bool) -> None:
     lines = [
         f"{many(done.interpolated, 'hour')} in gaps under 3 h interpolated, {done.left_missing:,} in longer gaps "
         "still missing.",
-        odd.left or f"{many(len(odd.found), 'isolated glitch', 'es')} {verb}.",
+        f"{many(len(odd.found), 'isolated glitch', 'es')} {verb}.",
+        *([f"{odd.left[0].upper()}{odd.left[1:]}."] if odd.left else []),
     ]
     out.print()
     out.print("Before training", style="bold")

@@ -32,7 +32,7 @@ LONGEST_GLITCH: Final = 2
 _AROUND: Final = 2
 """Hours before and after a glitch that must be known and ordinary."""
 MOST: Final = 0.01
-"""Of the known hours. A series with more of them is spiky by nature."""
+"""Of the known hours. A series with more peaks (or holes) is like that by nature."""
 _SHORTEST_HISTORY: Final = 336
 _POISSON: Final = 2.0
 _LEVEL_WINDOW: Final = 25
@@ -56,7 +56,7 @@ class Glitches(msgspec.Struct, frozen=True, kw_only=True):
     found: list[Glitch] = []
     """In order of time."""
     left: str = ""
-    """Why nothing was looked for, or why what was found stays; empty: neither."""
+    """Why nothing was looked for, or why peaks or holes stay; empty: neither."""
 
 
 def interpolate(values: Floats) -> Floats:
@@ -101,7 +101,7 @@ def glitches(series: pd.Series[float], holidays: Collection[dt.date] = ()) -> Gl
     3. it does not recur: no residual of the same sign and half its size within an hour of the same time 1 to 7, 14, 21,
        28 to 35, 56 to 63, 90 to 92 or 364 to 366 days before or after;
     4. it is not on a holiday, nor on the day before or after one;
-    5. at most 1 % of the known hours are glitches: otherwise the series is spiky by nature, and all of them stay.
+    5. at most 1 % of the known hours are such peaks (or holes): otherwise the series is like that, and they stay.
 
     Two weeks of known hours are the least it works with.
     """
@@ -113,16 +113,21 @@ def glitches(series: pd.Series[float], holidays: Collection[dt.date] = ()) -> Gl
     far = np.abs(residual) > SIGMAS * scale
     candidate = far & (np.abs(residual) >= math.log(FACTOR))
     ordinary = ~far & ~np.isnan(residual)
-    spared = _near(index, holidays)
-    found = []
+    isolated: list[int] = []
     for start, length in runs(candidate):
         end = start + length
         around = [*range(start - _AROUND, start), *range(end, end + _AROUND)]
         if length > LONGEST_GLITCH or around[0] < 0 or around[-1] >= len(series) or not ordinary[around].all():
             continue
-        found += [at for at in range(start, end) if not spared[at] and not _recurs(residual, at)]
-    if len(found) > MOST * count:
-        return Glitches(left=f"{len(found)} isolated peaks in {count} hours are the nature of this series; all stay")
+        isolated += range(start, end)
+    spared = _near(index, holidays)
+    found, left = [], []
+    for what, sign in (("peaks", 1), ("holes", -1)):
+        same = [at for at in isolated if sign * residual[at] > 0]
+        if len(same) > MOST * count:
+            left.append(f"{len(same)} isolated {what} in {count} hours are the nature of this series; they stay")
+        else:
+            found += [at for at in same if not spared[at] and not _recurs(residual, at)]
     return Glitches(
         found=[
             Glitch(
@@ -131,8 +136,9 @@ def glitches(series: pd.Series[float], holidays: Collection[dt.date] = ()) -> Gl
                 expected=round(float(expected[at]), 3),
                 sigmas=round(float(abs(residual[at]) / scale[at]), 2),
             )
-            for at in found
-        ]
+            for at in sorted(found)
+        ],
+        left="; ".join(left),
     )
 
 
