@@ -2,6 +2,8 @@
 
 Whether a slice borrows is decided by a backtest on its own last weeks: `share x forecast of the parent` against its own
 models, both made at each origin only from what was known then. Where its own are not better, it is served the share.
+The parent is rolled through the origins of its own backtest; those of a slice with as long a history are the same, so
+that what its own models did there is known already. Only for the others is a slice's own side done once more.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import msgspec
 import numpy as np
 
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, wape
+from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, plan_folds, wape
 from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
 from nhm_sched_plugin.forecasting.intervals import LEVELS, thin
 from nhm_sched_plugin.forecasting.series import Floats, epoch, hours, stamps
@@ -30,13 +32,12 @@ _KIND: Final = "kind"
 _VERSION: Final = 1
 _HOUR: Final = 3600
 _WEEK: Final = 168
-_WEEKS: Final = 2
-"""The last weeks, which both are tried on."""
-_STRIDE: Final = 7
+_LEAST_HOURS: Final = 6 * _WEEK
+"""Less than this is too short to lend: some weeks to fit on, and the last ones to be tried on."""
 _SHARE_HOURS: Final = 4 * _WEEK
 """The share is that of the last four weeks."""
-_CLEAR: Final = 1.15
-"""A share that errs by this factor more than the slice's own models did in their backtest is not tried further."""
+_BUSY: Final = 5.0
+"""Tickets an hour from which on mean and median are about the same."""
 _SPREADS: Final = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 
 Refit = Callable[["pd.Series[Any]"], LoadForecaster]
@@ -64,14 +65,15 @@ class Lending(msgspec.Struct, frozen=True):
 
 
 def lend(series: pd.Series[Any], refit: Refit) -> Lending | None:
-    """Roll a whole through its last two weeks, fitted on what came before; None for one that is too short for that."""
+    """Roll a whole through the origins of its backtest, fitted on what came before; None for one that is too short."""
     known = hours(series)
-    start = len(known) - _WEEKS * _WEEK
-    if start < _WEEKS * _WEEK:
+    if len(known) < _LEAST_HOURS:
         return None
+    folds = plan_folds(len(known))
+    start = folds[0].start
     model = refit(known.iloc[:start])
     at = epoch(stamps(known))
-    positions = range(start, len(known), _STRIDE)
+    positions = _positions(len(known))
     rows = np.empty((len(positions), MAX_LEAD, 1 + len(LEVELS)), dtype=np.float32)
     for row, origin in zip(rows, positions, strict=True):
         row[:, 0], row[:, 1:] = model.starting(known.iloc[:origin]).evaluate(MAX_LEAD)
@@ -114,7 +116,7 @@ class ShareOfParent(msgspec.Struct, frozen=True, kw_only=True):
         trial = _Trial.of(series, lending, horizons)
         if trial is None:
             return {}
-        rows = np.array([_part(row, self.share, 1.0)[:, 0] for row in trial.lent])
+        rows = trial.lent[:, :, 0] * self.share
         ends = {horizon: min(math.ceil(horizon / 60), MAX_LEAD) for horizon in horizons}
         return {horizon: mape(trial.actual[:, :end], rows[:, :end]) for horizon, end in ends.items()}
 
@@ -143,17 +145,18 @@ def share_of_parent(
 ) -> ShareOfParent | None:
     """The slice as a share of its parent, or None where its own models are better.
 
-    Errors are WAPE over all hours up to a horizon, averaged over the horizons. `refit` fits the slice's own models on
-    an earlier part of its history; it is asked only where the share comes near what they did in their own backtest.
+    Errors are averaged over all hours up to each horizon, and those over the horizons: WAPE for a busy slice that was
+    judged at the same origins, squared errors for others. Absolute ones would reward those who forecast nothing where
+    most hours are empty. `refit` fits the slice's own models on an earlier part of its history, for the latter.
     """
     trial = _Trial.of(series, lending, own.horizons)
     if trial is None:
         return None
-    shared = trial.error(trial.forecasts[:, :, 0])
-    claimed = [pair[1] for pair in own.errors.get("served", {}).values() if math.isfinite(pair[1])]
-    if not math.isfinite(shared) or (claimed and shared > _CLEAR * float(np.mean(claimed))):
-        return None
-    if trial.error(trial.own(refit)) < shared:
+    known = [pair[1] for pair in own.errors.get("served", {}).values() if math.isfinite(pair[1])]
+    if trial.same and known and float(np.nanmean(trial.actual)) >= _BUSY:
+        if float(np.mean(known)) < trial.error(trial.mean):
+            return None
+    elif trial.squared(trial.own(refit)) < trial.squared(trial.mean):
         return None
     return ShareOfParent(
         parent=parent,
@@ -178,8 +181,9 @@ class _Trial:
         self._ends = {str(horizon): min(math.ceil(horizon / 60), MAX_LEAD) for horizon in horizons}
         self.lent = lent
         self.shares = np.array([self.share(position) for position in positions])
-        plain = [_part(rows, share, 1.0) for rows, share in zip(lent, self.shares, strict=True)]
-        self.forecasts = np.array(plain)
+        self.mean: Floats = lent[:, :, 0] * self.shares[:, None]
+        self.same = positions == _positions(len(known))
+        """Whether these are the origins that the slice's own models were judged at."""
         at = np.array(positions)[:, None] + np.arange(MAX_LEAD)[None, :]
         inside = at < len(known)
         self.actual: Floats = np.where(inside, self._values[np.where(inside, at, 0)], np.nan)
@@ -194,7 +198,7 @@ class _Trial:
         at = np.arange(len(known)) + offset
         inside = (at >= 0) & (at < len(counts))
         whole = np.where(inside, counts[np.where(inside, at, 0)], np.nan)
-        least = max(min(len(known) // 2, len(known) - _WEEKS * _WEEK), 1)
+        least = max(len(known) // 2, 1)
         picked = [
             (position, i)
             for i, origin in enumerate(lending.origins)
@@ -203,7 +207,9 @@ class _Trial:
         if not picked:
             return None
         lent = lending.forecasts()[[i for _, i in picked]]
-        return cls(known, whole, [position for position, _ in picked], lent, horizons)
+        made = cls(known, whole, [position for position, _ in picked], lent, horizons)
+        seen = [np.isfinite(made.actual[:, :end]).any() for end in made._ends.values()]
+        return made if all(seen) else None
 
     def share(self, position: int) -> float:
         """Of the parent's tickets in the four weeks before that hour."""
@@ -218,13 +224,15 @@ class _Trial:
         return np.array([model.starting(self.known.iloc[:p]).evaluate(MAX_LEAD)[0] for p in self._positions])
 
     def error(self, forecast: Floats) -> float:
-        found = [wape(self.actual[:, :end], forecast[:, :end]) for end in self._ends.values()]
-        return float(np.mean(found))
+        return float(np.mean([wape(self.actual[:, :end], forecast[:, :end]) for end in self._ends.values()]))
+
+    def squared(self, forecast: Floats) -> float:
+        ends = self._ends.values()
+        return float(np.mean([np.nanmean((self.actual[:, :end] - forecast[:, :end]) ** 2) for end in ends]))
 
     def errors(self) -> Errors:
-        forecast = self.forecasts[:, :, 0]
         pairs = {
-            horizon: (mape(self.actual[:, :end], forecast[:, :end]), wape(self.actual[:, :end], forecast[:, :end]))
+            horizon: (mape(self.actual[:, :end], self.mean[:, :end]), wape(self.actual[:, :end], self.mean[:, :end]))
             for horizon, end in self._ends.items()
         }
         return {horizon: (_finite(pair[0]), _finite(pair[1])) for horizon, pair in pairs.items()}
@@ -232,7 +240,8 @@ class _Trial:
     def spread(self) -> float:
         """The factor with the least pinball loss."""
         used = np.isfinite(self.actual)
-        truth, rows = self.actual[used][:, None], self.forecasts[used]
+        parts = np.array([_part(rows, share, 1.0) for rows, share in zip(self.lent, self.shares, strict=True)])
+        truth, rows = self.actual[used][:, None], parts[used]
         levels = np.array(LEVELS)
 
         def loss(factor: float) -> float:
@@ -240,6 +249,11 @@ class _Trial:
             return float(np.mean(np.maximum(levels * error, (levels - 1) * error)))
 
         return min(_SPREADS, key=lambda factor: (loss(factor), factor))
+
+
+def _positions(count: int) -> list[int]:
+    """Origins of the backtest of that many hours."""
+    return [origin for fold in plan_folds(count) for origin in fold.origins]
 
 
 def _part(rows: Floats, share: float, spread: float) -> Floats:
