@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 INSTALL := requirements/install.sh $(BIN)/python
 DEMO_READY := $(VENV)/.ready-demo
 DEV_READY := $(VENV)/.ready-dev
+# An environment of its own: some rivals hold pandas at an older version.
+BENCH := .venv-bench
+BENCH_READY := $(BENCH)/.ready
 ARGS ?=
 
 # Compiled modules are kept: the libraries behind training take many seconds to compile at each start otherwise.
@@ -19,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Small matrices: threads of the linear algebra library would only get into each other's way, and the workers'.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-lowest lint format types proto lock bench build clean
+.PHONY: help demo test test-lowest lint format types proto lock bench bench-forecasts build clean
 
 help: ## List the chores
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -54,11 +57,14 @@ lock: $(DEV_READY) ## Compile requirements/*.txt from pyproject.toml; `make lock
 bench: $(DEV_READY) ## Every benchmark, each printing its table
 	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename "$$file" .py); done
 
+bench-forecasts: $(BENCH_READY) ## The forecasts beside every rival; ARGS="--data FOLDER" for your own load
+	$(BENCH)/bin/python -m benchmarks.forecasts $(ARGS)
+
 build: $(DEV_READY) ## The sdist and the wheel, in dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## Remove everything made here, the environment too
-	rm -rf $(VENV) .tox dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) $(BENCH) .tox dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- environments: made once, again only when a lock file or pyproject.toml changes
@@ -81,3 +87,10 @@ $(DEV_READY): requirements/dev.txt requirements/install.sh pyproject.toml | $(BI
 	@$(INSTALL) --quiet --requirement requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@ $(DEMO_READY)
+
+$(BENCH_READY): requirements/bench.txt requirements/install.sh pyproject.toml | $(BIN)/python
+	@echo "Installing the rivals into $(BENCH) (once)"
+	@$(BIN)/python -m venv $(BENCH)
+	@requirements/install.sh $(BENCH)/bin/python --quiet --requirement requirements/bench.txt
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -2,6 +2,7 @@
 # Compiles the lock files from pyproject.toml. Versions already locked stay unless pyproject.toml rules them out;
 # `requirements/lock.sh --upgrade` takes the newest. dev.txt comes first and holds everything: the others are parts of it
 # at the same versions. lowest.txt has the lowest version of each direct dependency that pyproject.toml allows.
+# bench.txt stands alone: some rivals hold pandas at an older version.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,4 +20,5 @@ compile dev.txt "$@" pyproject.toml --all-extras --group dev
 compile demo.txt "$@" pyproject.toml --extra demo --group build --constraints requirements/dev.txt
 compile host.txt "$@" pyproject.toml --constraints requirements/dev.txt
 compile lowest.txt --upgrade pyproject.toml --all-extras --group test --resolution lowest-direct
+compile bench.txt "$@" pyproject.toml --extra demo --group build --group bench
 compile uv.txt "$@" requirements/uv.in

@@ -52,6 +52,7 @@ EXPECTED = {
     "host.txt": of_extras(),
     "demo.txt": of_extras("demo") + of_group("build"),
     "dev.txt": EVERY_EXTRA + of_group("dev"),
+    "bench.txt": of_extras("demo") + of_group("build") + of_group("bench"),
     "lowest.txt": EVERY_EXTRA + of_group("test"),
 }
 
