@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from nhm_sched_plugin.decision.known import known
@@ -19,7 +20,11 @@ def capacity(state: SchedulingState) -> float | None:
 
     None when either is unknown, negative, or the duration is zero.
     """
-    workers, duration_ms = known(state.active_workers), known(state.avg_task_duration_ms)
+    workers, duration_ms = state.active_workers, state.avg_task_duration_ms
+    if type(workers) is float and type(duration_ms) is float and workers >= 0 and 1 <= duration_ms < math.inf:
+        rate = workers * MS_PER_HOUR / duration_ms  # the usual case, on the hot path
+        return rate if rate < math.inf else None
+    workers, duration_ms = known(workers), known(duration_ms)
     if workers is None or duration_ms is None or workers < 0 or duration_ms <= 0:
         return None
     return known(workers * MS_PER_HOUR / duration_ms)

@@ -65,12 +65,17 @@ _SHIFT_LIMIT: Final = 3.4
 """Standard deviations of that mean. Simulated: 0.3 to 1 false alarms in 4 weeks of normal errors, whatever their
 correlation; asking for `_LEAST_SHIFT` too leaves fewer."""
 _SHIFT_CLIP: Final = 4.5
-"""Of a single hour's error: the other one must be one deviation off too."""
+"""Of a single hour's error."""
+_SAME_SIDE: Final = 0.7
+"""Deviations that every hour of the window must be off to that side: one wild hour is no shift."""
+_LEAST_WEIGHT: Final = 1.5
+"""Hours of evidence that the window must hold; the running hour counts as far as it is over."""
 _LEAST_SHIFT: Final = math.log(1.3)
 """Smaller shifts are not called one; the continuous correction follows them."""
 _SHIFT_PRIOR: Final = 0.7
 """Standard deviation of the log size of shifts: about that of a doubling."""
-_SHIFT_GAIN: Final = 0.3
+_SHIFT_GAINS: Final = (0.6, 0.6, 0.6, 0.45, 0.3)
+"""How far an hour moves the size of a shift, by the shift's age in hours."""
 _SHIFT_HALF_LIFE: Final = 6.0
 """Hours; a shift is taken to last as long again as it has lasted (Gott 1993), and at least this."""
 _END_CLIP: Final = 3.0
@@ -86,9 +91,13 @@ _OUTAGE_LEAST_H: Final = 1.25
 """Silence up to now that is no outage yet: jobs that start on the hour are silent until the next one."""
 
 # Drift: CUSUM (Page 1954) of the distance of the PIT from the middle; Dawid 1984: PITs of a good forecast are uniform.
+# The distance |2 PIT - 1| is 0.5 on average.
 _DRIFT_SLACK: Final = 0.2
-DRIFT_LIMIT: Final = 18.0
-"""Reached when the counts stay outside their interval for some 45 to 60 hours; independent hours never reach it."""
+DRIFT_LIMIT: Final = 12.0
+"""Each hour outside its interval adds 0.3 at most: reached after 40 of them in a row, later by milder ones."""
+_SIDE_GAIN: Final = 0.05
+_ONE_SIDED: Final = 0.5
+"""Mean of 2 PIT - 1 from which on the errors lie on one side."""
 
 
 class Hour(NamedTuple):
@@ -214,6 +223,8 @@ class LevelWatch:
     def __init__(self) -> None:
         self.hours = 0
         """Completed hours with a known count so far."""
+        self.drift = self._side = 0.0
+        """The drift statistic; the forecast has drifted from `DRIFT_LIMIT` on."""
         self._scale, self._scale_n = 0.0, 0.0
         self._together = 0.0
         self._waiting: list[float] = []
@@ -227,7 +238,7 @@ class LevelWatch:
         `keep_drift`: it comes from the same models, moved to newer counts.
         """
         if not keep_drift:
-            self._drift = self._above = self._below = 0.0
+            self.drift = self._side = 0.0
         self._level = 0.0
         self._tail: list[tuple[float, float, float, float]] = []
         self._shift: float | None = None
@@ -237,16 +248,11 @@ class LevelWatch:
         self._levels = []
 
     @property
-    def drift(self) -> float:
-        """The drift statistic; the forecast has drifted from `DRIFT_LIMIT` on."""
-        return max(self._drift, self._above, self._below)
-
-    @property
     def drift_reason(self) -> str:
         """Which way it drifted, in plain words."""
-        if self._above == self.drift:
-            return "counts stay above the forecast"
-        return "counts stay below the forecast" if self._below == self.drift else "errors are larger than promised"
+        if abs(self._side) < _ONE_SIDED:
+            return "errors are larger than promised"
+        return f"counts stay {'above' if self._side > 0 else 'below'} the forecast"
 
     @property
     def settled(self) -> bool:
@@ -265,7 +271,7 @@ class LevelWatch:
         error, spread, side = _error(hour.actual, hour.mean, hour.quantiles)
         self._learn_persistence(error, spread)
         self._watch_drift(hour)
-        self._follow(error, spread, side, 1.0)
+        self._follow(error, spread, side, 1.0, 1.0)
         self._learn_scale(error / side)
         self._levels = [*self._levels[-(LEADS[-1] - 1) :], self._level]
 
@@ -292,7 +298,7 @@ class LevelWatch:
         error, spread, side = _error(running.actual / part, running.mean, running.quantiles)
         more = (1.0 - part) / part * (_WITHIN_HOUR**2 + 1.0 / (running.mean + _OFFSET))
         weight = part * spread**2 / (spread**2 + more)
-        self._follow(error, math.hypot(spread, math.sqrt(more)), math.hypot(side, math.sqrt(more)), weight)
+        self._follow(error, math.hypot(spread, math.sqrt(more)), math.hypot(side, math.sqrt(more)), weight, part)
 
     # The parts, in the order in which an hour passes through them
 
@@ -348,14 +354,14 @@ class LevelWatch:
         """Correlation of the errors of two hours in a row, in [0, 1)."""
         return min(max((self._together + 10.0) / (self._scale + 24.0), 0.0), 0.95)
 
-    def _follow(self, error: float, spread: float, side: float, weight: float) -> None:
-        """Level and shift take the error of an hour (of which `weight` is known) in."""
+    def _follow(self, error: float, spread: float, side: float, weight: float, part: float) -> None:
+        """Level and shift take the error of an hour in, of which `part` is over; it moves the level by `weight`."""
         wide = side * self._width()
         self._level += weight * _GAIN * (_clipped(error, _CLIP * spread * self._width()) - self._level)
         if self._shift is not None:
-            self._go_on(error, wide, weight)
+            self._go_on(error, wide, part)
             return
-        self._tail = [*self._tail[1 - _WINDOWS[-1] :], (_clipped(error / wide, _SHIFT_CLIP), error, weight, wide)]
+        self._tail = [*self._tail[1 - _WINDOWS[-1] :], (_clipped(error / wide, _SHIFT_CLIP), error, part, wide)]
         size = self._new_shift()
         if size is not None:
             self._shift, self._over = _clipped(size[0], _MOST_LOG), 0.0
@@ -368,6 +374,9 @@ class LevelWatch:
             hours = self._tail[-count:]
             weight = sum(hour[2] for hour in hours)
             mean = sum(hour[0] * hour[2] for hour in hours) / weight
+            least = min(math.copysign(hour[0], hour[0] * mean) for hour in hours)
+            if weight < _LEAST_WEIGHT or least < _SAME_SIDE:
+                continue
             # Errors in a row are alike (AR(1)): their mean varies as that of fewer independent ones.
             rest = sum((count - lag) * alike**lag for lag in range(1, count))
             deviation = math.sqrt((1.0 + 2.0 * rest / count) / count) * math.sqrt(count / weight)
@@ -388,15 +397,14 @@ class LevelWatch:
             self._level = _clipped(error, wide)
             self._tail = []
             return
-        self._shift = _clipped(shift + weight * _SHIFT_GAIN * (_clipped(error, _MOST_LOG) - shift), _MOST_LOG)
+        gain = weight * _SHIFT_GAINS[min(self._age, len(_SHIFT_GAINS) - 1)]
+        self._shift = _clipped(shift + gain * (_clipped(error, _MOST_LOG) - shift), _MOST_LOG)
         self._age += weight == 1.0
 
     def _watch_drift(self, hour: Hour) -> None:
         side = 2.0 * pit(hour.actual or 0.0, hour.quantiles) - 1.0
-        # |side| is 0.5 on average under a good forecast, side is 0.
-        self._drift = max(self._drift + 2.0 * (abs(side) - 0.5 - _DRIFT_SLACK), 0.0)
-        self._above = max(self._above + side - 0.5 - _DRIFT_SLACK, 0.0)
-        self._below = max(self._below - side - 0.5 - _DRIFT_SLACK, 0.0)
+        self.drift = max(self.drift + abs(side) - 0.5 - _DRIFT_SLACK, 0.0)
+        self._side += _SIDE_GAIN * (side - self._side)
 
     def _correction(self) -> Correction:
         if self._missed >= _OUTAGE_EVIDENCE:
