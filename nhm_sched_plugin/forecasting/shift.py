@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from nhm_sched_plugin.forecasting.correction import LEADS, MAX_FACTOR, UNCORRECTED, Correction, corrected
 from nhm_sched_plugin.forecasting.intervals import LEVELS
 
 __all__ = [
@@ -28,11 +29,6 @@ __all__ = [
     "correction",
     "pit",
 ]
-
-MAX_FACTOR: Final = 8.0
-"""No correction multiplies or divides a forecast by more."""
-LEADS: Final = (1, 2, 3, 6, 12, 24)
-"""Hours ahead for which the persistence of an error is learned; geometric in between and beyond."""
 
 _OFFSET: Final = 0.5
 """Added to counts before the logarithm, so that an empty hour has one."""
@@ -68,6 +64,8 @@ _SHIFT_CLIP: Final = 4.5
 """Of a single hour's error."""
 _SAME_SIDE: Final = 0.7
 """Deviations that every hour of the window must be off to that side: one wild hour is no shift."""
+_HINT_FROM: Final = 1.8
+"""Deviations from which on the correction goes part of the way to the least that all of the window's hours show."""
 _LEAST_WEIGHT: Final = 1.5
 """Hours of evidence that the window must hold; the running hour counts as far as it is over."""
 _LEAST_SHIFT: Final = math.log(1.3)
@@ -125,82 +123,6 @@ class Running(NamedTuple):
     """Hours since the last ticket, up to now."""
 
 
-class Correction(NamedTuple):
-    """What the last hours say about the hours ahead. `UNCORRECTED` says nothing."""
-
-    level: float = 0.0
-    """Log of what the load is now, as a multiple of what was forecast."""
-    persistence: tuple[float, ...] = (0.0,) * len(LEADS)
-    """Share of `level` left after each of `LEADS`, in [0, 1], falling."""
-    outage_h: float = 0.0
-    """Hours without tickets so far, when that is an outage; 0: tickets arrive."""
-    doubt: float = 0.0
-    """Spread of `level` that the forecast's own quantiles do not hold, in log units."""
-    kind: str = "none"
-    """`none` (within what was to be expected), `shift_up`, `shift_down` or `outage`."""
-    since: float = 0.0
-    """Hours since the shift or the outage began."""
-
-    def factor(self, ahead: float) -> float:
-        """On the tickets expected in the hour that ends `ahead` hours from now; in [1/8, 8], in an outage from 0 on."""
-        return math.exp(self.level * self.left(ahead)) * (1.0 - self.silence(ahead))
-
-    def left(self, ahead: float) -> float:
-        """Share of the level's error left in the hour that ends `ahead` hours from now."""
-        if ahead <= LEADS[0]:
-            return self.persistence[0]
-        for (near, a), (far, b) in pairwise(zip(LEADS, self.persistence, strict=True)):
-            if ahead <= far:
-                part = (ahead - near) / (far - near)
-                return math.pow(a, 1 - part) * math.pow(b, part) if b > 0 else a * (1 - part)
-        return self.persistence[-1] * math.pow(0.5, (ahead - LEADS[-1]) / LEADS[-1])
-
-    def silence(self, ahead: float) -> float:
-        """P(the outage is still on then): `(age / (age + ahead))²`, so that it is expected to last as long again."""
-        share = self.outage_h / (self.outage_h + ahead) if self.outage_h > 0 else 0.0
-        return share * share
-
-    def sure(self, ahead: float) -> float:
-        """Factor on the confidence of that hour, in (0, 1]: lower the further the correction reaches."""
-        moved = abs(self.level) * self.left(ahead)
-        return (1.0 - 0.5 * self.silence(ahead)) / (1.0 + 0.5 * moved + self.doubt * self.left(ahead))
-
-
-UNCORRECTED: Final = Correction()
-_NORMAL: Final = (-1.959964, -1.281552, 0.0, 1.281552, 1.959964)
-
-
-def corrected(mean: float, quantiles: Sequence[float], ahead: float, by: Correction) -> tuple[float, list[float]]:
-    """Mean and quantiles (at LEVELS) of the hour that ends `ahead` hours from now, corrected.
-
-    All of them scale with the level, and their distance to the mean grows by the doubt about it:
-    `q' = m' ± hypot(f (q - m), z doubt m')`. In an outage they are those of a mixture: nothing with probability
-    `silence`, else the load as it was.
-    """
-    left = by.left(ahead)
-    level, doubt = math.exp(by.level * left), by.doubt * left
-    centre = level * mean
-    moved: list[float] = []
-    for value, z in zip(quantiles, _NORMAL, strict=True):
-        side = value - mean or z
-        new = centre + math.copysign(math.hypot(level * (value - mean), z * doubt * centre), side)
-        moved.append(max(new, moved[-1] if moved else 0.0))
-    silence = by.silence(ahead)
-    if silence <= 0:
-        return centre, moved
-    return (1.0 - silence) * centre, [_at((level_ - silence) / (1.0 - silence), moved) for level_ in LEVELS]
-
-
-def _at(probability: float, quantiles: Sequence[float]) -> float:
-    """The quantile at that level, linear between the known ones and down to nothing."""
-    if probability <= 0:
-        return 0.0
-    for (low, a), (high, b) in pairwise([(0.0, 0.0), *zip(LEVELS, quantiles, strict=True)]):
-        if probability <= high:
-            return a + (b - a) * (probability - low) / (high - low)
-    return quantiles[-1]
-
-
 def pit(actual: float, quantiles: Sequence[float]) -> float:
     """P(forecast <= actual), linear between the quantiles, in [0, 1]; in the middle of a jump (Czado et al. 2009)."""
     top = quantiles[-1]
@@ -242,6 +164,7 @@ class LevelWatch:
         self._level = 0.0
         self._tail: list[tuple[float, float, float, float]] = []
         self._shift: float | None = None
+        self._hint = (0.0, 0.0)
         self._age = 0
         self._over = 0.0
         self._silent_h, self._missed = 0.0, 0.0
@@ -315,7 +238,7 @@ class LevelWatch:
 
     def _skip(self) -> None:
         self._level *= self._persistence()[0]
-        self._tail = []
+        self._tail, self._hint = [], (0.0, 0.0)
         self._levels = [*self._levels[-(LEADS[-1] - 1) :], None]
         self._age += self._shift is not None
 
@@ -362,14 +285,12 @@ class LevelWatch:
             self._go_on(error, wide, part)
             return
         self._tail = [*self._tail[1 - _WINDOWS[-1] :], (_clipped(error / wide, _SHIFT_CLIP), error, part, wide)]
-        size = self._new_shift()
-        if size is not None:
-            self._shift, self._over = _clipped(size[0], _MOST_LOG), 0.0
-            self._age = size[1]
+        self._new_shift()
 
-    def _new_shift(self) -> tuple[float, int] | None:
-        """Log size and age of a shift that the last hours prove, if any."""
+    def _new_shift(self) -> None:
+        """Sets `_shift` where the last hours prove one, else `_hint`: how near they are, and its least log size."""
         alike = self._alike()
+        self._hint = (0.0, 0.0)
         for count in _WINDOWS[: bisect.bisect(_WINDOWS, len(self._tail))]:
             hours = self._tail[-count:]
             weight = sum(hour[2] for hour in hours)
@@ -380,13 +301,16 @@ class LevelWatch:
             # Errors in a row are alike (AR(1)): their mean varies as that of fewer independent ones.
             rest = sum((count - lag) * alike**lag for lag in range(1, count))
             deviation = math.sqrt((1.0 + 2.0 * rest / count) / count) * math.sqrt(count / weight)
-            if abs(mean) < _SHIFT_LIMIT * deviation:
-                continue
             log = sum(_clipped(hour[1], _MOST_LOG) * hour[2] for hour in hours)
-            log /= weight + (hours[-1][3] / _SHIFT_PRIOR) ** 2
-            if abs(log) >= _LEAST_SHIFT:
-                return log, count
-        return None
+            log = _clipped(log / (weight + (hours[-1][3] / _SHIFT_PRIOR) ** 2), _MOST_LOG)
+            if abs(log) < _LEAST_SHIFT:
+                continue
+            proof = abs(mean) / deviation
+            if proof >= _SHIFT_LIMIT:
+                self._shift, self._age, self._over = log, count, 0.0
+                return
+            surely = min((_clipped(hour[1], _MOST_LOG) for hour in hours), key=abs)
+            self._hint = max(self._hint, ((proof - _HINT_FROM) / (_SHIFT_LIMIT - _HINT_FROM), surely))
 
     def _go_on(self, error: float, wide: float, weight: float) -> None:
         shift = self._shift or 0.0
@@ -395,7 +319,7 @@ class LevelWatch:
         if self._over >= _END_LIMIT:
             self._shift, self._age = None, 0
             self._level = _clipped(error, wide)
-            self._tail = []
+            self._tail, self._hint = [], (0.0, 0.0)
             return
         gain = weight * _SHIFT_GAINS[min(self._age, len(_SHIFT_GAINS) - 1)]
         self._shift = _clipped(shift + gain * (_clipped(error, _MOST_LOG) - shift), _MOST_LOG)
@@ -406,17 +330,25 @@ class LevelWatch:
         self.drift = max(self.drift + abs(side) - 0.5 - _DRIFT_SLACK, 0.0)
         self._side += _SIDE_GAIN * (side - self._side)
 
+    @staticmethod
+    def _lasting(half_life: float) -> tuple[float, ...]:
+        return tuple(math.pow(0.5, (lead - 1) / half_life) for lead in LEADS)
+
     def _correction(self) -> Correction:
         if self._missed >= _OUTAGE_EVIDENCE:
             return Correction(outage_h=self._silent_h, kind="outage", since=self._silent_h)
         learned = self._persistence()
         if self._shift is not None:
             age = float(self._age)
-            half_life = max(_SHIFT_HALF_LIFE, age)
-            lasting = tuple(max(0.5 ** ((lead - 1) / half_life), own) for lead, own in zip(LEADS, learned, strict=True))
+            lasting = tuple(map(max, self._lasting(max(_SHIFT_HALF_LIFE, age)), learned))
             kind = "shift_up" if self._shift > 0 else "shift_down"
             return Correction(self._shift, lasting, 0.0, abs(self._shift) / (1.0 + age), kind, age)
-        level = _clipped(self._level, _MOST_LOG)
+        level, (near, size) = _clipped(self._level, _MOST_LOG), self._hint
+        if near > 0 and size * level > 0:  # nearly a shift: part of the way there
+            both = zip(learned, self._lasting(_SHIFT_HALF_LIFE), strict=True)
+            most = math.copysign(max(abs(level), abs(size)), level)
+            moved = ((own * level, (1.0 - near) * own * level + near * other * size) for own, other in both)
+            level, learned = most, tuple(max(pair, key=abs) / most for pair in moved)
         return Correction(level, learned) if level else UNCORRECTED
 
 

@@ -21,8 +21,8 @@ from typing import Final
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.forecasting.correction import UNCORRECTED, Correction, corrected
 from nhm_sched_plugin.forecasting.intervals import LEVELS, confidence, thin
-from nhm_sched_plugin.forecasting.shift import UNCORRECTED, Correction, corrected
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.types import Forecast, ForecastPoint, Health
 
