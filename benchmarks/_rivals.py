@@ -18,18 +18,13 @@ import pandas as pd
 
 from nhm_sched_plugin.forecasting.evaluation import Answer, Method
 from nhm_sched_plugin.forecasting.intervals import LEVELS
+from nhm_sched_plugin.forecasting.rivals import auto_arima, known_values, mstl
 
 __all__ = ["RIVALS", "VERSIONS", "available", "rivals"]
 
 DAY, WEEK = 24, 168
 Z = (-1.959964, -1.281552, 0.0, 1.281552, 1.959964)
 """The standard normal quantiles at LEVELS."""
-
-
-def known_values(known: pd.Series, window: int) -> np.ndarray:
-    """The last `window` counts, every gap filled: most rivals take none."""
-    values = known.iloc[-window:].interpolate(limit_direction="both").to_numpy(dtype=float)
-    return np.nan_to_num(values)
 
 
 # -- statistics
@@ -48,31 +43,6 @@ def arima(known: pd.Series, steps: int) -> Answer:
 
     ahead = ARIMA(known_values(known, 4 * WEEK), order=(2, 1, 2)).fit().get_forecast(steps)
     return normal(ahead.predicted_mean, ahead.se_mean)
-
-
-def auto_arima(known: pd.Series, steps: int) -> Answer:
-    """AutoARIMA of statsforecast, season 24, on the last three weeks.
-
-    With its own approximation and orders up to 3 (1 seasonal): the full search takes 100 s a fit on eight weeks.
-    """
-    from statsforecast.models import AutoARIMA
-
-    model = AutoARIMA(season_length=DAY, approximation=True, max_p=3, max_q=3, max_P=1, max_Q=1)
-    return statsforecast(model, known_values(known, 3 * WEEK), steps)
-
-
-def mstl(known: pd.Series, steps: int) -> Answer:
-    """MSTL of statsforecast, seasons 24 and 168 (24 alone below two weeks), on the last eight weeks."""
-    from statsforecast.models import MSTL
-
-    values = known_values(known, 8 * WEEK)
-    return statsforecast(MSTL(season_length=[DAY, WEEK] if len(values) >= 2 * WEEK else DAY), values, steps)
-
-
-def statsforecast(model: Any, values: np.ndarray, steps: int) -> Answer:
-    answer = model.forecast(y=values, h=steps, level=[80, 95])
-    names = ("lo-95", "lo-80", "mean", "hi-80", "hi-95")
-    return Answer(answer["mean"], np.column_stack([answer[name] for name in names]))
 
 
 def normal(mean: np.ndarray, deviation: np.ndarray) -> Answer:

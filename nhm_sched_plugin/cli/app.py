@@ -31,6 +31,7 @@ ORDER = (
     "quality",
     "train",
     "forecast",
+    "backtest",
     "models",
     "approve",
     "promote",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from nhm_sched_plugin.forecasting.forecaster import LoadForecaster, candidates
 from nhm_sched_plugin.forecasting.models.base import WEEK, Model, Timeline
+from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet
 from nhm_sched_plugin.forecasting.scores import Evaluation, Forecasts, Rolled, table
 from nhm_sched_plugin.forecasting.series import Floats, HistoryError, epoch, following, holiday_dates, hours, stamps
 
@@ -140,6 +141,7 @@ def own_methods(
     if singles:
         days = holiday_dates(country, range(stamps(past)[0].year, stamps(past)[-1].year + 3))
         makers = candidates(int(past.notna().sum()), config, days)
+        makers.setdefault(FrozenProphet.name, lambda: FrozenProphet(holidays=days))  # what everything is compared with
         holidays = frozenset((day - dt.date(1970, 1, 1)).days for day in days)
         methods += [Method(name, _single(make, holidays), refits) for name, make in makers.items()]
     return methods

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +12,10 @@ from typing import Any, Final, NamedTuple
 
 from nhm_sched_plugin.observe import captions, story, words
 from nhm_sched_plugin.observe.captions import Caption
+from nhm_sched_plugin.observe.page import write_page
 from nhm_sched_plugin.observe.report_data import Example, PolicyResult, ReportData
 
 __all__ = ["render_report"]
-
-_TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
 class Table(NamedTuple):
@@ -50,17 +47,9 @@ def render_report(data: ReportData, path: Path) -> Path:
     The file is replaced as a whole or not at all. Raises `OSError` when it cannot be written, `ValueError` when an
     example is no decision. Needs the `report` extra (matplotlib, jinja2).
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    templates = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_unbroken,
-    )
-    page = templates.get_template("report.html.j2").render(
+    return write_page(
+        "report.html.j2",
+        path,
         data=data,
         cards=captions.cards(data),
         sections=[build(data) for build in _SECTIONS],
@@ -68,28 +57,6 @@ def render_report(data: ReportData, path: Path) -> Path:
         made=words.when(data.generated_at if data.generated_at is not None else time.time(), seconds=False),
         took="" if data.duration_s is None else words.duration(round(data.duration_s)),
     )
-    return _replace(path, page)
-
-
-def _unbroken(value: Any) -> Any:
-    """A number and its percent sign stay on one line."""
-    return value.replace(" %", "\u00a0%") if type(value) is str else value
-
-
-def _replace(path: Path, page: str) -> Path:
-    path = path.expanduser().absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    fresh = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as target:
-            target.write(page)
-        fresh.chmod(0o644)  # mkstemp gives 0600, but a report is there to be shown
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def _load(data: ReportData) -> Section:
