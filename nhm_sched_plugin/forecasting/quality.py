@@ -162,7 +162,11 @@ class _Check:
         if history.dtype.kind in "mMc":
             self.add("types", len(history), f"volumes are {history.dtype}, not numbers", [])
             return None
-        values = pd.to_numeric(history, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        try:
+            values = pd.to_numeric(history, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        except OverflowError as error:
+            self.add("types", len(history), f"volumes are no numbers ({error})", [])
+            return None
         given = history.notna().to_numpy()
         nameless = np.asarray(history.index.isna(), dtype=bool)
         words = given & np.isnan(values)
@@ -209,8 +213,10 @@ class _Check:
         try:
             return hours(clean[~clean.index.duplicated(keep="last")])
         except HistoryError as error:
-            # With nothing left to count every row is wrong in a way that has been noted, or its volume is missing.
-            self.add("spacing" if clean.notna().any() else "fields", 1, str(error), [])
+            if clean.notna().any():
+                self.add("spacing", 1, str(error), [])
+            elif not any(one.failed for one in self.results.values()):  # else it is known why no row is left
+                self.add("fields", 1, str(error), [])
             return None
 
     def hours(self, known: pd.Series[float]) -> None:

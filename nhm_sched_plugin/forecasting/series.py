@@ -104,7 +104,7 @@ def _numbers(history: pd.Series[Any]) -> pd.Series[float]:
         raise HistoryError(f"history holds {history.dtype} values; give counts")
     try:
         return pd.to_numeric(history).astype(float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise HistoryError(f"history holds values that are no numbers ({error}); give counts") from None
 
 

@@ -174,6 +174,13 @@ def test_an_index_of_something_else(index: object) -> None:
     failing(validate(pd.Series(1.0, index=index)), "types")  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize(
+    ("values", "rule"), [([-1.0] * 9, "values"), (["x"] * 9, "types"), ([None] * 9, "fields"), ([10**400] * 9, "types")]
+)
+def test_not_a_single_count(values: list[object], rule: str) -> None:
+    failing(validate(pd.Series(values, index=load(9).index, dtype=object)), rule)
+
+
 def test_finer_counts_are_checked_by_the_hour() -> None:
     fine = pd.Series(5.0, index=pd.date_range("2025-01-01", periods=12 * 24 * 30, freq="5min"))
     assert validate(fine).ok
