@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -188,3 +191,13 @@ def test_our_own_models_and_any_rival_in_one_call() -> None:
     rows = evaluate(history, HORIZONS, None, origins=4, refits=1, rivals=[always("mine", 50.0)], progress=heard.append)
     assert heard[-1] == 1.0
     assert {"served", "mine", "ridge"} <= {row.method for row in rows}
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "backtest.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "known.iloc[:-700], (60, 1440)" in code
+    spared = code.replace("known.iloc[:-700], (60, 1440)", "known.iloc[:-140], (60, 1440), singles=False")
+    space: dict[str, Any] = {"history": load(560)}
+    exec(compile(spared, "docs/backtest.md", "exec"), space)  # noqa: S102 - our own documentation
+    assert set(space["rolled"].methods) == {"served", "mine"}
