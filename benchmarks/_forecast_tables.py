@@ -221,7 +221,7 @@ def _medians(report: dict[str, Any], horizons: Sequence[int], show: Any) -> str:
         "CPU ms a forecast",
     ]
     note = "Rivals learn when they forecast: their cost is all in the last column."
-    return show("Median over series", head, body) + f"\n{note}"
+    return show("Median over series", head, body, note)
 
 
 def _coverage(report: dict[str, Any], horizons: Sequence[int], show: Any) -> str:
@@ -245,7 +245,8 @@ def _differences(report: dict[str, Any], horizons: Sequence[int], show: Any) -> 
     ]
     head = ["method", "", *(f"{horizon / 60:g} h" for horizon in horizons)]
     note = "Median error of the method less that of served, in points, with its 95 % interval."
-    return show("Against served (paired bootstrap)", head, body) + f"\n{note} Above 0 served is better; *: not chance."
+    note += " Above 0 served is better; *: not chance."
+    return show("Against served (paired bootstrap)", head, body, note)
 
 
 def _interval(row: dict[str, Any]) -> str:
@@ -271,14 +272,21 @@ def _by_method(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _plain(title: str, head: list[str], body: list[list[Any]]) -> str:
+def _plain(title: str, head: list[str], body: list[list[Any]], note: str = "") -> str:
     widths = [max(len(str(row[i])) for row in [head, *body]) for i in range(len(head))]
     lines = [
         "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *body]
     ]
-    return "\n".join([title, "=" * len(title), lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([title, "=" * len(title), lines[0], "-" * len(lines[0]), *lines[1:], *([note] if note else [])])
 
 
-def _markdown(title: str, head: list[str], body: list[list[Any]]) -> str:
+def _markdown(title: str, head: list[str], body: list[list[Any]], note: str = "") -> str:
     rows = [head, ["---"] * len(head), *body]
-    return "\n".join([f"### {title}", "", *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
+    return "\n".join(
+        [
+            f"### {title}",
+            "",
+            *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows),
+            *(["", note] if note else []),
+        ]
+    )

