@@ -22,7 +22,7 @@ Slice = tuple[str | None, str | None]
 """Task type and risk band; None: all of them."""
 _VOLUME: Final = "ticket_volume_hourly"
 _SLICES: Final = 50
-"""So many slices a query: their counts by hour are a few hundred thousand rows."""
+"""About so many slices a query: their counts by hour are a few hundred thousand rows."""
 _HOUR: Final = "intDiv(toUnixTimestamp(hour), 3600)"
 
 
@@ -64,17 +64,18 @@ class History(Statements):
         within [since, until) cut to whole hours (so pass the running hour as `until` to leave it out). Empty Series:
         no such tickets. Naive datetimes are UTC.
         """
-        return next(self.hourly_volumes([(task_type, risk_band)], since, until))
+        return self.hourly_volumes([(task_type, risk_band)], since, until)[0]
 
     def hourly_volumes(
         self, slices: Sequence[Slice], since: dt.datetime | None = None, until: dt.datetime | None = None
-    ) -> Iterator[pd.Series[float]]:
-        """`hourly_volume` of each of these slices, in their order, with a query for fifty of them at a time."""
+    ) -> list[pd.Series[float]]:
+        """`hourly_volume` of each of these slices, in their order, with one query for many task types at a time."""
         system = self._system_hours()
-        for start in range(0, len(slices), _SLICES):
-            chunk = slices[start : start + _SLICES]
-            for hours, counts in self._counts(chunk):
-                yield self._filled(system, hours, counts, since, until)
+        result: dict[Slice, pd.Series[float]] = {}
+        for chunk in _chunks(slices):
+            for slice_, hours, counts in self._counts(chunk):
+                result[slice_] = self._filled(system, hours, counts, since, until)
+        return [result[slice_] for slice_ in slices]
 
     def _filled(
         self, system: SystemHours, hours: Hours, counts: Hours, since: dt.datetime | None, until: dt.datetime | None
@@ -96,17 +97,17 @@ class History(Statements):
         )
         return SystemHours(hour[busy > 0], hour[watched > 0])
 
-    def _counts(self, slices: Sequence[Slice]) -> Iterator[tuple[Hours, Hours]]:
-        """Hours with tickets and how many, of each slice. The table is read once for all of them."""
+    def _counts(self, slices: Sequence[Slice]) -> Iterator[tuple[Slice, Hours, Hours]]:
+        """Hours with tickets and how many, of each slice: all of the same few task types, or all without one."""
         import numpy as np
 
         types = sorted({kind for kind, _ in slices if kind is not None})
         bands = sorted({band for _, band in slices if band is not None})
-        only = "" if any(kind is None for kind, _ in slices) else "WHERE has({types:Array(String)}, task_type)"
+        only = "WHERE has({types:Array(String)}, task_type)" if types else ""
         kind_of, band_of, hour, count = self._whole_numbers(
             "SELECT indexOf({types:Array(String)}, task_type) AS kind, "  # noqa: S608
             f"indexOf({{bands:Array(String)}}, risk_band) AS band, {_HOUR} AS at, {FEATURES[_VOLUME]} AS n "
-            f"FROM {self._t('tickets')} {only} GROUP BY kind, band, hour ORDER BY at",
+            f"FROM {self._t('tickets')} {only} GROUP BY kind, band, hour",
             ("kind", "band", "at", "n"),
             {"types": types, "bands": bands},
         )
@@ -117,7 +118,7 @@ class History(Statements):
             if band is not None:
                 mine &= band_of == bands.index(band) + 1
             at, place = np.unique(hour[mine], return_inverse=True)
-            yield at, np.bincount(place, weights=count[mine], minlength=len(at)).astype(np.int64)
+            yield (kind, band), at, np.bincount(place, weights=count[mine], minlength=len(at)).astype(np.int64)
 
     def _whole_numbers(self, sql: str, columns: Sequence[str], parameters: dict[str, Any] | None = None) -> list[Hours]:
         import numpy as np
@@ -213,3 +214,20 @@ class History(Statements):
 
 def _hour(moment: dt.datetime | None) -> int | None:
     return None if moment is None else int(utc(moment).timestamp() // 3600)
+
+
+def _chunks(slices: Sequence[Slice]) -> Iterator[list[Slice]]:
+    """Slices of the same task types together, so that no query counts what another one has counted."""
+    by_kind: dict[str | None, list[Slice]] = {}
+    for slice_ in dict.fromkeys(slices):
+        by_kind.setdefault(slice_[0], []).append(slice_)
+    for slice_ in by_kind.pop(None, []):
+        yield [slice_]
+    chunk: list[Slice] = []
+    for some in by_kind.values():
+        chunk += some
+        if len(chunk) >= _SLICES:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
