@@ -191,11 +191,12 @@ class LiveForecast:
         worst = max(self._followers.values(), key=lambda one: one.watch.drift, default=None)
         if worst is None or worst.watch.drift < DRIFT_LIMIT:
             return
-        self.request = RetrainRequest(now, worst.key, worst.watch.drift_reason, round(worst.watch.drift, 2))
-        _write(self._path, self.request._asdict())
+        request = RetrainRequest(now, worst.key, worst.watch.drift_reason, round(worst.watch.drift, 2))
+        _write(self._path, request._asdict())
+        self.request = request
         _log.warning(
             "the forecast of %s has drifted (%s; statistic %.1f, limit %.0f): retrain asked for in %s",
-            *(_named(worst.key), self.request.reason, self.request.statistic, DRIFT_LIMIT, self._path),
+            *(_named(worst.key), request.reason, request.statistic, DRIFT_LIMIT, self._path),
         )
 
 
