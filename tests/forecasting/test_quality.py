@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nhm_sched_plugin.forecasting.models.base import Timeline
 from nhm_sched_plugin.forecasting.quality import RULES, QualityReport, read_rows, reference, runs, validate
 from nhm_sched_plugin.forecasting.series import hours
 from nhm_sched_plugin.forecasting.treatment import glitches, impute, interpolate, without_glitches
@@ -355,6 +356,8 @@ def test_gaps_under_three_hours_are_interpolated() -> None:
     assert filled[[2, 4, 5]].tolist() == [2, 5, 7]
     assert np.flatnonzero(np.isnan(filled)).tolist() == [0, 7, 8, 9, 11]
     assert np.isnan(values[2]), "a new array"
+    timeline = Timeline(values, np.arange(12) * 3600, np.zeros(12, dtype=bool))
+    assert np.array_equal(timeline.interpolated().values, filled, equal_nan=True), "the models do the same"
     for whole in (np.array([]), np.array([np.nan, np.nan]), np.array([1.0, 2.0])):
         assert np.array_equal(interpolate(whole), whole, equal_nan=True)
 
