@@ -67,16 +67,26 @@ def _methods(rolled: Mapping[str, Rolled]) -> list[str]:
 
 def over_series(rows: list[dict[str, Any]], method: str, horizon: int) -> dict[str, Any]:
     mine = [row for row in rows if row["method"] == method and row["horizon_minutes"] == horizon]
+    ours = {row["series"]: row for row in rows if row["method"] == SERVED and row["horizon_minutes"] == horizon}
     middle = {name: float(np.median([row[name] for row in mine])) for name in ("mape", "wape", "smape", "mase")}
     return {
         "method": method,
         "horizon_minutes": horizon,
         **middle,
+        "mape_over_served": _ratio(mine, ours, "mape"),
+        "wape_over_served": _ratio(mine, ours, "wape"),
         "within_target": sum(row["mape"] < TARGETS[horizon] for row in mine) if horizon in TARGETS else None,
         "series": len(mine),
         "fit_seconds": float(np.mean([row["fit_seconds"] for row in mine])),
         "predict_seconds": float(np.mean([row["predict_seconds"] for row in mine])),
     }
+
+
+def _ratio(mine: list[dict[str, Any]], ours: dict[str, dict[str, Any]], measure: str) -> float | None:
+    """Geometric mean over series of an error over that of `served`: with few series steadier than a median."""
+    if not ours:
+        return None
+    return float(np.exp(np.mean([np.log(row[measure] / ours[row["series"]][measure]) for row in mine])))
 
 
 def coverage(judged: Mapping[str, Rolled], method: str, horizon: int) -> dict[str, Any]:
@@ -208,19 +218,25 @@ def _medians(report: dict[str, Any], horizons: Sequence[int], show: Any) -> str:
     for method, rows in _by_method(report["over_series"]).items():
         errors = [" / ".join(f"{row[key]:.1f}" for row in rows) for key in ("mape", "wape", "smape")]
         within = " / ".join(f"{row['within_target']} of {row['series']}" for row in rows)
+        over = [
+            " / ".join("-" if row[key] is None else f"{row[key]:.2f}" for row in rows)
+            for key in ("mape_over_served", "wape_over_served")
+        ]
         cost = [f"{rows[0]['fit_seconds']:.3f}", f"{rows[0]['predict_seconds'] * 1000:.1f}"]
-        body.append([method, *errors, within, *cost])
+        body.append([method, *errors, *over, within, *cost])
     ahead = _ahead(horizons)
     head = [
         "method",
         f"MAPE {ahead}",
         f"WAPE {ahead}",
         f"sMAPE {ahead}",
+        "MAPE over served",
+        "WAPE over served",
         "within 15/20/25 %",
         "CPU s a fit",
         "CPU ms a forecast",
     ]
-    note = "Rivals learn when they forecast: their cost is all in the last column."
+    note = "Rivals learn as they forecast: their cost is in the last column. Over served: geometric mean over series."
     return show("Median over series", head, body, note)
 
 
