@@ -7,30 +7,25 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nhm_sched_plugin.forecasting.models.base import WEEK, Model, Timeline
+from nhm_sched_plugin.forecasting.models.base import WEEK, Fold, Model, Timeline
 from nhm_sched_plugin.forecasting.series import Floats
 
 __all__ = ["MAX_LEAD", "Backtest", "Fold", "mape", "plan_folds", "roll", "wape"]
 
 MAX_LEAD: Final = WEEK
 """Farthest hour ahead that is backtested."""
-_ORIGINS_PER_FOLD: Final = 24
-_STRIDES: Final = (7, 5, 1)
+_FOLDS: Final = 4
+_ORIGINS: Final = 100
+"""Origins that a stride must leave."""
+_STRIDES: Final = (5, 1)
 """Hours between origins: without a common factor with 24, so that every hour of the day gets its turn."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """Models are fitted on the hours before `start`, and then asked at each of `origins` without a refit."""
-
-    start: int
-    origins: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -42,6 +37,10 @@ class Backtest:
     failures: dict[str, str] = field(default_factory=dict)
     """Why a model is left out."""
     seconds: dict[str, float] = field(default_factory=dict)
+    models: dict[str, Model] = field(default_factory=dict)
+    """The models as the roll left them."""
+    fold: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Number of the fold that each row belongs to."""
 
 
 def mape(actual: Floats, forecast: Floats) -> float:
@@ -58,39 +57,35 @@ def wape(actual: Floats, forecast: Floats) -> float:
 
 
 def plan_folds(count: int) -> list[Fold]:
-    """Where to cut `count` hours: two folds of a week (or less) at the end; one of a quarter for a short history."""
-    length, number = (max(min(count // 4, WEEK), 1), 1) if count < 1000 else (min(count // 8, WEEK), 2)
-    stride = next((stride for stride in _STRIDES if length // stride >= _ORIGINS_PER_FOLD), 1)
-    starts = [count - length * (number - i) for i in range(number)]
-    return [Fold(start, tuple(range(start, start + length, stride))) for start in starts]
+    """Where to cut `count` hours: four folds of a week at the end; of a short history the last third, in up to four."""
+    length = max(min(count // 3, _FOLDS * WEEK), 1)
+    number = min(_FOLDS, max(length // 24, 1))
+    stride = next((stride for stride in _STRIDES if length // stride >= _ORIGINS), 1)
+    edges = [count - length + length * i // number for i in range(number)] + [count]
+    origins = range(count - length, count, stride)
+    planned = [Fold(a, tuple(o for o in origins if a <= o < b)) for a, b in pairwise(edges)]
+    return [fold for fold in planned if fold.origins]
 
 
 def roll(past: Timeline, makers: Mapping[str, Callable[[], Model]], folds: list[Fold]) -> Backtest:
     """Every model at every origin. A model that fails anywhere is left out, with the reason; the others go on."""
     origins = np.array([origin for fold in folds for origin in fold.origins])
-    result = Backtest(actual=_actual(past, origins))
+    number = np.repeat(np.arange(len(folds)), [len(fold.origins) for fold in folds])
+    result = Backtest(actual=_actual(past, origins), fold=number)
     for name, make in makers.items():
         began = time.perf_counter()
         try:
-            rows = [row for fold in folds for row in _fold_rows(past, make(), fold)]
+            model = make()
+            rows = np.maximum(model.roll(past, folds, MAX_LEAD), 0.0)
+            if not np.isfinite(rows).all():
+                raise ValueError("the forecast is not finite")
         except Exception as error:  # noqa: BLE001 - a model may fail in any way of its library; the others stand in
             result.failures[name] = f"{type(error).__name__}: {error}"
             _log.info("model %s is left out: %s", name, result.failures[name])
         else:
-            result.forecasts[name] = np.array(rows)
+            result.forecasts[name], result.models[name] = rows, model
         result.seconds[name] = time.perf_counter() - began
     return result
-
-
-def _fold_rows(past: Timeline, model: Model, fold: Fold) -> list[Floats]:
-    fitted = model.fit(past.until(fold.start))
-    rows = []
-    for origin in fold.origins:
-        row = np.maximum(fitted.predict(past.until(origin), MAX_LEAD), 0.0)
-        if not np.isfinite(row).all():
-            raise ValueError("the forecast is not finite")
-        rows.append(row)
-    return rows
 
 
 def _actual(past: Timeline, origins: NDArray[np.int64]) -> Floats:

@@ -6,7 +6,6 @@ method at every origin with nothing but the hours before it, and keeps each fore
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import os
 import time
@@ -18,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nhm_sched_plugin.forecasting.forecaster import LoadForecaster, candidates
-from nhm_sched_plugin.forecasting.models.base import WEEK, Model, Timeline
+from nhm_sched_plugin.forecasting.covariates import Covariates
+from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
+from nhm_sched_plugin.forecasting.judge import candidates
+from nhm_sched_plugin.forecasting.models.base import WEEK, Model
 from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet
 from nhm_sched_plugin.forecasting.scores import Evaluation, Forecasts, Rolled, table
-from nhm_sched_plugin.forecasting.series import Floats, HistoryError, epoch, following, holiday_dates, hours, stamps
+from nhm_sched_plugin.forecasting.series import Floats, HistoryError, hours
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,11 +140,11 @@ def own_methods(
     """
     methods = [Method(SERVED, _served(horizons, country, config), refits)]
     if singles:
-        days = holiday_dates(country, range(stamps(past)[0].year, stamps(past)[-1].year + 3))
-        makers = candidates(int(past.notna().sum()), config, days)
-        makers.setdefault(FrozenProphet.name, lambda: FrozenProphet(holidays=days))  # what everything is compared with
-        holidays = frozenset((day - dt.date(1970, 1, 1)).days for day in days)
-        methods += [Method(name, _single(make, holidays), refits) for name, make in makers.items()]
+        covariates = Covariates.of(past, country)
+        makers = candidates(int(past.notna().sum()), config, covariates.dates)
+        # what everything is compared with
+        makers.setdefault(FrozenProphet.name, lambda: FrozenProphet(holidays=covariates.dates))
+        methods += [Method(name, _single(make, covariates), refits) for name, make in makers.items()]
     return methods
 
 
@@ -159,28 +160,16 @@ def _served(horizons: Sequence[int], country: str | None, config: ProphetSetting
     return fit
 
 
-def _single(make: Callable[[], Model], holidays: frozenset[int]) -> Fit:
+def _single(make: Callable[[], Model], covariates: Covariates) -> Fit:
     def fit(known: pd.Series[float]) -> Ask:
-        model = make().fit(_past(known, holidays))
+        model = make().fit(covariates.timeline(known))
 
         def ask(now: pd.Series[float], steps: int) -> Answer:
-            return Answer(np.maximum(model.predict(_past(now, holidays, steps), steps), 0.0))
+            return Answer(np.maximum(model.predict(covariates.timeline(now), steps), 0.0))
 
         return ask
 
     return fit
-
-
-def _past(known: pd.Series[float], holidays: frozenset[int], steps: int = 0) -> Timeline:
-    """What the single models take: the known hours, and the calendar of those to come."""
-    index = stamps(known)
-    local = np.concatenate([_local(index), _local(following(index, max(steps, 1)))])
-    return Timeline(np.asarray(known, dtype=np.float64), local, np.isin(local // 86_400, list(holidays)))
-
-
-def _local(index: pd.DatetimeIndex) -> NDArray[np.int64]:
-    """Seconds on the local clock."""
-    return epoch(index if index.tz is None else index.tz_localize(None))
 
 
 @dataclass(slots=True)

@@ -11,30 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, Backtest, plan_folds, roll
+from nhm_sched_plugin.forecasting.covariates import MAX_AHEAD, Covariates
 from nhm_sched_plugin.forecasting.intervals import LEVELS, bottleneck_probability, confidence
-from nhm_sched_plugin.forecasting.models.arima import Arima
+from nhm_sched_plugin.forecasting.judge import MODELS, candidates, judge
 from nhm_sched_plugin.forecasting.models.base import WEEK, Model, Timeline, pack
-from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet
-from nhm_sched_plugin.forecasting.models.ridge import LogRidge, Ridge
-from nhm_sched_plugin.forecasting.models.seasonal import SeasonalMean, SeasonalNaive
-from nhm_sched_plugin.forecasting.selection import (
-    Band,
-    blended,
-    choose,
-    errors_by_horizon,
-    quantile_rows,
-    uninformed,
-)
+from nhm_sched_plugin.forecasting.selection import Band, plan
 from nhm_sched_plugin.forecasting.series import (
     Floats,
     HistoryError,
     epoch,
     following,
-    holiday_dates,
     hours,
     join,
     stamps,
@@ -45,19 +33,13 @@ from nhm_sched_plugin.types import Forecast, ForecastPoint
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import ProphetSettings
 
-__all__ = ["ARIMA_FROM_HOURS", "PROPHET_FROM_HOURS", "LoadForecaster", "candidates"]
+__all__ = ["LoadForecaster"]
 
-ARIMA_FROM_HOURS: Final = 100
-PROPHET_FROM_HOURS: Final = 1000
-_STATE_VERSION: Final = 1
+_STATE_VERSION: Final = 2
 _MEMORY: Final = 8 * WEEK
 """Known hours that a fitted forecaster keeps: what its models look back on."""
-_MAX_AHEAD: Final = 504
 _MAX_OVER_PEAK: Final = 3.0
 """No forecast exceeds this many times the busiest hour ever seen."""
-_MODELS: Final[dict[str, Any]] = {
-    model.name: model for model in (SeasonalMean, SeasonalNaive, Ridge, LogRidge, Arima, FrozenProphet)
-}
 
 
 class LoadForecaster:
@@ -79,12 +61,15 @@ class LoadForecaster:
         peak: float,
         trained_at: float,
         errors: dict[str, dict[str, tuple[float, float]]],
-        holidays: frozenset[int],
+        covariates: Covariates,
         failures: dict[str, str] | None = None,
     ) -> None:
         self._known = known
         self._models = models
-        self._holidays = holidays
+        self._covariates = covariates
+        self._ahead: Floats | None = None
+        """What each model expects of the hours after the origin (models x hours); None: not asked yet."""
+        self._plan = plan(bands, list(models), MAX_AHEAD)
         self.bands = bands
         """Which models serve which hours ahead, with what spread."""
         self.horizons = horizons
@@ -108,34 +93,62 @@ class LoadForecaster:
         country: str | None = "BR",
         config: ProphetSettings | None = None,
         clock: Callable[[], float] = time.time,
+        *,
+        shortlist: Sequence[str] | None = None,
+        holidays: Mapping[dt.date, str] | None = None,
+        regressors: pd.DataFrame | None = None,
     ) -> Self:
         """Fit on counts per hour or finer, in any order, with gaps.
 
         From 1000 hours on: Prophet as specified, and what beats it in a rolling-origin backtest on this history; from
-        100: ARIMA likewise; below: the seasonal mean, at low confidence. `country` (ISO 3166) gives the holidays.
-        Raises `HistoryError` (a ValueError) for a history, horizon or country that cannot be used.
+        100: ARIMA likewise; below: the seasonal mean, at low confidence. `country` (ISO 3166) gives the public
+        holidays, `holidays` adds your own. `regressors` are numbers by hour, past and as far ahead as they are known
+        (prices, campaigns, weather forecasts); an hour without one counts as average. `shortlist` tries only these
+        models. Raises `HistoryError` (a ValueError) for a history, horizon, country or regressor that cannot be used.
         """
         minutes = _checked_horizons(horizons)
         known = hours(history)
-        days = holiday_dates(country, range(known.index[0].year, known.index[-1].year + 3))
-        holidays = frozenset((day - dt.date(1970, 1, 1)).days for day in days)
-        past = _timeline(known, holidays)
+        covariates = Covariates.of(known, country, holidays, regressors)
         samples = int(known.notna().sum())
-        makers = candidates(samples, config, days)
-        bands, errors, failures = _judge(past, makers, minutes, samples)
-        chosen = sorted({name for band in bands for name in band.weights})
+        makers = candidates(samples, config, covariates.dates, shortlist)
+        judged = judge(covariates.timeline(known), makers, minutes, samples)
         return cls(
             known=known.iloc[-_MEMORY:],
             horizons=minutes,
             country=country,
-            models={name: makers[name]().fit(past) for name in chosen},
-            bands=bands,
+            models=judged.models,
+            bands=judged.bands,
             samples=samples,
             peak=float(known.max()),
             trained_at=clock(),
-            errors=errors,
-            holidays=holidays,
-            failures=failures,
+            errors=judged.errors,
+            covariates=covariates,
+            failures=judged.failures,
+        )
+
+    def refit(self, history: pd.Series[Any], clock: Callable[[], float] = time.time) -> Self:
+        """The same models, weights and spreads, learned anew from another (longer) history, without a backtest.
+
+        A model without enough history there keeps what it knows. Raises `HistoryError` for an unusable history.
+        """
+        known = hours(history)
+        past = self._covariates.timeline(known)
+        samples = int(known.notna().sum())
+        return type(self)(
+            known=known.iloc[-_MEMORY:],
+            horizons=self.horizons,
+            country=self.country,
+            models={
+                name: model.fresh().fit(past) if samples >= model.min_hours else model
+                for name, model in self._models.items()
+            },
+            bands=self.bands,
+            samples=samples,
+            peak=float(known.max()),
+            trained_at=clock(),
+            errors=self.errors,
+            covariates=self._covariates,
+            failures=self.failures,
         )
 
     @property
@@ -144,7 +157,7 @@ class LoadForecaster:
         return following(stamps(self._known), 1)[0]
 
     def method(self, horizon_minutes: int) -> str:
-        """Which model serves that horizon; two names joined by `+` are their mean."""
+        """Which model serves that horizon; names joined by `+` are their weighted mean, largest weight first."""
         return self._band(math.ceil(horizon_minutes / 60)).method
 
     def update(self, recent: pd.Series[Any]) -> Self:
@@ -154,12 +167,12 @@ class LoadForecaster:
         """
         merged = join(self._known, hours(recent))
         self.peak = max(self.peak, float(merged.max()))
-        self._known = merged.iloc[-_MEMORY:]
+        self._known, self._ahead = merged.iloc[-_MEMORY:], None
         return self
 
     def starting(self, known: pd.Series[float]) -> Self:
         """Forget the counts it has and start at the end of these (as `hours` makes them), for a backtest."""
-        self._known = known.iloc[-_MEMORY:]
+        self._known, self._ahead = known.iloc[-_MEMORY:], None
         return self
 
     def predict(self, horizon_minutes: int, capacity: float | None = None) -> Forecast:
@@ -191,8 +204,8 @@ class LoadForecaster:
 
         A naive history is taken for UTC here: the table counts in Unix seconds.
         """
-        if not 1 <= hours <= _MAX_AHEAD:
-            raise HistoryError(f"hours = {hours} is outside 1 to {_MAX_AHEAD}")
+        if not 1 <= hours <= MAX_AHEAD:
+            raise HistoryError(f"hours = {hours} is outside 1 to {MAX_AHEAD}")
         mean, quantiles = self.evaluate(hours)
         served = self.errors.get("served", {})
         return SliceForecast(
@@ -211,22 +224,16 @@ class LoadForecaster:
         return next((band for band in self.bands if lead <= band.upto), self.bands[-1])
 
     def evaluate(self, steps: int) -> tuple[Floats, Floats]:
-        """Mean (steps) and quantiles (steps x levels) of the hours after the origin."""
-        past = self.timeline(self._known)
-        rows = {name: self._safe(model.predict(past, steps)) for name, model in self._models.items()}
-        mean, first = np.empty(steps), 0
-        for i, band in enumerate(self.bands):
-            end = steps if i == len(self.bands) - 1 else min(band.upto, steps)
-            mean[first:end] = blended({name: row[first:end] for name, row in rows.items()}, band.weights)
-            first = end
-        return mean, quantile_rows(mean, self.bands)
+        """Mean (steps) and quantiles (steps x levels) of the hours after the origin; at most 504."""
+        if self._ahead is None:
+            past = self.timeline(self._known)
+            rows = [np.nan_to_num(model.predict(past, MAX_AHEAD)) for model in self._models.values()]
+            self._ahead = np.clip(np.array(rows), 0.0, _MAX_OVER_PEAK * self.peak)
+        return self._plan.read(self._ahead[:, :steps])
 
     def timeline(self, known: pd.Series[float]) -> Timeline:
-        """Hourly counts as the models take them, with this forecaster's holidays."""
-        return _timeline(known, self._holidays)
-
-    def _safe(self, row: Floats) -> Floats:
-        return np.clip(np.nan_to_num(row, nan=0.0), 0.0, _MAX_OVER_PEAK * self.peak)
+        """Hourly counts as the models take them, with this forecaster's holidays and regressors."""
+        return self._covariates.timeline(known)
 
     def to_state(self) -> dict[str, Any]:
         """Everything as JSON values (some ten kilobytes); `from_state` makes the same forecaster of it."""
@@ -239,6 +246,7 @@ class LoadForecaster:
             "first_hour": int(epoch(stamps(self._known))[0]),
             "known": pack(np.asarray(self._known, dtype=np.float64)),
             "models": {name: model.to_state() for name, model in self._models.items()},
+            "ahead": None if self._ahead is None else [pack(row) for row in self._ahead],
             "bands": msgspec.to_builtins(self.bands),
             "samples": self.samples,
             "peak": self.peak,
@@ -249,7 +257,7 @@ class LoadForecaster:
                 }
                 for method, row in self.errors.items()
             },
-            "holidays": sorted(self._holidays),
+            "covariates": self._covariates.to_state(int(epoch(stamps(self._known))[0])),
             "failures": self.failures,
         }
 
@@ -266,11 +274,11 @@ class LoadForecaster:
             )
             if state["zone"] is not None:
                 index = index.tz_localize("UTC").tz_convert(state["zone"])
-            return cls(
+            made = cls(
                 known=pd.Series(np.array(state["known"], dtype=np.float64), index=index, name="volume"),
                 horizons=tuple(state["horizons"]),
                 country=state["country"],
-                models={name: _MODELS[name].from_state(inner) for name, inner in state["models"].items()},
+                models={name: MODELS[name].from_state(inner) for name, inner in state["models"].items()},
                 bands=msgspec.convert(state["bands"], list[Band]),
                 samples=state["samples"],
                 peak=state["peak"],
@@ -282,9 +290,11 @@ class LoadForecaster:
                     }
                     for method, row in state["errors"].items()
                 },
-                holidays=frozenset(state["holidays"]),
+                covariates=Covariates.from_state(state["covariates"]),
                 failures=dict(state["failures"]),
             )
+            made._ahead = None if state["ahead"] is None else np.array(state["ahead"], dtype=np.float64)
+            return made
         except (KeyError, TypeError, ValueError, AttributeError, msgspec.MsgspecError) as error:
             raise ModelError(f"forecaster state is damaged ({type(error).__name__}: {error}); train anew") from None
 
@@ -294,78 +304,6 @@ def _checked_horizons(horizons: Sequence[int]) -> tuple[int, ...]:
     if bad or not horizons:
         raise HistoryError(f"horizon {bad or 'list'} is empty or outside 1 to {MAX_HORIZON_MINUTES} minutes")
     return tuple(sorted({int(h) for h in horizons}))
-
-
-def candidates(
-    samples: int, config: ProphetSettings | None, days: Mapping[dt.date, str]
-) -> dict[str, Callable[[], Model]]:
-    """The models that a history of that many hours is worth; the specified one first."""
-    if samples < ARIMA_FROM_HOURS:
-        return {SeasonalMean.name: SeasonalMean}
-    first: dict[str, Callable[[], Model]] = {}
-    if samples >= PROPHET_FROM_HOURS:
-        asked = {} if config is None else config.model_dump()
-        mode = {"mode": asked.pop("seasonality_mode")} if asked else {}
-        first[FrozenProphet.name] = lambda: FrozenProphet(**mode, **asked, holidays=days)
-    else:
-        first[Arima.name] = Arima
-    rest = [model for model in (Ridge, LogRidge, SeasonalMean, SeasonalNaive) if samples >= model.min_hours]
-    return first | {model.name: model for model in rest}
-
-
-def _judge(
-    past: Timeline, makers: dict[str, Callable[[], Model]], minutes: tuple[int, ...], samples: int
-) -> tuple[list[Band], dict[str, dict[str, tuple[float, float]]], dict[str, str]]:
-    """Backtest the candidates and choose; adds ARIMA to them when Prophet fails, as the specification has it."""
-    if samples < ARIMA_FROM_HOURS:
-        model = SeasonalMean().fit(past)
-        return [uninformed(past.values, _fitted(model, past), {model.name: 1.0})], {}, {}
-    backtest = roll(past, makers, plan_folds(len(past)))
-    preferred = next(iter(makers))
-    if preferred == FrozenProphet.name and preferred in backtest.failures:
-        makers[Arima.name] = Arima
-        substitute = roll(past, {Arima.name: Arima}, plan_folds(len(past)))
-        backtest.forecasts |= substitute.forecasts
-        backtest.failures |= substitute.failures
-    ends = sorted({min(math.ceil(h / 60), MAX_LEAD) for h in minutes} | {MAX_LEAD})
-    if not np.isfinite(backtest.actual[:, : ends[0]]).any():
-        model = SeasonalMean().fit(past)
-        return [uninformed(past.values, _fitted(model, past), {model.name: 1.0})], {}, backtest.failures
-    bands = choose(backtest, ends, preferred)
-    return bands, _errors(backtest, bands, minutes), backtest.failures
-
-
-def _errors(
-    backtest: Backtest, bands: list[Band], minutes: tuple[int, ...]
-) -> dict[str, dict[str, tuple[float, float]]]:
-    served = np.empty_like(backtest.actual)
-    first = 0
-    for band in bands:
-        rows = {name: row[:, first : band.upto] for name, row in backtest.forecasts.items()}
-        served[:, first : band.upto] = blended(rows, band.weights)
-        first = band.upto
-    every = {"served": served, **backtest.forecasts}
-    return {name: errors_by_horizon(backtest.actual, rows, minutes) for name, rows in every.items()}
-
-
-def _fitted(model: SeasonalMean, past: Timeline) -> Floats:
-    """The model's own view of the known hours: its forecast of the week that repeats them."""
-    ahead = Timeline(
-        past.values, np.concatenate((past.local[: len(past)],) * 2), np.concatenate((past.holiday[: len(past)],) * 2)
-    )
-    return model.predict(ahead, len(past))
-
-
-def _timeline(known: pd.Series[float], holidays: frozenset[int]) -> Timeline:
-    """The hours as arrays, with the calendar of the hours to come."""
-    index = stamps(known)
-    local = np.concatenate([_local(index), _local(following(index, _MAX_AHEAD))])
-    return Timeline(np.asarray(known, dtype=np.float64), local, np.isin(local // 86_400, list(holidays)))
-
-
-def _local(index: pd.DatetimeIndex) -> NDArray[np.int64]:
-    """Seconds on the local clock."""
-    return epoch(index if index.tz is None else index.tz_localize(None))
 
 
 def _by_level(row: Floats) -> dict[float, float]:

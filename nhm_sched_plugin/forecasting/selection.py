@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -14,10 +14,29 @@ from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, Backtest, mape, wape
 from nhm_sched_plugin.forecasting.intervals import LEVELS
 from nhm_sched_plugin.forecasting.series import Floats
 
-__all__ = ["Band", "blended", "choose", "errors_by_horizon", "quantile_rows", "uninformed"]
+__all__ = ["Band", "Plan", "blended", "choose", "errors_by_horizon", "plan", "uninformed"]
 
 _POWERS: Final = (0.0, 0.5, 1.0)
 """How the spread may grow with the level: not at all, like a Poisson count's, or in proportion."""
+_PRIOR: Final = {
+    "ridge_log": 3.0,
+    "ridge_robust": 2.0,
+    "holt_winters": 2.0,
+    "prophet_log": 1.0,
+    "ridge_sqrt": 1.0,
+    "ridge": 0.5,
+    "arima": 1.0,
+    "prophet": 0.5,
+    "seasonal_mean": 0.5,
+    "seasonal_naive": 0.5,
+}
+"""How much a model is worth before the backtest: read off many series, none of which is a benchmark's test stretch."""
+_SHARPNESS: Final = 8.0
+"""An error larger by a tenth costs somewhat more than half of the weight."""
+_BLOCKS: Final = 8
+_MOST: Final = 4
+_LEAST: Final = 0.08
+"""Least weight, of the largest one's."""
 _NORMAL: Final = (-1.959964, -1.281552, 0.0, 1.281552, 1.959964)
 
 
@@ -38,34 +57,66 @@ class Band(msgspec.Struct, frozen=True, kw_only=True):
         return "+".join(sorted(self.weights))
 
 
-def choose(backtest: Backtest, ends: Sequence[int], preferred: str) -> list[Band]:
-    """For each band of hours ahead the model, or the even mean of two, with the least error in the backtest.
+def choose(backtest: Backtest, ends: Sequence[int]) -> tuple[list[Band], Floats]:
+    """For each band of hours ahead the weights of the models and the spread of their mean, read off the backtest.
 
-    The error is the geometric mean of MAPE and WAPE over the band's hours (WAPE alone where there is no MAPE).
-    `preferred` wins ties. `ends` are the last hours of the bands, rising, each at most MAX_LEAD.
+    A model's weight is its prior worth times `exp(-8 d)`, where `d` is how much larger the logarithm of its error is
+    than the leading model's; a model that looks better is believed only beyond one standard error of that difference
+    over blocks of origins. The error is the geometric mean of MAPE and WAPE (the mean absolute one where there is no
+    MAPE). At most four models stay. `ends` are the last hours of the bands, rising, each at most MAX_LEAD.
+
+    Also returns the mean (origins x hours) as it would have been served: each fold with weights from the others. The
+    spread is that of its errors.
     """
-    names = sorted(backtest.forecasts, key=lambda name: name != preferred)
-    mixes = [{name: 1.0} for name in names] + [{a: 0.5, b: 0.5} for a, b in combinations(names, 2)]
+    served = np.full_like(backtest.actual, np.nan)
     bands: list[Band] = []
     first = 0
     for end in ends:
         actual = backtest.actual[:, first:end]
-        seen = np.isfinite(actual).any()
-        if not seen and bands:  # nothing to judge by that far ahead: as in the band before
+        if not np.isfinite(actual).any() and bands:  # nothing to judge by that far ahead: as in the band before
             bands.append(msgspec.structs.replace(bands[-1], upto=end))
+            part = {name: rows[:, first:end] for name, rows in backtest.forecasts.items()}
+            served[:, first:end] = blended(part, bands[-1].weights)
         else:
             forecasts = {name: rows[:, first:end] for name, rows in backtest.forecasts.items()}
-            weights = min(mixes, key=lambda mix: _error(actual, blended(forecasts, mix)))
-            power, ratios = _spread(actual, blended(forecasts, weights))
+            for fold in np.unique(backtest.fold):
+                inside = backtest.fold == fold
+                others = ~inside if np.isfinite(actual[~inside]).any() else inside
+                weights = _weights(actual[others], {name: rows[others] for name, rows in forecasts.items()})
+                part = {name: rows[inside] for name, rows in forecasts.items()}
+                served[inside, first:end] = blended(part, weights)
+            power, ratios = _spread(actual, served[:, first:end])
             origins = int(np.isfinite(actual).any(axis=1).sum())
+            weights = _weights(actual, forecasts)
             bands.append(Band(upto=end, weights=weights, power=power, ratios=ratios, origins=origins))
         first = end
-    return bands
+    return bands, served
 
 
-def blended(forecasts: dict[str, Floats], weights: dict[str, float]) -> Floats:
-    """The weighted mean of some models' forecasts."""
-    return np.asarray(sum(weight * forecasts[name] for name, weight in weights.items()), dtype=np.float64)
+def _weights(actual: Floats, forecasts: Mapping[str, Floats]) -> dict[str, float]:
+    """Model -> weight; they add up to 1, the largest first."""
+    lead = max(forecasts, key=lambda name: _PRIOR.get(name, 1.0))
+    blocks = [block for block in np.array_split(np.arange(len(actual)), _BLOCKS) if np.isfinite(actual[block]).any()]
+    errors = {
+        name: np.log([max(_error(actual[block], rows[block]), 1e-6) for block in blocks])
+        for name, rows in forecasts.items()
+    }
+    worth = {}
+    for name, error in errors.items():
+        difference = error - errors[lead]
+        doubt = float(np.std(difference)) / math.sqrt(len(blocks))
+        mean = float(np.mean(difference))
+        worth[name] = _PRIOR.get(name, 1.0) * math.exp(-_SHARPNESS * (mean if mean > 0 else min(mean + doubt, 0.0)))
+    kept = sorted(worth, key=lambda name: -worth[name])[:_MOST]
+    kept = [name for name in kept if worth[name] >= _LEAST * worth[kept[0]]]
+    total = sum(worth[name] for name in kept)
+    return {name: worth[name] / total for name in kept}
+
+
+def blended(forecasts: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
+    """The weighted mean of some forecasts, on log(1 + count): no model that runs away takes the others along."""
+    level = sum(weight * np.log1p(forecasts[name]) for name, weight in weights.items())
+    return np.asarray(np.expm1(level), dtype=np.float64)
 
 
 def _error(actual: Floats, forecast: Floats) -> float:
@@ -121,16 +172,35 @@ def uninformed(values: Floats, fitted: Floats, weights: dict[str, float]) -> Ban
     return Band(upto=MAX_LEAD, weights=weights, power=0.5, ratios=ratios)
 
 
-def quantile_rows(mean: Floats, bands: Sequence[Band]) -> Floats:
-    """Quantiles (columns, at LEVELS) of each hour ahead (rows): not negative, and in order."""
-    rows = np.empty((len(mean), len(LEVELS)))
-    first = 0
-    for i, band in enumerate(bands):
-        end = len(mean) if i == len(bands) - 1 else min(band.upto, len(mean))
-        part = mean[first:end, None]
-        rows[first:end] = part + np.array(band.ratios)[None, :] * np.maximum(part, 1.0) ** band.power
-        first = end
-    return np.maximum.accumulate(np.maximum(rows, 0.0), axis=1)
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The bands, spread out over the hours ahead, so that a forecast is a few operations on arrays."""
+
+    weights: Floats
+    """Models x hours."""
+    power: Floats
+    """Hours x 1."""
+    ratios: Floats
+    """Hours x LEVELS."""
+
+    def read(self, rows: Floats) -> tuple[Floats, Floats]:
+        """Mean (hours) and quantiles (hours x LEVELS: not negative, and in order) of what the models (rows) expect."""
+        steps = rows.shape[1]
+        mean = np.expm1((self.weights[:, :steps] * np.log1p(rows)).sum(axis=0))
+        return mean, self.quantiles(mean)
+
+    def quantiles(self, mean: Floats) -> Floats:
+        part, steps = mean[:, None], len(mean)
+        spread = self.ratios[:steps] * np.maximum(part, 1.0) ** self.power[:steps]
+        return np.maximum.accumulate(np.maximum(part + spread, 0.0), axis=1)
+
+
+def plan(bands: Sequence[Band], names: Sequence[str], steps: int) -> Plan:
+    """The last band goes on to the end."""
+    of = np.minimum(np.searchsorted([band.upto for band in bands], np.arange(1, steps + 1)), len(bands) - 1)
+    weights = np.array([[band.weights.get(name, 0.0) for name in names] for band in bands])
+    power = np.array([[band.power] for band in bands])
+    return Plan(weights[of].T, power[of], np.array([band.ratios for band in bands])[of])
 
 
 def errors_by_horizon(actual: Floats, forecast: Floats, horizons: Sequence[int]) -> dict[str, tuple[float, float]]:

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, plan_folds, roll
-from nhm_sched_plugin.forecasting.forecaster import PROPHET_FROM_HOURS, LoadForecaster
+from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
+from nhm_sched_plugin.forecasting.judge import PROPHET_FROM_HOURS
 from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet
 from nhm_sched_plugin.forecasting.series import holiday_dates, hours, stamps
 from nhm_sched_plugin.forecasting.table import SliceForecast

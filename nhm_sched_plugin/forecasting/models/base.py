@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nhm_sched_plugin.forecasting.series import INTERPOLATED_HOURS, Floats
 
-__all__ = ["WEEK", "Model", "State", "Timeline", "pack", "profile"]
+__all__ = ["WEEK", "Fold", "Model", "Plain", "Refitted", "State", "Timeline", "pack", "profile"]
 
 State = dict[str, Any]
 WEEK: Final = 168
@@ -31,6 +32,12 @@ class Timeline:
     """Starts of hours on the clock of the history's time zone, in seconds from 1970-01-01 on that clock."""
     holiday: NDArray[np.bool_]
     """Whether the day of that hour is a public holiday."""
+    extra: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    """External regressors, hours x columns, as long as `local`; no columns: none."""
+
+    def __post_init__(self) -> None:
+        if not len(self.extra):
+            object.__setattr__(self, "extra", np.zeros((len(self.local), 0)))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -43,10 +50,16 @@ class Timeline:
     def until(self, end: int, tail: int | None = None) -> Timeline:
         """What was known when `end` hours were: the future values are not in it. `tail` keeps only the last hours."""
         start = 0 if tail is None else max(end - tail, 0)
-        return Timeline(self.values[start:end], self.local[start:], self.holiday[start:])
+        return Timeline(self.values[start:end], self.local[start:], self.holiday[start:], self.extra[start:])
 
-    def interpolated(self) -> Timeline:
-        """The same with inner gaps under 3 h filled linearly; longer gaps stay NaN."""
+    def interpolated(self, end: int | None = None) -> Timeline:
+        """The same with inner gaps under 3 h filled linearly; longer gaps stay NaN.
+
+        With `end`, only from the first `end` hours: whoever forecasts from inside a gap does not know its other side.
+        """
+        if end is not None:
+            filled = self.until(end).interpolated().values
+            return replace(self, values=np.concatenate((filled, self.values[end:])))
         missing = np.isnan(self.values)
         if not missing.any():
             return self
@@ -63,15 +76,28 @@ class Timeline:
         return replace(self, values=values)
 
 
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Models are fitted on the hours before `start`, then asked at each of `origins` (known hours) without a refit."""
+
+    start: int
+    origins: tuple[int, ...]
+
+
 class Model(Protocol):
     """One way to forecast. `fit` learns numbers; `predict` starts from whatever origin its timeline has.
 
     Because the origin comes with the call, newer counts move it without a refit.
     """
 
-    name: str
-    min_hours: int
+    name: ClassVar[str]
+    min_hours: ClassVar[int]
     """Fewest known hours it is worth fitting on."""
+    rolls_on: ClassVar[bool]
+    """Whether `roll` leaves it fitted on everything, as `fit` would."""
+
+    def fresh(self) -> Self:
+        """One of the same configuration that has learned nothing."""
 
     def fit(self, past: Timeline) -> Self:
         """Learn from the known hours and return itself. May raise: the model is then left out."""
@@ -79,11 +105,34 @@ class Model(Protocol):
     def predict(self, past: Timeline, steps: int) -> Floats:
         """Tickets expected in each of the `steps` hours after the origin."""
 
+    def roll(self, past: Timeline, folds: Sequence[Fold], steps: int) -> Floats:
+        """Forecasts (origins x steps) as they would have been made, from nothing that was unknown then."""
+
     def to_state(self) -> State:
         """What was learned, as JSON values."""
 
     @classmethod
     def from_state(cls, state: State) -> Self: ...
+
+
+class Plain:
+    """A model without any configuration."""
+
+    def fresh(self) -> Self:
+        return type(self)()
+
+
+class Refitted(Plain):
+    """`roll` for models that are cheap to fit anew for every fold."""
+
+    rolls_on: ClassVar[bool] = False
+
+    def roll(self: Any, past: Timeline, folds: Sequence[Fold], steps: int) -> Floats:
+        rows = []
+        for fold in folds:
+            fitted = self.fit(past.until(fold.start))
+            rows += [fitted.predict(past.until(origin), steps) for origin in fold.origins]
+        return np.array(rows)
 
 
 def profile(values: Floats, week: NDArray[np.int64], half_life_weeks: float | None = None) -> Floats:

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nhm_sched_plugin.forecasting.models.base import State, Timeline, pack
+from nhm_sched_plugin.forecasting.models.base import Fold, State, Timeline, pack
 from nhm_sched_plugin.forecasting.series import Floats
 
-__all__ = ["FrozenProphet"]
+__all__ = ["FrozenProphet", "kind_of_day"]
 
 _YEARLY_FROM_HOURS: Final = 365 * 24
 _SEED: Final = 20130101
 _EPOCH: Final = dt.date(1970, 1, 1)
+_EVERY_ROW: Final = 13 * 168
+_KIND_ORDER: Final = 8
+"""Fourier order of the daily cycle of a kind of day."""
 
 
 class FrozenProphet:
     """Additive (or multiplicative) trend, daily, weekly and, from 365 days on, yearly seasonality, and holidays."""
 
-    name = "prophet"
-    min_hours = 1000
+    name: ClassVar[str] = "prophet"
+    min_hours: ClassVar[int] = 1000
+    rolls_on: ClassVar[bool] = False
+    _kinds: ClassVar[tuple[str, ...]] = ()
+    """Kinds of day with a daily cycle of their own; none: all days have the same."""
 
     def __init__(
         self,
@@ -42,30 +48,43 @@ class FrozenProphet:
         self._seasonality_prior_scale = seasonality_prior_scale
         self._holidays = dict(holidays or {})
         self._trend: State = {}
-        self._seasons: list[tuple[float, Floats]] = []
-        """Period in days, and sine and cosine weights by rising order."""
+        self._seasons: list[tuple[float, Floats, int | None]] = []
+        """Period in days, sine and cosine weights by rising order, and the kind of day it is for (None: all)."""
         self._effects: dict[int, float] = {}
         """Day since 1970 -> weight of its holidays."""
+
+    def fresh(self) -> Self:
+        return type(self)(self._mode, self._changepoint_prior_scale, self._seasonality_prior_scale, self._holidays)
 
     def fit(self, past: Timeline) -> Self:
         import pandas as pd
 
         past = past.interpolated()
         stamps = pd.to_datetime(past.local[: len(past)], unit="s")
-        frame = pd.DataFrame({"ds": stamps, "y": past.values}).dropna()
+        frame = pd.DataFrame({"ds": stamps, "y": self._forward(past.values)})
+        for kind, name in enumerate(self._kinds):
+            frame[name] = kind_of_day(past.local[: len(past)]) == kind
         model = _prophet()(
             seasonality_mode=self._mode,
             changepoint_prior_scale=self._changepoint_prior_scale,
             seasonality_prior_scale=self._seasonality_prior_scale,
-            daily_seasonality=True,
+            daily_seasonality=not self._kinds,
             weekly_seasonality=True,
             yearly_seasonality=len(past) >= _YEARLY_FROM_HOURS,
             holidays=_holiday_frame(self._holidays),
             uncertainty_samples=0,
         )
-        model.fit(frame, seed=_SEED)
+        for name in self._kinds:
+            model.add_seasonality(name, period=1, fourier_order=_KIND_ORDER, condition_name=name)
+        model.fit(_thinned(frame).dropna(), seed=_SEED)
         self._freeze(model)
         return self
+
+    def _forward(self, values: Floats) -> Floats:
+        return values
+
+    def _backward(self, level: Floats) -> Floats:
+        return level
 
     def _freeze(self, model: Any) -> None:
         beta = np.atleast_2d(model.params["beta"])[0]
@@ -75,6 +94,7 @@ class FrozenProphet:
             (
                 float(season["period"]),
                 np.array([weights[f"{name}_delim_{i + 1}"] for i in range(2 * season["fourier_order"])]),
+                self._kinds.index(name) if name in self._kinds else None,
             )
             for name, season in model.seasonalities.items()
         ]
@@ -92,11 +112,20 @@ class FrozenProphet:
             "changepoints": np.ravel(model.changepoints_t).tolist(),
         }
 
+    def roll(self, past: Timeline, folds: Sequence[Fold], steps: int) -> Floats:
+        """Fitted once, before the first fold: a fit is costly, and its trend and seasons hardly move in weeks."""
+        self.fit(past.until(folds[0].start))
+        whole = self.at(past.local)
+        return np.array([whole[origin : origin + steps] for fold in folds for origin in fold.origins])
+
     def predict(self, past: Timeline, steps: int) -> Floats:
         return self.at(past.local[len(past) : len(past) + steps])
 
     def at(self, local: NDArray[np.int64]) -> Floats:
         """Tickets expected in the hours that start then (seconds on the local clock)."""
+        return self._backward(self._level(local))
+
+    def _level(self, local: NDArray[np.int64]) -> Floats:
         trend = self._trend
         t = (local - trend["start"]) / trend["span"]
         delta, changepoints = np.array(trend["delta"]), np.array(trend["changepoints"])
@@ -104,9 +133,10 @@ class FrozenProphet:
         line = (trend["k"] + passed.sum(axis=1)) * t + trend["m"] - passed @ changepoints
         days = local / 86_400
         term = np.array([self._effects.get(int(day), 0.0) for day in local // 86_400])
-        for period, weights in self._seasons:
+        for period, weights, kind in self._seasons:
             angle = 2 * np.pi * days[:, None] * np.arange(1, len(weights) // 2 + 1)[None, :] / period
-            term += np.sin(angle) @ weights[0::2] + np.cos(angle) @ weights[1::2]
+            wave = np.sin(angle) @ weights[0::2] + np.cos(angle) @ weights[1::2]
+            term += wave if kind is None else np.where(kind_of_day(local) == kind, wave, 0.0)
         scaled = line * (1 + term) if self._mode == "multiplicative" else line + term
         return np.asarray(scaled * trend["scale"], dtype=np.float64)
 
@@ -115,18 +145,42 @@ class FrozenProphet:
             "mode": self._mode,
             "changepoint_prior_scale": self._changepoint_prior_scale,
             "seasonality_prior_scale": self._seasonality_prior_scale,
+            "holidays": {day.isoformat(): text for day, text in self._holidays.items()},
             "trend": self._trend,
-            "seasons": [[period, pack(weights)] for period, weights in self._seasons],
+            "seasons": [[period, pack(weights), kind] for period, weights, kind in self._seasons],
             "effects": {str(day): float(f"{effect:.7g}") for day, effect in self._effects.items()},
         }
 
     @classmethod
     def from_state(cls, state: State) -> Self:
-        model = cls(state["mode"], state["changepoint_prior_scale"], state["seasonality_prior_scale"])
+        days = {dt.date.fromisoformat(day): text for day, text in state["holidays"].items()}
+        model = cls(state["mode"], state["changepoint_prior_scale"], state["seasonality_prior_scale"], days)
         model._trend = dict(state["trend"])
-        model._seasons = [(float(period), np.array(weights, dtype=np.float64)) for period, weights in state["seasons"]]
+        model._seasons = [
+            (float(period), np.array(weights, dtype=np.float64), kind) for period, weights, kind in state["seasons"]
+        ]
         model._effects = {int(day): float(effect) for day, effect in state["effects"].items()}
         return model
+
+
+def _thinned(frame: Any) -> Any:
+    """At most some four thousand rows: all of the last weeks, and of the time before every 5th, 7th, 11th, ... hour.
+
+    A trend with 25 changepoints and a few dozen waves does not need every hour of two years, and Stan's time grows with
+    them. No stride shares a factor with 24, so every hour of the day stays in.
+    """
+    older = len(frame) - _EVERY_ROW
+    if older <= _EVERY_ROW:
+        return frame
+    stride = next((stride for stride in (5, 7, 11, 13, 17, 19, 23) if older <= stride * _EVERY_ROW), 25)
+    import pandas as pd
+
+    return pd.concat([frame.iloc[:older:stride], frame.iloc[older:]])
+
+
+def kind_of_day(local: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0 on a weekday, 1 on Saturday, 2 on Sunday, of hours in seconds on the local clock."""
+    return np.maximum((local // 86_400 + 3) % 7 - 4, 0)
 
 
 def _names(text: str) -> Iterable[str]:

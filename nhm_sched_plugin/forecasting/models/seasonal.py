@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import numpy as np
 
-from nhm_sched_plugin.forecasting.models.base import WEEK, State, Timeline, profile
+from nhm_sched_plugin.forecasting.models.base import WEEK, Refitted, State, Timeline, profile
 from nhm_sched_plugin.forecasting.series import Floats
 
 __all__ = ["SeasonalMean", "SeasonalNaive"]
@@ -17,15 +17,15 @@ _LEAN_HOURS: Final = 8.0
 """Hours of ordinary traffic that the holiday factor leans on."""
 
 
-class SeasonalMean:
+class SeasonalMean(Refitted):
     """The mean of the hour of the week over the last eight weeks, half as much weight every three weeks back.
 
     Holidays stay out of that mean; what is learned is their factor: traffic on holidays over that of ordinary days
     in the same hours of the week, leaning on 1 as strongly as eight ordinary hours. Works from one known hour on.
     """
 
-    name = "seasonal_mean"
-    min_hours = 1
+    name: ClassVar[str] = "seasonal_mean"
+    min_hours: ClassVar[int] = 1
 
     def __init__(self, holiday_factor: float = 1.0) -> None:
         self._factor = holiday_factor
@@ -62,8 +62,8 @@ class SeasonalMean:
 class SeasonalNaive(SeasonalMean):
     """The same hour a week ago; where that is unknown, or either day is a holiday, the seasonal mean."""
 
-    name = "seasonal_naive"
-    min_hours = WEEK
+    name: ClassVar[str] = "seasonal_naive"
+    min_hours: ClassVar[int] = WEEK
 
     def predict(self, past: Timeline, steps: int) -> Floats:
         mean = super().predict(past, steps)
