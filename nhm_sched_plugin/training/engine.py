@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar
 
@@ -27,11 +28,10 @@ _Make = Callable[[], Any]
 
 
 class Engine:
-    """Does tasks in parallel. Made by `engine`."""
+    """Does tasks in parallel: in this process, or in what `parallel` makes. Made by `engine`."""
 
-    def __init__(self, parallel: _Make | None, alive: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, parallel: _Make | None = None) -> None:
         self._parallel = parallel
-        self._alive = alive
 
     def run(self, work: Callable[[_T], _R], tasks: Sequence[_T], lost: Callable[[_T, str], _R]) -> Iterator[_R]:
         """Answers as they get ready. `work` must not raise; where its process dies, `lost(task, why)` answers.
@@ -52,7 +52,7 @@ class Engine:
                     yield answer
             except Exception as error:  # noqa: BLE001 - loky's, dask's or pickle's: no answer will come from this pool
                 suspects = [left[key] for key in begun if key in left]
-                if not suspects or not self._alive():
+                if not suspects:
                     raise TrainingError(f"no workers to train with: {_said(error)}") from None
                 for task in suspects:
                     del left[task.key]
@@ -74,12 +74,57 @@ class Engine:
         try:
             return next(iter(self._answers(work, [task], [])))
         except Exception as error:  # noqa: BLE001 - as above, and now it is known whose fault it is
-            if not self._alive():
-                raise TrainingError(f"no workers to train with: {_said(error)}") from None
-            return lost(task, f"its worker process died ({_said(error)})")
+            return lost(task, _died(error))
 
 
-def _said(error: Exception) -> str:
+class _Cluster(Engine):
+    """On the workers of a Dask cluster. joblib's own backend for Dask waits for ever when a worker has died."""
+
+    def __init__(self, client: Any, slots: int) -> None:
+        super().__init__()
+        self._client = client
+        self._slots = slots
+
+    def run(self, work: Callable[[_T], _R], tasks: Sequence[_T], lost: Callable[[_T, str], _R]) -> Iterator[_R]:
+        """As above. Dask blames a task for the death of its worker after the fourth; what waited there with it, too."""
+        suspects: list[_T] = []
+        yield from self._some(work, tasks, self._slots, lambda task, _: suspects.append(task))
+        yield from self._some(work, suspects, 1, lost)
+
+    def _some(
+        self, work: Callable[[_T], _R], tasks: Sequence[_T], slots: int, died: Callable[[_T, str], _R | None]
+    ) -> Iterator[_R]:
+        from distributed import as_completed
+
+        waiting, under_way = iter(tasks), {}
+        done: Any = as_completed(loop=self._client.loop)  # type: ignore[no-untyped-call]
+
+        def send() -> None:
+            task = next(waiting, None)
+            if task is not None:
+                future = self._client.submit(work, task, pure=False)
+                under_way[future] = task
+                done.add(future)
+
+        for _ in range(slots):
+            send()
+        for future in done:
+            task = under_way.pop(future)
+            try:
+                error = future.exception()  # waits where the answer got lost with a worker and is made once more
+                answer = future.result() if error is None else died(task, _died(error))
+            except CancelledError:
+                raise TrainingError("the Dask cluster is gone; the same command goes on from here") from None
+            send()
+            if answer is not None:
+                yield answer
+
+
+def _died(error: BaseException) -> str:
+    return f"its worker process died ({_said(error)})"
+
+
+def _said(error: BaseException) -> str:
     """The first line: joblib's texts go on with advice to programmers."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
@@ -100,7 +145,7 @@ def engine(name: str = "loky", jobs: int = 2, scheduler: str | None = None) -> I
     if scheduler is not None:
         raise TrainingError(f"a scheduler ({scheduler}) is for the engine dask; add --engine dask")
     if jobs == 1:
-        yield Engine(None)
+        yield Engine()
         return
     from joblib import Parallel
 
@@ -121,16 +166,13 @@ def _dask(scheduler: str | None) -> Iterator[Engine]:
         ) from None
     if not scheduler:
         raise TrainingError("the engine dask needs the address of its scheduler: --scheduler tcp://HOST:8786")
-    from joblib import Parallel, parallel_config
-
     try:
         client: Any = Client(scheduler, timeout=_DASK_TIMEOUT_S, set_as_default=False)  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 - addresses, sockets, certificates: whatever keeps it from answering
         raise TrainingError(f"the Dask scheduler {scheduler} does not answer ({_said(error)})") from None
-
-    def parallel() -> Any:
-        with parallel_config(backend="dask", client=client):
-            return Parallel(return_as="generator_unordered", pre_dispatch="2*n_jobs", batch_size=1)
-
     with client:
-        yield Engine(parallel, alive=lambda: client.status == "running")
+        try:
+            client.wait_for_workers(1, timeout=_DASK_TIMEOUT_S)
+        except Exception as error:  # noqa: BLE001 - its own kind of timeout
+            raise TrainingError(f"the Dask scheduler {scheduler} has no workers ({_said(error)})") from None
+        yield _Cluster(client, 2 * sum(client.ncores().values()))

@@ -92,7 +92,7 @@ def train(
         data = _gather(settings, store, series, task_type, risk_band, keep)
         timer.lap("gather")
         if len(data.slices) == 1 and engine == "loky":
-            pool = Engine(None)  # a process of its own would take longer to start than it takes to fit
+            pool = Engine()  # a process of its own would take longer to start than it takes to fit
         with _ready(registry):
             production = {} if not registry.exists() else _production(registry, data, wanted)
             run = _Run(settings, data, wanted, production, clock(), journal)

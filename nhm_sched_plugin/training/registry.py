@@ -132,10 +132,29 @@ class Registry:
             self._folder.mkdir(parents=True, exist_ok=True)
             uri = self._uri or f"sqlite:///{self._folder.resolve() / _DATABASE}"
             try:
+                if self._uri is None:
+                    self._create(MlflowClient)
                 self._made = MlflowClient(tracking_uri=uri, registry_uri=uri)
             except Exception as error:  # noqa: BLE001 - sqlalchemy, alembic, network: whatever MLflow runs on
                 raise RegistryError(f"model registry {uri} cannot be opened ({error})") from None
         return self._made
+
+    def _create(self, client: Any) -> None:
+        """Make the database beside its place and move it there: MLflow cannot open one that it was stopped making."""
+        final = self._folder / _DATABASE
+        if final.exists():
+            return
+        part = self._folder / f".{_DATABASE}-{os.getpid()}"
+        part.unlink(missing_ok=True)
+        uri = f"sqlite:///{part.resolve()}"
+        client(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+        try:
+            os.link(part, final)  # and not over one that another process has made meanwhile
+        except FileExistsError:
+            pass
+        except OSError:  # no links there
+            os.replace(part, final)
+        part.unlink(missing_ok=True)
 
     def open(self) -> None:
         """Import MLflow and open (on first use: create) the registry. Raises `RegistryError` if that fails."""
