@@ -150,7 +150,8 @@ def _history(
         now = dt.datetime.now(dt.UTC)
         series = store.hourly_volume(task_type=task_type, risk_band=risk_band, until=now)
     if not len(series):
-        raise IngestError(f"the records hold no tickets of {name}; run nhm-sched ingest FILE, or name a CSV of counts")
+        of = f" of {name}" if task_type or risk_band else ""
+        raise IngestError(f"the records hold no tickets{of}; run nhm-sched ingest FILE, or name a CSV of counts")
     return name, series
 
 
@@ -215,8 +216,9 @@ def _table(rows: Sequence[Evaluation], horizon: int) -> Table:
     for row in sorted(rows, key=lambda row: (math.isnan(row.mape), row.mape)):
         cells = [_figure(getattr(row, key), least[key], 2 if key == "mase" else 1) for key, _ in _COLUMNS]
         spread = ["-" if value is None else f"{value:.0f}" for value in (row.covers_80, row.covers_95)]
+        # A rival learns when it is asked, so its fit is in its forecast.
         style = "bold" if row.method == "served" else ""
-        shown.add_row(row.method, *cells, *spread, f"{row.fit_seconds:.2f}", style=style)
+        shown.add_row(row.method, *cells, *spread, f"{max(row.fit_seconds, row.predict_seconds):.2f}", style=style)
     return shown
 
 

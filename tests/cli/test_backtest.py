@@ -68,14 +68,19 @@ def test_wrong_input_is_named(nhm: Run, counts: Path, arguments: list[object], c
     assert said in result.said
 
 
-def test_without_a_file_it_is_the_records(nhm: Run, trained: Path) -> None:
-    result = nhm("backtest", "--config", trained, *SMALL, "--origins", 4, "--json")
+def test_without_a_file_it_is_the_records(nhm: Run, tickets: Path) -> None:
+    empty = nhm("backtest")
+    assert empty.code == 1
+    assert "hold no tickets; run nhm-sched ingest FILE" in empty.said
+    assert nhm("ingest", tickets, "--keep-expired").code == 0
+    result = nhm("backtest", *SMALL, "--origins", 4, "--json")
     assert result.code == 0
     assert result.json["name"] == "all tickets"
-    missing = nhm("backtest", "--config", trained, "--task-type", "nothing")
+    assert nhm("backtest", "--task-type", "processing", *SMALL, "--origins", 2, "--json").json["name"] == "processing"
+    missing = nhm("backtest", "--task-type", "nothing")
     assert missing.code == 1
     assert "hold no tickets of nothing" in missing.said
-    assert nhm("backtest", "--config", trained, "--volume", "n").code == 2
+    assert nhm("backtest", "--volume", "n").code == 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("statsforecast") is not None, reason="statsforecast is installed")

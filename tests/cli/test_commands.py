@@ -24,6 +24,7 @@ COMMANDS = {
     "promote",
     "approve",
     "forecast",
+    "backtest",
     "learn",
     "q-table",
     "replay",
