@@ -18,7 +18,7 @@ import numpy as np
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, plan_folds, wape
 from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
-from nhm_sched_plugin.forecasting.intervals import LEVELS, thin
+from nhm_sched_plugin.forecasting.intervals import LEVELS
 from nhm_sched_plugin.forecasting.series import Floats, epoch, hours, stamps
 from nhm_sched_plugin.forecasting.table import SliceForecast
 
@@ -32,12 +32,16 @@ _KIND: Final = "kind"
 _VERSION: Final = 1
 _HOUR: Final = 3600
 _WEEK: Final = 168
-_LEAST_HOURS: Final = 6 * _WEEK
+_LEAST_HOURS: Final = 4 * _WEEK
 """Less than this is too short to lend: some weeks to fit on, and the last ones to be tried on."""
 _SHARE_HOURS: Final = 4 * _WEEK
 """The share is that of the last four weeks."""
 _BUSY: Final = 5.0
 """Tickets an hour from which on mean and median are about the same."""
+_SOME_ORIGINS: Final = 32
+_DECIMALS: Final = 6
+_NORMAL: Final = np.array((-1.959964, -1.281552, 0.0, 1.281552, 1.959964))
+"""The standard normal quantiles at LEVELS."""
 _SPREADS: Final = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 
 Refit = Callable[["pd.Series[Any]"], LoadForecaster]
@@ -98,7 +102,7 @@ class ShareOfParent(msgspec.Struct, frozen=True, kw_only=True):
     def row(self, parent: SliceForecast, **about: Any) -> SliceForecast:
         """The slice's row of the table, from its parent's; `about` sets other fields, e.g. `share`."""
         flat = np.array([parent.mean, *(parent.quantiles[str(level)] for level in LEVELS)]).T
-        mine = _part(flat, self.share, self.spread)
+        mine = np.round(_part(flat, self.share, self.spread), _DECIMALS)
         return SliceForecast(
             first_hour=parent.first_hour,
             mean=mine[:, 0].tolist(),
@@ -156,7 +160,7 @@ def share_of_parent(
     if trial.same and known and float(np.nanmean(trial.actual)) >= _BUSY:
         if float(np.mean(known)) < trial.error(trial.mean):
             return None
-    elif trial.squared(trial.own(refit)) < trial.squared(trial.mean):
+    elif trial.own_is_better(refit):
         return None
     return ShareOfParent(
         parent=parent,
@@ -218,17 +222,19 @@ class _Trial:
         total = float(all_of_it[both].sum())
         return min(float(mine[both].sum()) / total, 1.0) if total > 0 else 0.0
 
-    def own(self, refit: Refit) -> Floats:
-        """What the slice's own models forecast at the same origins, fitted on what came before the first."""
+    def own_is_better(self, refit: Refit) -> bool:
+        """By squared errors at some of the origins, of the slice's own models fitted on what came before the first."""
+        some = slice(None, None, -(-len(self._positions) // _SOME_ORIGINS))
         model = refit(self.known.iloc[: self._positions[0]])
-        return np.array([model.starting(self.known.iloc[:p]).evaluate(MAX_LEAD)[0] for p in self._positions])
+        rows = [model.starting(self.known.iloc[:p]).evaluate(MAX_LEAD)[0] for p in self._positions[some]]
+        return self._squared(np.array(rows), some) < self._squared(self.mean[some], some)
 
     def error(self, forecast: Floats) -> float:
         return float(np.mean([wape(self.actual[:, :end], forecast[:, :end]) for end in self._ends.values()]))
 
-    def squared(self, forecast: Floats) -> float:
-        ends = self._ends.values()
-        return float(np.mean([np.nanmean((self.actual[:, :end] - forecast[:, :end]) ** 2) for end in ends]))
+    def _squared(self, forecast: Floats, some: slice) -> float:
+        error = (self.actual[some] - forecast) ** 2
+        return float(np.nanmean([np.nanmean(error[:, :end]) for end in self._ends.values()]))
 
     def errors(self) -> Errors:
         pairs = {
@@ -240,7 +246,7 @@ class _Trial:
     def spread(self) -> float:
         """The factor with the least pinball loss."""
         used = np.isfinite(self.actual)
-        parts = np.array([_part(rows, share, 1.0) for rows, share in zip(self.lent, self.shares, strict=True)])
+        parts = _part(self.lent, self.shares[:, None], 1.0)
         truth, rows = self.actual[used][:, None], parts[used]
         levels = np.array(LEVELS)
 
@@ -256,13 +262,15 @@ def _positions(count: int) -> list[int]:
     return [origin for fold in plan_folds(count) for origin in fold.origins]
 
 
-def _part(rows: Floats, share: float, spread: float) -> Floats:
-    """Mean and quantiles (columns) of a share of the tickets, hour by hour, as `thin` has it."""
-    result = np.empty_like(rows)
-    for i, row in enumerate(rows.tolist()):
-        mean, quantiles = thin(row[0], row[1:], share)
-        result[i] = [mean, *(max(mean + spread * (value - mean), 0.0) for value in quantiles)]
-    return result
+def _part(rows: Floats, share: Floats | float, spread: float) -> Floats:
+    """Mean and quantiles (last axis) of a share of the tickets: `intervals.thin` for many hours at once."""
+    rate = np.asarray(share)[..., None]
+    mean, whole = rate * rows[..., :1], rows[..., :1]
+    chance = rate * (1 - rate) * whole
+    distance = np.hypot(rate * (rows[..., 1:] - whole), _NORMAL * np.sqrt(chance))
+    moved = np.where(_NORMAL == 0, rate * rows[..., 1:] - mean, np.copysign(distance, _NORMAL))
+    quantiles = np.maximum.accumulate(np.maximum(mean + spread * moved, 0.0), axis=-1)
+    return np.concatenate((mean, quantiles), axis=-1)
 
 
 def _finite(value: float) -> float | None:

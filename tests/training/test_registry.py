@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from nhm_sched_plugin.errors import ModelError, RegistryError
-from nhm_sched_plugin.training.registry import Registry, model_name
+from nhm_sched_plugin.training.registry import NewVersion, Registry, model_name
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +78,50 @@ def test_an_unusable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database")
     with pytest.raises(RegistryError, match="cannot be opened"):
         Registry(tmp_path).open()
+
+
+def many(count: int) -> list[NewVersion]:
+    """The horizons of a slice share a state."""
+    return [
+        NewVersion(
+            name=model_name(horizon, f"t{i}"),
+            state=json.dumps({"slice": i}).encode(),
+            metrics={"mape": 10.0 + i, "bad": float("nan")},
+            tags={"slice": f"t{i}"},
+            alias="staging" if i else "",
+        )
+        for i in range(count)
+        for horizon in (60, 360)
+    ]
+
+
+def test_many_at_once_are_what_one_by_one_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nhm_sched_plugin.training import registry as module
+
+    found = []
+    for name, enough in (("bulk", 2), ("single", 10_000)):
+        monkeypatch.setattr(module, "_MANY", enough)
+        made = Registry(tmp_path / name)
+        assert made.save_all(many(6)) == ["1"] * 12
+        assert made.save_all(many(3), made.heads()) == ["2"] * 6
+        rows = [(row.name, row.version, row.aliases, row.metrics, row.tags) for row in made.list()]
+        heads = {name: (head.newest.version, head.aliases, head.served()) for name, head in made.heads().items()}
+        found.append((rows, heads))
+        assert made.load("load_predictor_360m__t2") == {"slice": 2}
+        assert made.save("load_predictor_360m__t2", {"x": 1}) == "3"  # and MLflow itself goes on from there
+        assert made.load("load_predictor_360m__t2", "2") == {"slice": 2}
+    assert found[0] == found[1]
+    assert found[0][1]["load_predictor_60m__t1"] == ("2", {"staging": "2"}, "2")
+    assert len(list((tmp_path / "bulk").rglob("*.json"))) == 6 + 3 + 1
+
+
+def test_where_bulk_cannot_be_done_mlflow_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nhm_sched_plugin.training import registry as module
+
+    def broken(*_: object) -> None:
+        raise AttributeError("another MLflow")
+
+    monkeypatch.setattr(module, "add_versions", broken)
+    registry = Registry(tmp_path)
+    assert registry.save_all(many(6)) == ["1"] * 12
+    assert registry.find("load_predictor_60m__t3").version == "1"  # type: ignore[union-attr]
