@@ -40,6 +40,8 @@ GRID: Final = (
 
 _COMPETITIVE: Final = 1.2
 """A model within this factor of the best error at any horizon is worth trying on the parts."""
+_AHEAD: Final = 0.9
+"""The same for models that take long."""
 _DRAWING: Final = ("matplotlib", "plotly")
 """Prophet imports them if it can, and a worker does not draw: some 30 MB and half a second each."""
 _SHORTLISTS: Final = "shortlist" in inspect.signature(LoadForecaster.fit).parameters
@@ -162,14 +164,21 @@ def _names(model: LoadForecaster) -> tuple[str, ...]:
 
 
 def competitive(model: LoadForecaster) -> list[str]:
-    """Models within 20 % of the best error (the geometric mean of MAPE and WAPE) at any horizon of the backtest."""
-    kept = set(_names(model))
+    """Models worth trying on the parts: those within 20 % of the best error at any horizon of the backtest.
+
+    The error is the geometric mean of MAPE and WAPE. Prophet takes several times as long as all others together, so
+    it has to be ahead of them by 10 % at some horizon.
+    """
+    kept: set[str] = set()
     for horizon in map(str, model.horizons):
         errors = {name: _error(row.get(horizon)) for name, row in model.errors.items() if name != "served"}
-        best = min(errors.values(), default=math.inf)
-        near = [name for name, error in errors.items() if error <= _COMPETITIVE * best < math.inf]
-        kept |= {part for name in near for part in name.split("+")}
-    return sorted(kept)
+        cheap = {name: error for name, error in errors.items() if not name.startswith(FrozenProphet.name)}
+        best = min((cheap or errors).values(), default=math.inf)
+        for name, error in errors.items():
+            factor = _COMPETITIVE if name in (cheap or errors) else _AHEAD
+            if error <= factor * best < math.inf:
+                kept.add(name)
+    return sorted(kept or _names(model))
 
 
 def _error(pair: tuple[float, float] | None) -> float:

@@ -197,9 +197,9 @@ def _holiday_frame(holidays: Mapping[dt.date, str]) -> Any:
 
 def _prophet() -> Any:
     """The class, with its loggers quiet: Stan and Prophet report every fit, and a backtest makes many."""
-    logging.getLogger("prophet").setLevel(logging.CRITICAL)
     from cmdstanpy.utils import get_logger
     from prophet import Prophet
 
-    get_logger().setLevel(logging.CRITICAL)  # after its first use: that sets the level itself
+    logging.getLogger("prophet").setLevel(logging.CRITICAL)  # after the import and the first use: those set the levels
+    get_logger().setLevel(logging.CRITICAL)
     return Prophet
