@@ -89,13 +89,12 @@ def whole(slices: int, days: int, jobs: int) -> None:
             report = train(settings, series=series, jobs=jobs, progress=progress)
         models = len(Registry.of(settings).heads())
         table = settings.forecast_table_path.stat().st_size
-    work = sum({row.slice: row.seconds for row in report.rows}.values())
     fits = len(series)
     rows: list[tuple[str, str]] = [
         ("wall time", f"{report.seconds:.0f} s"),
         *((f"  {stage}", f"{seconds:.1f} s") for stage, seconds in report.stages.items()),
-        ("time of a slice's fit, mean", f"{work / fits:.2f} s (wall clock of its worker)"),
-        ("slices per minute and core", f"{60 * fits / work:.0f} (each: 3 horizons, backtest, choice, refit, table)"),
+        ("CPU time of a slice's fit, mean", f"{report.cpu_seconds / fits:.2f} s"),
+        ("slices per minute and core", f"{60 * fits / report.cpu_seconds:.0f} (3 horizons, backtest, refit, table)"),
         ("peak memory of a worker", f"{report.peak_worker_mib:.0f} MiB"),
         (
             "peak memory of the parent",

@@ -46,6 +46,8 @@ class TrainingReport(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of each: gather, fit, register, publish."""
     resumed: int = 0
     """Slices that an interrupted training before this one had finished."""
+    cpu_seconds: float = 0.0
+    """What all fits together took, wherever they ran."""
     peak_worker_mib: float = 0.0
     """Most memory that a process ever held which fitted a slice."""
     reason: str = ""
@@ -117,6 +119,7 @@ def train(
         seconds=timer.total(),
         stages=timer.laps,
         resumed=run.resumed,
+        cpu_seconds=sum(one.cpu_seconds for one in fitted.values()),
         peak_worker_mib=max((one.peak_mib for one in fitted.values()), default=0.0),
     )
     journal.close(done=not report.failed)

@@ -197,6 +197,7 @@ def _holiday_frame(holidays: Mapping[dt.date, str]) -> Any:
 
 def _prophet() -> Any:
     """The class, with its loggers quiet: Stan and Prophet report every fit, and a backtest makes many."""
+    logging.getLogger("prophet.plot").setLevel(logging.CRITICAL)  # says at its import what it cannot draw with
     from cmdstanpy.utils import get_logger
     from prophet import Prophet
 
