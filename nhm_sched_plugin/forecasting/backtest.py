@@ -41,6 +41,8 @@ class Backtest:
     """The models as the roll left them."""
     fold: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Number of the fold that each row belongs to."""
+    age: Floats = field(default_factory=lambda: np.zeros(0))
+    """Hours from each row's origin to the end of the history."""
 
 
 def mape(actual: Floats, forecast: Floats) -> float:
@@ -71,7 +73,7 @@ def roll(past: Timeline, makers: Mapping[str, Callable[[], Model]], folds: list[
     """Every model at every origin. A model that fails anywhere is left out, with the reason; the others go on."""
     origins = np.array([origin for fold in folds for origin in fold.origins])
     number = np.repeat(np.arange(len(folds)), [len(fold.origins) for fold in folds])
-    result = Backtest(actual=_actual(past, origins), fold=number)
+    result = Backtest(actual=_actual(past, origins), fold=number, age=(len(past) - origins).astype(np.float64))
     for name, make in makers.items():
         began = time.perf_counter()
         try:

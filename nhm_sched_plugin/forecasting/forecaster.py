@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.forecasting.correction import Correction, corrected
 from nhm_sched_plugin.forecasting.covariates import MAX_AHEAD, Covariates
 from nhm_sched_plugin.forecasting.intervals import LEVELS, bottleneck_probability, confidence
 from nhm_sched_plugin.forecasting.judge import MODELS, candidates, judge
@@ -27,6 +28,7 @@ from nhm_sched_plugin.forecasting.series import (
     join,
     stamps,
 )
+from nhm_sched_plugin.forecasting.shift import Hour, correction
 from nhm_sched_plugin.forecasting.table import MAX_HORIZON_MINUTES, SliceForecast
 from nhm_sched_plugin.types import Forecast, ForecastPoint
 
@@ -38,6 +40,8 @@ __all__ = ["LoadForecaster"]
 _STATE_VERSION: Final = 2
 _MEMORY: Final = 8 * WEEK
 """Known hours that a fitted forecaster keeps: what its models look back on."""
+_COMPARED: Final = 72
+"""Hours whose forecasts are kept beside their counts."""
 _MAX_OVER_PEAK: Final = 3.0
 """No forecast exceeds this many times the busiest hour ever seen."""
 
@@ -70,6 +74,9 @@ class LoadForecaster:
         self._ahead: Floats | None = None
         """What each model expects of the hours after the origin (models x hours); None: not asked yet."""
         self._plan = plan(bands, list(models), MAX_AHEAD)
+        self._seen: list[Hour] = []
+        """The last hours since the fit with their forecasts."""
+        self._correction: Correction | None = None
         self.bands = bands
         """Which models serve which hours ahead, with what spread."""
         self.horizons = horizons
@@ -163,16 +170,40 @@ class LoadForecaster:
     def update(self, recent: pd.Series[Any]) -> Self:
         """Move the origin to the last stamp of `recent` without a refit; where it overlaps, the newer count stands.
 
-        Raises `HistoryError` for counts that cannot be used, or with a time zone where the history has none.
+        The new hours are compared with what was forecast for them: a level shift or an outage that the models do not
+        follow by themselves corrects what comes (see `correction`). Raises `HistoryError` for counts that cannot be
+        used, or with a time zone where the history has none.
         """
         merged = join(self._known, hours(recent))
+        self._compare(merged.loc[merged.index > self._known.index[-1]])
         self.peak = max(self.peak, float(merged.max()))
         self._known, self._ahead = merged.iloc[-_MEMORY:], None
         return self
 
+    @property
+    def correction(self) -> Correction:
+        """What the hours since the fit say about the hours ahead; its `kind` names a level shift or an outage."""
+        if self._correction is None:
+            self._correction = correction(self._seen)
+        return self._correction
+
+    def _compare(self, new: pd.Series[float]) -> None:
+        """Note how the new hours came out against their forecasts."""
+        if 0 < len(new) <= MAX_AHEAD:
+            mean, quantiles = self._expected(len(new))
+            pairs = zip(new.to_numpy(), mean, quantiles, strict=True)
+            self._seen += [
+                Hour(None if math.isnan(count) else float(count), float(m), tuple(map(float, row)))
+                for count, m, row in pairs
+            ]
+            self._seen = self._seen[-_COMPARED:]
+        elif len(new):
+            self._seen = []
+        self._correction = None
+
     def starting(self, known: pd.Series[float]) -> Self:
         """Forget the counts it has and start at the end of these (as `hours` makes them), for a backtest."""
-        self._known, self._ahead = known.iloc[-_MEMORY:], None
+        self._known, self._ahead, self._seen, self._correction = known.iloc[-_MEMORY:], None, [], None
         return self
 
     def predict(self, horizon_minutes: int, capacity: float | None = None) -> Forecast:
@@ -225,6 +256,15 @@ class LoadForecaster:
 
     def evaluate(self, steps: int) -> tuple[Floats, Floats]:
         """Mean (steps) and quantiles (steps x levels) of the hours after the origin; at most 504."""
+        mean, quantiles = self._expected(steps)
+        by = self.correction
+        if by.kind != "none":
+            for i in range(steps):
+                mean[i], quantiles[i] = corrected(float(mean[i]), quantiles[i].tolist(), i + 1.0, by)
+        return mean, quantiles
+
+    def _expected(self, steps: int) -> tuple[Floats, Floats]:
+        """What the models expect, uncorrected."""
         if self._ahead is None:
             past = self.timeline(self._known)
             rows = [np.nan_to_num(model.predict(past, MAX_AHEAD)) for model in self._models.values()]
@@ -248,6 +288,7 @@ class LoadForecaster:
             "models": {name: model.to_state() for name, model in self._models.items()},
             "ahead": None if self._ahead is None else [pack(row) for row in self._ahead],
             "bands": msgspec.to_builtins(self.bands),
+            "seen": [[hour.actual, *pack(np.array([hour.mean, *hour.quantiles]))] for hour in self._seen],
             "samples": self.samples,
             "peak": self.peak,
             "trained_at": self.trained_at,
@@ -294,6 +335,7 @@ class LoadForecaster:
                 failures=dict(state["failures"]),
             )
             made._ahead = None if state["ahead"] is None else np.array(state["ahead"], dtype=np.float64)
+            made._seen = [Hour(actual, mean, tuple(row)) for actual, mean, *row in state["seen"]]
             return made
         except (KeyError, TypeError, ValueError, AttributeError, msgspec.MsgspecError) as error:
             raise ModelError(f"forecaster state is damaged ({type(error).__name__}: {error}); train anew") from None

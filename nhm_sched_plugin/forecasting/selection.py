@@ -12,6 +12,7 @@ import numpy as np
 
 from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, Backtest, mape, wape
 from nhm_sched_plugin.forecasting.intervals import LEVELS
+from nhm_sched_plugin.forecasting.models.base import WEEK
 from nhm_sched_plugin.forecasting.series import Floats
 
 __all__ = ["Band", "Plan", "blended", "choose", "errors_by_horizon", "plan", "uninformed"]
@@ -33,6 +34,8 @@ _PRIOR: Final = {
 """How much a model is worth before the backtest: read off many series, none of which is a benchmark's test stretch."""
 _SHARPNESS: Final = 8.0
 """An error larger by a tenth costs somewhat more than half of the weight."""
+_HALF_LIFE: Final = 0.5
+"""What is left of the weight of an error after a week."""
 _BLOCKS: Final = 8
 _MOST: Final = 4
 _LEAST: Final = 0.08
@@ -85,7 +88,7 @@ def choose(backtest: Backtest, ends: Sequence[int]) -> tuple[list[Band], Floats]
                 weights = _weights(actual[others], {name: rows[others] for name, rows in forecasts.items()})
                 part = {name: rows[inside] for name, rows in forecasts.items()}
                 served[inside, first:end] = blended(part, weights)
-            power, ratios = _spread(actual, served[:, first:end])
+            power, ratios = _spread(actual, served[:, first:end], backtest.age)
             origins = int(np.isfinite(actual).any(axis=1).sum())
             weights = _weights(actual, forecasts)
             bands.append(Band(upto=end, weights=weights, power=power, ratios=ratios, origins=origins))
@@ -126,21 +129,26 @@ def _error(actual: Floats, forecast: Floats) -> float:
     return math.sqrt(relative * weighted)
 
 
-def _spread(actual: Floats, forecast: Floats) -> tuple[float, list[float]]:
+def _spread(actual: Floats, forecast: Floats, age: Floats) -> tuple[float, list[float]]:
     """Split conformal: empirical quantiles of scaled held-out errors, of the scale with the least pinball loss.
 
-    Errors of one origin go together, so the levels are moved outward as for as many samples as there are origins.
+    Errors of `age` hours ago weigh half as much every week (Barber et al. 2023, "Conformal prediction beyond
+    exchangeability"). Errors of one day go together, so the levels are moved outward as for two samples a day.
     """
     used = np.isfinite(actual)
-    origins = max(int(used.any(axis=1).sum()), 1)
+    weight = np.broadcast_to(_HALF_LIFE ** (age / WEEK)[:, None], actual.shape)[used]
     truth, mean = actual[used], forecast[used]
-    levels = [_outward(level, origins) for level in LEVELS]
+    by_day = np.bincount((age // 24).astype(int), weights=_HALF_LIFE ** (age / WEEK)) / np.maximum(
+        np.bincount((age // 24).astype(int)), 1
+    )
+    samples = 2.0 * float(by_day.sum() ** 2 / (by_day**2).sum())
+    levels = [_outward(level, samples) for level in LEVELS]
     best: tuple[float, float, list[float]] = (math.inf, 0.0, [])
     for power in _POWERS:
         scale = np.maximum(mean, 1.0) ** power
-        ratios = np.quantile((truth - mean) / scale, levels)
+        ratios = _weighted_quantiles((truth - mean) / scale, weight, levels)
         loss = sum(
-            float(np.mean(np.maximum(level * error, (level - 1) * error)))
+            float(np.sum(weight * np.maximum(level * error, (level - 1) * error)))
             for level, ratio in zip(LEVELS, ratios, strict=True)
             for error in [truth - np.maximum(mean + ratio * scale, 0.0)]
         )
@@ -153,7 +161,14 @@ def _spread(actual: Floats, forecast: Floats) -> tuple[float, list[float]]:
     ]
 
 
-def _outward(level: float, samples: int) -> float:
+def _weighted_quantiles(values: Floats, weight: Floats, levels: Sequence[float]) -> Floats:
+    """Linear between the midpoints of the weights; weights alike give Hazen's plotting positions."""
+    order = np.argsort(values)
+    total = np.cumsum(weight[order])
+    return np.interp(levels, (total - 0.5 * weight[order]) / total[-1], values[order])
+
+
+def _outward(level: float, samples: float) -> float:
     """The conformal level `ceil((n + 1) q) / n` of an upper quantile, not rounded; mirrored for a lower one."""
     return min(max(0.5 + (level - 0.5) * (samples + 1) / samples, 0.0), 1.0)
 

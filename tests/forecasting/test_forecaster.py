@@ -386,7 +386,12 @@ def test_evaluation_judges_what_was_never_seen() -> None:
 def test_the_mean_stays_inside_its_interval_after_a_level_shift() -> None:
     """A backtest that sees only the drop errs to one side: every count is below its forecast."""
     forecast = np.full((4, 24), 100.0)
-    shifted = Backtest(actual=np.full((4, 24), 10.0), forecasts={"prophet": forecast}, fold=np.zeros(4, dtype=int))
+    shifted = Backtest(
+        actual=np.full((4, 24), 10.0),
+        forecasts={"prophet": forecast},
+        fold=np.zeros(4, dtype=int),
+        age=np.arange(4.0, 0, -1),
+    )
     (band,), served = choose(shifted, [24])
     assert served == pytest.approx(forecast)
     (row,) = plan([band], ["prophet"], 1).quantiles(np.array([100.0]))
