@@ -91,6 +91,8 @@ class LoadForecaster:
         """Method (`"served"` for the choice) -> horizon in minutes -> backtest MAPE and WAPE in percent."""
         self.failures = failures or {}
         """Models that could not be fitted, and why."""
+        self.backtest: Floats | None = None
+        """After `fit`: its forecasts at the origins of its backtest (`plan_folds`), a row each. Not in the state."""
 
     @classmethod
     def fit(
@@ -119,7 +121,7 @@ class LoadForecaster:
         samples = int(known.notna().sum())
         makers = candidates(samples, config, covariates.dates, shortlist)
         judged = judge(covariates.timeline(known), makers, minutes, samples)
-        return cls(
+        made = cls(
             known=known.iloc[-_MEMORY:],
             horizons=minutes,
             country=country,
@@ -132,6 +134,8 @@ class LoadForecaster:
             covariates=covariates,
             failures=judged.failures,
         )
+        made.backtest = judged.served
+        return made
 
     def refit(self, history: pd.Series[Any], clock: Callable[[], float] = time.time) -> Self:
         """The same models, weights and spreads, learned anew from another (longer) history, without a backtest.

@@ -83,6 +83,8 @@ class Judgement(msgspec.Struct, frozen=True):
     failures: dict[str, str]
     models: dict[str, Model]
     """The models that serve, fitted on the whole history."""
+    served: Floats | None = None
+    """What they, as weighted, forecast at the origins of `plan_folds` (rows), hour by hour (columns)."""
 
 
 def judge(past: Timeline, makers: Makers, minutes: Sequence[int], samples: int) -> Judgement:
@@ -109,7 +111,7 @@ def judge(past: Timeline, makers: Makers, minutes: Sequence[int], samples: int) 
     for name in sorted({name for band in bands for name in band.weights}):
         rolled = backtest.models.get(name)
         models[name] = rolled if rolled is not None and rolled.rolls_on else makers[name]().fit(past)
-    return Judgement(bands, errors, backtest.failures, models)
+    return Judgement(bands, errors, backtest.failures, models, served)
 
 
 def _untried(past: Timeline, failures: dict[str, str]) -> Judgement:

@@ -28,10 +28,11 @@ _PRIOR_ROWS: Final = 60.0
 """Rows that the penalty is worth besides, for each hour ahead."""
 _MIN_ROWS: Final = 100
 _EVERY_ROW: Final = 26 * WEEK
-_THINNED: Final = 78 * WEEK
-"""Rows older than `_EVERY_ROW` count every fifth, older than this not at all; the profiles know the whole history."""
+_HISTORY: Final = 65 * WEEK
+"""Hours learned from: a year and a quarter. What was before misleads more than it teaches."""
 _STRIDE: Final = 5
-_LONG_STRIDE: Final = 7
+"""Of rows older than `_EVERY_ROW` only every fifth is used."""
+_LONG_STRIDE: Final = 13
 _MEMORY: Final = 8 * WEEK
 """Hours before the origin that a prediction looks at; what was before is in the anchors of the profiles."""
 _FADE: Final = 0.8
@@ -61,15 +62,20 @@ class Ridge(Plain):
 
     def fit(self, past: Timeline) -> Self:
         past = past.interpolated()
+        past = past.until(len(past), _HISTORY)
         self._calibrate(past.values)
         self._learn(past, len(past), [])
         return self
 
     def roll(self, past: Timeline, folds: Sequence[Fold], steps: int) -> Floats:
         """Forecasts (origins x steps) with weights from before each fold; afterwards it is fitted on all of `past`."""
-        past = past.interpolated(folds[0].start)
-        self._calibrate(past.values[: folds[0].start])
-        rows: Floats = np.concatenate(self._learn(past, folds[0].start, folds, steps))
+        start = folds[0].start
+        past = past.interpolated(start)
+        cut = max(start - _HISTORY, 0)
+        past = past.until(len(past), len(past) - cut)
+        folds = [Fold(fold.start - cut, tuple(origin - cut for origin in fold.origins)) for fold in folds]
+        self._calibrate(past.values[: start - cut])
+        rows: Floats = np.concatenate(self._learn(past, start - cut, folds, steps))
         return rows
 
     def predict(self, past: Timeline, steps: int) -> Floats:
@@ -237,7 +243,8 @@ class _Moments:
     @classmethod
     def of(cls, rows: Singles, target: Floats) -> _Moments:
         used = np.isfinite(target).all(axis=1)
-        rows, target = rows[used], target[used]
+        if not used.all():
+            rows, target = rows[used], target[used]
         single = target.astype(np.float32)
         return cls(
             (rows.T @ rows).astype(np.float64),
@@ -266,7 +273,7 @@ class _Rows:
         count = len(level)
         first = max(min(WEEK, count // 4), 1)
         recent = np.arange(max(first, count - _EVERY_ROW), count)
-        older = np.arange(max(first, count - _THINNED), max(first, count - _EVERY_ROW), _STRIDE)
+        older = np.arange(first, max(first, count - _EVERY_ROW), _STRIDE)
         self._last = np.concatenate((older, recent))
         """Last known hour of each row's origin."""
         self._level = np.concatenate((level, np.full(WEEK, np.nan)))
