@@ -2,8 +2,6 @@
 
 Whether a slice borrows is decided by a backtest on its own last weeks: `share x forecast of the parent` against its own
 models, both made at each origin only from what was known then. Where its own are not better, it is served the share.
-The parent is rolled through the origins of its own backtest; those of a slice with as long a history are the same, so
-that what its own models did there is known already. Only for the others is a slice's own side done once more.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, plan_folds, wape
 from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
 from nhm_sched_plugin.forecasting.intervals import LEVELS
+from nhm_sched_plugin.forecasting.selection import plan
 from nhm_sched_plugin.forecasting.series import Floats, epoch, hours, stamps
 from nhm_sched_plugin.forecasting.table import SliceForecast
 
@@ -38,7 +37,8 @@ _SHARE_HOURS: Final = 4 * _WEEK
 """The share is that of the last four weeks."""
 _BUSY: Final = 5.0
 """Tickets an hour from which on mean and median are about the same."""
-_SOME_ORIGINS: Final = 32
+_FEW_ORIGINS: Final = 12
+"""Fewer origins in common with the parent are too few to compare at."""
 _DECIMALS: Final = 6
 _NORMAL: Final = np.array((-1.959964, -1.281552, 0.0, 1.281552, 1.959964))
 """The standard normal quantiles at LEVELS."""
@@ -68,20 +68,18 @@ class Lending(msgspec.Struct, frozen=True):
         return flat.reshape(len(self.origins), MAX_LEAD, 1 + len(LEVELS))
 
 
-def lend(series: pd.Series[Any], refit: Refit) -> Lending | None:
-    """Roll a whole through the origins of its backtest, fitted on what came before; None for one that is too short."""
+def lend(series: pd.Series[Any], model: LoadForecaster) -> Lending | None:
+    """A whole's forecasts at the origins of its backtest; None for one that is too short for that."""
     known = hours(series)
-    if len(known) < _LEAST_HOURS:
+    if len(known) < _LEAST_HOURS or model.backtest is None:
         return None
-    folds = plan_folds(len(known))
-    start = folds[0].start
-    model = refit(known.iloc[:start])
     at = epoch(stamps(known))
     positions = _positions(len(known))
     rows = np.empty((len(positions), MAX_LEAD, 1 + len(LEVELS)), dtype=np.float32)
-    for row, origin in zip(rows, positions, strict=True):
-        row[:, 0], row[:, 1:] = model.starting(known.iloc[:origin]).evaluate(MAX_LEAD)
-    kept = max(start - _SHARE_HOURS, 0)
+    spread = plan(model.bands, [], MAX_LEAD)
+    for row, mean in zip(rows, model.backtest, strict=True):
+        row[:, 0], row[:, 1:] = mean, spread.quantiles(mean)
+    kept = max(positions[0] - _SHARE_HOURS, 0)
     values = np.asarray(known, dtype=np.float64)[kept:]
     return Lending(int(at[kept]), values.tobytes(), [int(at[i - 1]) + _HOUR for i in positions], rows.tobytes())
 
@@ -149,18 +147,12 @@ def share_of_parent(
 ) -> ShareOfParent | None:
     """The slice as a share of its parent, or None where its own models are better.
 
-    Errors are averaged over all hours up to each horizon, and those over the horizons: WAPE for a busy slice that was
-    judged at the same origins, squared errors for others. Absolute ones would reward those who forecast nothing where
-    most hours are empty. `refit` fits the slice's own models on an earlier part of its history, for the latter.
+    Errors are averaged over all hours up to each horizon, and those over the horizons: WAPE for a busy slice, squared
+    errors for a sparse one, because absolute ones reward those who forecast nothing where most hours are empty. Where
+    the slice was too short for a backtest, `refit` fits its models on the first part of what there is.
     """
-    trial = _Trial.of(series, lending, own.horizons)
-    if trial is None:
-        return None
-    known = [pair[1] for pair in own.errors.get("served", {}).values() if math.isfinite(pair[1])]
-    if trial.same and known and float(np.nanmean(trial.actual)) >= _BUSY:
-        if float(np.mean(known)) < trial.error(trial.mean):
-            return None
-    elif trial.own_is_better(refit):
+    trial = _Trial.of(series, lending, own.horizons, own.backtest)
+    if trial is None or trial.own_is_better(refit):
         return None
     return ShareOfParent(
         parent=parent,
@@ -173,45 +165,53 @@ def share_of_parent(
 
 
 class _Trial:
-    """The origins at which both are tried: `forecasts` are the share's, `actual` what came."""
+    """The origins at which both are tried: `mean` is what the share forecasts, `actual` what came."""
 
     def __init__(
-        self, known: pd.Series[float], whole: Floats, positions: list[int], lent: Floats, horizons: Sequence[int]
+        self,
+        known: pd.Series[float],
+        whole: Floats,
+        positions: list[int],
+        lent: Floats,
+        own: Floats | None,
+        horizons: Sequence[int],
     ) -> None:
         self.known = known
         self._values = np.asarray(known, dtype=np.float64)
         self._whole = whole
         self._positions = positions
+        self._own = own
         self._ends = {str(horizon): min(math.ceil(horizon / 60), MAX_LEAD) for horizon in horizons}
         self.lent = lent
         self.shares = np.array([self.share(position) for position in positions])
         self.mean: Floats = lent[:, :, 0] * self.shares[:, None]
-        self.same = positions == _positions(len(known))
-        """Whether these are the origins that the slice's own models were judged at."""
         at = np.array(positions)[:, None] + np.arange(MAX_LEAD)[None, :]
         inside = at < len(known)
         self.actual: Floats = np.where(inside, self._values[np.where(inside, at, 0)], np.nan)
 
     @classmethod
-    def of(cls, series: pd.Series[Any], lending: Lending, horizons: Sequence[int]) -> Self | None:
-        """The origins of the parent that leave the slice at least half of its history before them."""
+    def of(
+        cls, series: pd.Series[Any], lending: Lending, horizons: Sequence[int], own: Floats | None = None
+    ) -> Self | None:
+        """The origins that the slice and its parent were both tried at, if those are enough; else the parent's.
+
+        Of the latter those that leave the slice half of its history before them. None where no such hour had a count.
+        """
         known = hours(series)
         first = int(epoch(stamps(known))[0])
         counts = lending.counts()
-        offset = (first - lending.first) // _HOUR
-        at = np.arange(len(known)) + offset
+        at = np.arange(len(known)) + (first - lending.first) // _HOUR
         inside = (at >= 0) & (at < len(counts))
         whole = np.where(inside, counts[np.where(inside, at, 0)], np.nan)
-        least = max(len(known) // 2, 1)
-        picked = [
-            (position, i)
-            for i, origin in enumerate(lending.origins)
-            if least <= (position := (origin - first) // _HOUR) < len(known)
-        ]
-        if not picked:
+        lent = {(origin - first) // _HOUR: i for i, origin in enumerate(lending.origins)}
+        mine = {} if own is None else {position: i for i, position in enumerate(_positions(len(known)))}
+        both = [position for position in lent if position in mine]
+        if len(both) < _FEW_ORIGINS:
+            own, both = None, [p for p in lent if max(len(known) // 2, 1) <= p < len(known)]
+        if not both:
             return None
-        lent = lending.forecasts()[[i for _, i in picked]]
-        made = cls(known, whole, [position for position, _ in picked], lent, horizons)
+        rows = None if own is None else own[[mine[position] for position in both]]
+        made = cls(known, whole, both, lending.forecasts()[[lent[position] for position in both]], rows, horizons)
         seen = [np.isfinite(made.actual[:, :end]).any() for end in made._ends.values()]
         return made if all(seen) else None
 
@@ -223,18 +223,17 @@ class _Trial:
         return min(float(mine[both].sum()) / total, 1.0) if total > 0 else 0.0
 
     def own_is_better(self, refit: Refit) -> bool:
-        """By squared errors at some of the origins, of the slice's own models fitted on what came before the first."""
-        some = slice(None, None, -(-len(self._positions) // _SOME_ORIGINS))
-        model = refit(self.known.iloc[: self._positions[0]])
-        rows = [model.starting(self.known.iloc[:p]).evaluate(MAX_LEAD)[0] for p in self._positions[some]]
-        return self._squared(np.array(rows), some) < self._squared(self.mean[some], some)
-
-    def error(self, forecast: Floats) -> float:
-        return float(np.mean([wape(self.actual[:, :end], forecast[:, :end]) for end in self._ends.values()]))
-
-    def _squared(self, forecast: Floats, some: slice) -> float:
-        error = (self.actual[some] - forecast) ** 2
-        return float(np.nanmean([np.nanmean(error[:, :end]) for end in self._ends.values()]))
+        if self._own is None:
+            model = refit(self.known.iloc[: self._positions[0]])
+            rows = [model.starting(self.known.iloc[:p]).evaluate(MAX_LEAD)[0] for p in self._positions]
+            self._own = np.array(rows)
+        busy = float(np.nanmean(self.actual)) >= _BUSY
+        error = wape if busy else _squared
+        mine, shared = (
+            np.mean([error(self.actual[:, :end], rows[:, :end]) for end in self._ends.values()])
+            for rows in (self._own, self.mean)
+        )
+        return bool(mine < shared)
 
     def errors(self) -> Errors:
         pairs = {
@@ -271,6 +270,10 @@ def _part(rows: Floats, share: Floats | float, spread: float) -> Floats:
     moved = np.where(_NORMAL == 0, rate * rows[..., 1:] - mean, np.copysign(distance, _NORMAL))
     quantiles = np.maximum.accumulate(np.maximum(mean + spread * moved, 0.0), axis=-1)
     return np.concatenate((mean, quantiles), axis=-1)
+
+
+def _squared(actual: Floats, forecast: Floats) -> float:
+    return float(np.nanmean((actual - forecast) ** 2))
 
 
 def _finite(value: float) -> float | None:

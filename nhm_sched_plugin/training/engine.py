@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from nhm_sched_plugin.errors import TrainingError
@@ -13,6 +17,8 @@ __all__ = ["ENGINES", "Engine", "Task", "engine"]
 
 ENGINES: Final = ("loky", "dask")
 _DASK_TIMEOUT_S: Final = 10.0
+_DASK_WORKERS_S: Final = 60.0
+_WATCH_S: Final = 2.0
 
 
 class Task(Protocol):
@@ -75,6 +81,27 @@ class Engine:
             return next(iter(self._answers(work, [task], [])))
         except Exception as error:  # noqa: BLE001 - as above, and now it is known whose fault it is
             return lost(task, _died(error))
+
+
+class _Processes(Engine):
+    """On processes of this machine, which do not outlive this one: a killed parent cannot send them home."""
+
+    def _answers(self, work: Callable[[_T], _R], tasks: Sequence[_T], begun: list[str]) -> Iterator[_R]:
+        return super()._answers(partial(_attended, os.getpid(), work), tasks, begun)
+
+
+def _attended(parent: int, work: Callable[[_T], _R], task: _T) -> _R:
+    """In a worker: do the task, and see to it that the worker ends when its parent does."""
+    name = "nhm-sched-parent"
+    if all(thread.name != name for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(parent,), name=name, daemon=True).start()
+    return work(task)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)
 
 
 class _Cluster(Engine):
@@ -149,7 +176,7 @@ def engine(name: str = "loky", jobs: int = 2, scheduler: str | None = None) -> I
         return
     from joblib import Parallel
 
-    yield Engine(
+    yield _Processes(
         lambda: Parallel(
             n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="2*n_jobs", batch_size=1
         )
@@ -172,7 +199,7 @@ def _dask(scheduler: str | None) -> Iterator[Engine]:
         raise TrainingError(f"the Dask scheduler {scheduler} does not answer ({_said(error)})") from None
     with client:
         try:
-            client.wait_for_workers(1, timeout=_DASK_TIMEOUT_S)
+            client.wait_for_workers(1, timeout=_DASK_WORKERS_S)
         except Exception as error:  # noqa: BLE001 - its own kind of timeout
             raise TrainingError(f"the Dask scheduler {scheduler} has no workers ({_said(error)})") from None
         yield _Cluster(client, 2 * sum(client.ncores().values()))

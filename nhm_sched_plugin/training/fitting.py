@@ -150,7 +150,7 @@ def _fit_into(result: Fitted, task: SliceTask) -> None:
     result.state = own.to_state()
     result.row = own.table(TABLE_HOURS)
     if task.lends:
-        result.lending = lend(task.series, refit)
+        result.lending = lend(task.series, own)
 
 
 def _fit(task: SliceTask, series: pd.Series[Any], **about: Any) -> LoadForecaster:
