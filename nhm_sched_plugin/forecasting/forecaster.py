@@ -137,13 +137,22 @@ class LoadForecaster:
         made.backtest = judged.served
         return made
 
-    def refit(self, history: pd.Series[Any], clock: Callable[[], float] = time.time) -> Self:
+    def refit(
+        self,
+        history: pd.Series[Any],
+        clock: Callable[[], float] = time.time,
+        *,
+        regressors: pd.DataFrame | None = None,
+    ) -> Self:
         """The same models, weights and spreads, learned anew from another (longer) history, without a backtest.
 
-        A model without enough history there keeps what it knows. Raises `HistoryError` for an unusable history.
+        A model without enough history there keeps what it knows. `regressors` as in `update`; a forecaster from a state
+        knows those of the last weeks only, so give them for the whole history. Raises `HistoryError` for an unusable
+        history or regressors.
         """
         known = hours(history)
-        past = self._covariates.timeline(known)
+        covariates = self._covariates if regressors is None else self._covariates.renewed(regressors, known)
+        past = covariates.timeline(known)
         samples = int(known.notna().sum())
         return type(self)(
             known=known.iloc[-_MEMORY:],
@@ -158,7 +167,7 @@ class LoadForecaster:
             peak=float(known.max()),
             trained_at=clock(),
             errors=self.errors,
-            covariates=self._covariates,
+            covariates=covariates,
             failures=self.failures,
         )
 
@@ -171,14 +180,32 @@ class LoadForecaster:
         """Which model serves that horizon; names joined by `+` are their weighted mean, largest weight first."""
         return self._band(math.ceil(horizon_minutes / 60)).method
 
-    def update(self, recent: pd.Series[Any]) -> Self:
+    @property
+    def regressors(self) -> tuple[str, ...]:
+        """Names of the regressors that it was fitted with."""
+        return self._covariates.names
+
+    def inform(self, regressors: pd.DataFrame) -> Self:
+        """Newer regressors: from their first hour on they stand alone, before it those of the fit stay.
+
+        Columns that the fit did not have are ignored. Raises `HistoryError` when one that it had is missing, when it
+        had none, or for another kind of time zone than the history's.
+        """
+        self._covariates, self._ahead = self._covariates.renewed(regressors, self._known), None
+        return self
+
+    def update(self, recent: pd.Series[Any], *, regressors: pd.DataFrame | None = None) -> Self:
         """Move the origin to the last stamp of `recent` without a refit; where it overlaps, the newer count stands.
+
+        `regressors` are what is known by now, past and ahead (see `inform`), scaled as those of the fit were.
 
         The new hours are compared with what was forecast for them: a level shift or an outage that the models do not
         follow by themselves corrects what comes (see `correction`). Raises `HistoryError` for counts that cannot be
         used, or with a time zone where the history has none.
         """
         merged = join(self._known, hours(recent))
+        if regressors is not None:
+            self.inform(regressors)
         self._compare(merged.loc[merged.index > self._known.index[-1]])
         self.peak = max(self.peak, float(merged.max()))
         self._known, self._ahead = merged.iloc[-_MEMORY:], None
@@ -302,7 +329,7 @@ class LoadForecaster:
                 }
                 for method, row in self.errors.items()
             },
-            "covariates": self._covariates.to_state(int(epoch(stamps(self._known))[0])),
+            "covariates": self._covariates.to_state(*map(int, epoch(stamps(self._known))[[0, -1]])),
             "failures": self.failures,
         }
 
