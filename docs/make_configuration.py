@@ -11,12 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from nhm_sched_plugin import settings as module
 from nhm_sched_plugin.settings import Settings
 
 HEAD = """# Configuration
 
-<!-- Written by `python docs/make_configuration.py`; change the docstrings in nhm_sched_plugin/settings.py instead. -->
+<!-- Written by `python docs/make_configuration.py`; change the docstrings in nhm_sched_plugin/settings*.py instead. -->
 
 One YAML file, or a mapping that the orchestrator passes to `SchedulerHost.from_config`. Keys are written in snake_case
 as here, or in camelCase as in Helm values (`decisionBudgetMs`); those of `optimizer` may also stand at the top level.
@@ -96,7 +95,7 @@ def _source(model: type[BaseModel]) -> tuple[dict[str, str], dict[str, str]]:
     """The docstring under each field and its type as written."""
     tree = next(
         node
-        for node in ast.parse(inspect.getsource(module)).body
+        for node in ast.parse(inspect.getsource(sys.modules[model.__module__])).body
         if isinstance(node, ast.ClassDef) and node.name == model.__name__
     )
     meanings, types = {}, {}

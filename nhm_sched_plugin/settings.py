@@ -15,27 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from nhm_sched_plugin.errors import ConfigError
+from nhm_sched_plugin.settings_ml import ClickHouseSettings, ExpandedPath, Fraction, MlSettings, ProphetSettings, Tree
 from nhm_sched_plugin.settings_problems import explain
 
-__all__ = ["Settings", "bundled", "load_settings"]
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-ExpandedPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+__all__ = ["ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
 
 
 def bundled(kind: Literal["hooks", "fallback"]) -> Path:
@@ -56,19 +43,7 @@ def _names(value: Any) -> Any:
     )
 
 
-class _Tree(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads `yes` and `on` as true, and true would pass for 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("expected no switch (true, false, yes, no, on, off)")
-        return value
-
-
-class OptimizerSettings(_Tree):
+class OptimizerSettings(Tree):
     """When the policy is asked and when its answer is taken."""
 
     enabled: bool = True
@@ -87,96 +62,7 @@ class OptimizerSettings(_Tree):
     """No call into the plugin holds the host for longer."""
 
 
-class ClickHouseSettings(_Tree):
-    """Where the records live."""
-
-    dsn: SecretStr | None = None
-    """`chdb:///path`, `clickhouse://`, `http://` or `https://`. Wins over host and port."""
-    host: str | None = None
-    """Unset: the embedded engine under `data_dir`."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8123
-    """Of the HTTP interface: 8123, or 8443 with TLS. 9000 is the native port, which is not spoken here."""
-    user: str = "default"
-    """Who the records are written as."""
-    password: SecretStr | None = None
-    """From the environment only (`NHM_SCHED_ML__CLICKHOUSE__PASSWORD`); better `password_file`."""
-    password_file: ExpandedPath | None = None
-    """File that holds the password and nothing else."""
-    password_secret: str | None = None
-    """Name of the Kubernetes secret that the chart mounts; not read here."""
-    secure: bool = False
-    """TLS to the server."""
-    database: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "neural_hive"
-    """Made by `nhm-sched init`."""
-
-
-class ProphetSettings(_Tree):
-    seasonality_mode: Literal["additive", "multiplicative"] = "additive"
-    """Whether the seasons add to the trend or scale it."""
-    changepoint_prior_scale: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
-    """How freely the trend may bend."""
-    seasonality_prior_scale: Annotated[float, Field(ge=0.01, le=10)] = 10.0
-    """How strong the seasons may be."""
-
-
-class SchedulingSettings(_Tree):
-    """Q-learning, with the specification's tuning ranges."""
-
-    epsilon: Annotated[float, Field(ge=0.05, le=0.2)] = 0.1
-    """Share of decisions that try another action; treatment arm only."""
-    learning_rate: Annotated[float, Field(ge=0.001, le=0.1)] = 0.01
-    """How far one outcome moves a value."""
-    discount_factor: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Weight of the next state against the reward now."""
-    update_interval: Annotated[int, Field(ge=1)] = 100
-    """Save the Q-table after this many updates."""
-    seed: int | None = None
-    """Of the exploration draws; set it to repeat a run."""
-
-
-class TrainingSettings(_Tree):
-    interval_hours: Annotated[int, Field(ge=1)] = 24
-    """How often whoever schedules the training should run it."""
-    window_days: Annotated[int, Field(ge=1, le=3650)] = 540
-    """How much history is trained on."""
-    max_mape: Annotated[float, Field(gt=0)] = 25.0
-    """Percent; a model at or above it is not promoted."""
-    outliers: Literal["drop", "keep"] = "drop"
-    """Isolated hours that nothing explains, as [data quality](data-quality.md) defines them: missing, or trained on."""
-    tracking_uri: str | None = None
-    """MLflow registry; unset: sqlite under `data_dir`."""
-
-
-class ForecastingSettings(_Tree):
-    horizons: Annotated[tuple[Annotated[int, Field(ge=60, le=10_080)], ...], Field(min_length=1)] = (60, 360, 1440)
-    """Minutes ahead, each with a model of its own."""
-    country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = "BR"
-    """ISO 3166 code of the holidays in the fit; null for none."""
-    live: Literal["auto", "whole", "off"] = "auto"
-    """Correct forecasts by the tickets that come: `auto` learns this host's share, `whole`: it sees all; or `off`."""
-
-
-class CachingSettings(_Tree):
-    enabled: bool = True
-    """Accepted, not used yet: hosts answer from snapshots in memory."""
-    model_ttl: Annotated[int, Field(ge=1)] = 3600
-    """Accepted, not used yet."""
-    forecast_ttl: Annotated[int, Field(ge=1)] = 300
-    """Accepted, not used yet."""
-    q_table_ttl: Annotated[int, Field(ge=1)] = 7200
-    """Accepted, not used yet."""
-
-
-class MlSettings(_Tree):
-    clickhouse: ClickHouseSettings = ClickHouseSettings()
-    prophet: ProphetSettings = ProphetSettings()
-    scheduling: SchedulingSettings = SchedulingSettings()
-    training: TrainingSettings = TrainingSettings()
-    forecasting: ForecastingSettings = ForecastingSettings()
-    caching: CachingSettings = CachingSettings()
-
-
-class RolloutSettings(_Tree):
+class RolloutSettings(Tree):
     """Which decisions follow the policy. Hot-reloaded."""
 
     percentage: Annotated[int, Field(ge=0, le=100)] = 0
@@ -189,7 +75,7 @@ class RolloutSettings(_Tree):
     """Length of a switchback block; control ticks always go by it."""
 
 
-class ExperimentSettings(_Tree):
+class ExperimentSettings(Tree):
     """A/B test among the units inside the rollout."""
 
     enabled: bool = False
@@ -210,7 +96,7 @@ class ExperimentSettings(_Tree):
         return self
 
 
-class LimitSettings(_Tree):
+class LimitSettings(Tree):
     """The built-in guard: what no recommendation may exceed."""
 
     min_workers: Annotated[int, Field(ge=0)] = 1
@@ -229,7 +115,7 @@ class LimitSettings(_Tree):
         return self
 
 
-class PlannerSettings(_Tree):
+class PlannerSettings(Tree):
     """The capacity planner behind `target_workers`."""
 
     startup_s: Annotated[float, Field(ge=0)] = 120.0
@@ -238,12 +124,12 @@ class PlannerSettings(_Tree):
     """A ticket meets its SLA when it starts within this time."""
 
 
-class FallbackSettings(_Tree):
+class FallbackSettings(Tree):
     rule_book: str = "default"
     """Name of a bundled rule book (`default`, `conservative`) or a path to your own YAML. Hot-reloaded."""
 
 
-class RecordingSettings(_Tree):
+class RecordingSettings(Tree):
     enabled: bool = True
     """False: nothing is written down, so nothing can be explained or learned from later."""
     flush_ms: Annotated[int, Field(ge=1, le=60_000)] = 100
@@ -256,7 +142,7 @@ class RecordingSettings(_Tree):
     """Most the spool may take on disk."""
 
 
-class HooksSettings(_Tree):
+class HooksSettings(Tree):
     disabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
     """Plugin names not to load; `all` switches every third-party plugin and drop-in off. Also as text: `a,b`."""
     trace: bool = False
@@ -267,7 +153,7 @@ class HooksSettings(_Tree):
     """Threads in which third-party hooks run, so that a sleeping one cannot hold the host."""
 
 
-class MetricsSettings(_Tree):
+class MetricsSettings(Tree):
     enabled: bool = True
     """Whether `/metrics` and `/healthz` are served."""
     host: str = "127.0.0.1"

@@ -1,0 +1,120 @@
+"""The settings of the `ml` section: where the records live, how models are trained, what is forecast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+
+__all__ = ["ClickHouseSettings", "ExpandedPath", "Fraction", "MlSettings", "ProphetSettings", "Tree"]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+ExpandedPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+
+
+class Tree(BaseModel):
+    """A section: unknown keys are refused, and it cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, and true would pass for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("expected no switch (true, false, yes, no, on, off)")
+        return value
+
+
+class ClickHouseSettings(Tree):
+    """Where the records live."""
+
+    dsn: SecretStr | None = None
+    """`chdb:///path`, `clickhouse://`, `http://` or `https://`. Wins over host and port."""
+    host: str | None = None
+    """Unset: the embedded engine under `data_dir`."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8123
+    """Of the HTTP interface: 8123, or 8443 with TLS. 9000 is the native port, which is not spoken here."""
+    user: str = "default"
+    """Who the records are written as."""
+    password: SecretStr | None = None
+    """From the environment only (`NHM_SCHED_ML__CLICKHOUSE__PASSWORD`); better `password_file`."""
+    password_file: ExpandedPath | None = None
+    """File that holds the password and nothing else."""
+    password_secret: str | None = None
+    """Name of the Kubernetes secret that the chart mounts; not read here."""
+    secure: bool = False
+    """TLS to the server."""
+    database: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "neural_hive"
+    """Made by `nhm-sched init`."""
+
+
+class ProphetSettings(Tree):
+    seasonality_mode: Literal["additive", "multiplicative"] = "additive"
+    """Whether the seasons add to the trend or scale it."""
+    changepoint_prior_scale: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
+    """How freely the trend may bend."""
+    seasonality_prior_scale: Annotated[float, Field(ge=0.01, le=10)] = 10.0
+    """How strong the seasons may be."""
+
+
+class SchedulingSettings(Tree):
+    """Q-learning, with the specification's tuning ranges."""
+
+    epsilon: Annotated[float, Field(ge=0.05, le=0.2)] = 0.1
+    """Share of decisions that try another action; treatment arm only."""
+    learning_rate: Annotated[float, Field(ge=0.001, le=0.1)] = 0.01
+    """How far one outcome moves a value."""
+    discount_factor: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Weight of the next state against the reward now."""
+    update_interval: Annotated[int, Field(ge=1)] = 100
+    """Save the Q-table after this many updates."""
+    seed: int | None = None
+    """Of the exploration draws; set it to repeat a run."""
+
+
+class TrainingSettings(Tree):
+    interval_hours: Annotated[int, Field(ge=1)] = 24
+    """How often whoever schedules the training should run it."""
+    window_days: Annotated[int, Field(ge=1, le=3650)] = 540
+    """How much history is trained on."""
+    max_mape: Annotated[float, Field(gt=0)] = 25.0
+    """Percent; a model at or above it is not promoted."""
+    outliers: Literal["drop", "keep"] = "drop"
+    """Isolated hours that nothing explains, as [data quality](data-quality.md) defines them: missing, or trained on."""
+    tracking_uri: str | None = None
+    """MLflow registry; unset: sqlite under `data_dir`."""
+
+
+class ForecastingSettings(Tree):
+    horizons: Annotated[tuple[Annotated[int, Field(ge=60, le=10_080)], ...], Field(min_length=1)] = (60, 360, 1440)
+    """Minutes ahead, each with a model of its own."""
+    country: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = "BR"
+    """ISO 3166 code of the holidays in the fit; null for none."""
+    holidays: ExpandedPath | None = None
+    """Your own holidays besides: a CSV file with the columns `date,name`, or a YAML list of such pairs."""
+    regressors: ExpandedPath | None = None
+    """What drives the load and is known ahead: a CSV file `timestamp,NAME,...`, hourly, past and future hours."""
+    live: Literal["auto", "whole", "off"] = "auto"
+    """Correct forecasts by the tickets that come: `auto` learns this host's share, `whole`: it sees all; or `off`."""
+
+
+class CachingSettings(Tree):
+    enabled: bool = True
+    """Accepted, not used yet: hosts answer from snapshots in memory."""
+    model_ttl: Annotated[int, Field(ge=1)] = 3600
+    """Accepted, not used yet."""
+    forecast_ttl: Annotated[int, Field(ge=1)] = 300
+    """Accepted, not used yet."""
+    q_table_ttl: Annotated[int, Field(ge=1)] = 7200
+    """Accepted, not used yet."""
+
+
+class MlSettings(Tree):
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    prophet: ProphetSettings = ProphetSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
+    training: TrainingSettings = TrainingSettings()
+    forecasting: ForecastingSettings = ForecastingSettings()
+    caching: CachingSettings = CachingSettings()
