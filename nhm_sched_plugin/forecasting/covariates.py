@@ -23,7 +23,7 @@ from nhm_sched_plugin.forecasting.series import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MAX_AHEAD", "Covariates"]
+__all__ = ["MAX_AHEAD", "Covariates", "known_in"]
 
 MAX_AHEAD: Final = 504
 """Hours that a timeline goes on after its last known one."""
@@ -143,6 +143,20 @@ class Covariates:
         values = np.array(state["values"], dtype=np.float64).reshape(len(names), len(hours)).T
         scale = tuple((float(middle), float(spread)) for middle, spread in state["scale"])
         return cls(holidays, names, hours, values, scale)
+
+
+def known_in(regressors: pd.DataFrame | None, history: pd.Series[Any]) -> pd.DataFrame | None:
+    """The columns with a value between the first and the last stamp of a history; None where there is no such column.
+
+    For parts of a history, and for slices, that may be shorter than what was checked as a whole.
+    """
+    index: Any = history.index
+    hourly: Any = None if regressors is None else regressors.index
+    if regressors is None or not len(index) or (hourly.tz is None) != (getattr(index, "tz", None) is None):
+        return regressors  # the fit says what is wrong
+    inside = (hourly >= index.min().floor("h")) & (hourly <= index.max())
+    known = regressors.loc[inside].notna().any()
+    return regressors.loc[:, known.to_numpy()] if known.any() else None
 
 
 def _checked(regressors: pd.DataFrame, known: pd.Series[float]) -> tuple[NDArray[np.int64], Floats]:

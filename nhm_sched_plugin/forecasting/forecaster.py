@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.forecasting.correction import Correction, corrected
+from nhm_sched_plugin.forecasting.correction import UNCORRECTED, Correction, corrected
 from nhm_sched_plugin.forecasting.covariates import MAX_AHEAD, Covariates
 from nhm_sched_plugin.forecasting.intervals import LEVELS, bottleneck_probability, confidence
 from nhm_sched_plugin.forecasting.judge import MODELS, candidates, judge
@@ -28,7 +28,7 @@ from nhm_sched_plugin.forecasting.series import (
     join,
     stamps,
 )
-from nhm_sched_plugin.forecasting.shift import Hour, correction
+from nhm_sched_plugin.forecasting.shift import Hour, LevelWatch
 from nhm_sched_plugin.forecasting.table import MAX_HORIZON_MINUTES, SliceForecast
 from nhm_sched_plugin.types import Forecast, ForecastPoint
 
@@ -40,8 +40,8 @@ __all__ = ["LoadForecaster"]
 _STATE_VERSION: Final = 2
 _MEMORY: Final = 8 * WEEK
 """Known hours that a fitted forecaster keeps: what its models look back on."""
-_COMPARED: Final = 72
-"""Hours whose forecasts are kept beside their counts."""
+_COMPARED: Final = 48
+"""Hours that are held against what was said of them an hour before."""
 _MAX_OVER_PEAK: Final = 3.0
 """No forecast exceeds this many times the busiest hour ever seen."""
 
@@ -185,6 +185,11 @@ class LoadForecaster:
         """Names of the regressors that it was fitted with."""
         return self._covariates.names
 
+    @property
+    def holidays(self) -> dict[dt.date, str]:
+        """Days and names, the country's and the user's."""
+        return self._covariates.dates
+
     def inform(self, regressors: pd.DataFrame) -> Self:
         """Newer regressors: from their first hour on they stand alone, before it those of the fit stay.
 
@@ -206,7 +211,7 @@ class LoadForecaster:
         merged = join(self._known, hours(recent))
         if regressors is not None:
             self.inform(regressors)
-        self._compare(merged.loc[merged.index > self._known.index[-1]])
+        self._compare(merged)
         self.peak = max(self.peak, float(merged.max()))
         self._known, self._ahead = merged.iloc[-_MEMORY:], None
         return self
@@ -215,21 +220,33 @@ class LoadForecaster:
     def correction(self) -> Correction:
         """What the hours since the fit say about the hours ahead; its `kind` names a level shift or an outage."""
         if self._correction is None:
-            self._correction = correction(self._seen)
+            watch, saved = LevelWatch(), 0.0
+            for hour in self._seen:
+                before = watch.correction()
+                if before.kind != "none" and hour.actual is not None:
+                    moved = hour.mean * before.factor(1.0)
+                    saved += abs(_log_ratio(hour.actual, hour.mean)) - abs(_log_ratio(hour.actual, moved))
+                watch.observe(hour)
+            # Bursts that are over in an hour look like a shift each time; a correction that made it worse is dropped.
+            self._correction = watch.correction() if saved >= 0 else UNCORRECTED
         return self._correction
 
-    def _compare(self, new: pd.Series[float]) -> None:
-        """Note how the new hours came out against their forecasts."""
-        if 0 < len(new) <= MAX_AHEAD:
-            mean, quantiles = self._expected(len(new))
-            pairs = zip(new.to_numpy(), mean, quantiles, strict=True)
-            self._seen += [
-                Hour(None if math.isnan(count) else float(count), float(m), tuple(map(float, row)))
-                for count, m, row in pairs
-            ]
-            self._seen = self._seen[-_COMPARED:]
-        elif len(new):
-            self._seen = []
+    def _compare(self, merged: pd.Series[float]) -> None:
+        """Hold the new hours of `merged` against what the models would have said an hour before each."""
+        fresh = int((merged.index > self._known.index[-1]).sum())
+        recent = merged.iloc[-_MEMORY - fresh :]
+        origins = range(len(recent) - min(fresh, _COMPARED), len(recent))
+        if fresh > len(self._known) or not origins or origins[0] < 1:
+            self._seen = [] if fresh else self._seen
+            return
+        past = self.timeline(recent)
+        rows = np.array([model.next_hours(past, origins) for model in self._models.values()])
+        rows = np.clip(np.nan_to_num(rows), 0.0, _MAX_OVER_PEAK * self.peak)
+        for origin, expected in zip(origins, rows.T, strict=True):
+            mean, quantiles = self._plan.read(expected[:, None])
+            count = float(recent.iloc[origin])
+            self._seen.append(Hour(None if math.isnan(count) else count, float(mean[0]), tuple(quantiles[0].tolist())))
+        self._seen = self._seen[-_COMPARED:]
         self._correction = None
 
     def starting(self, known: pd.Series[float]) -> Self:
@@ -377,6 +394,10 @@ def _checked_horizons(horizons: Sequence[int]) -> tuple[int, ...]:
     if bad or not horizons:
         raise HistoryError(f"horizon {bad or 'list'} is empty or outside 1 to {MAX_HORIZON_MINUTES} minutes")
     return tuple(sorted({int(h) for h in horizons}))
+
+
+def _log_ratio(actual: float, forecast: float) -> float:
+    return math.log((actual + 1.0) / (forecast + 1.0))
 
 
 def _by_level(row: Floats) -> dict[float, float]:

@@ -47,6 +47,12 @@ class Arima(Plain):
         row: Floats = self._run(past.until(len(past), _MAX_HOURS), [min(len(past), _MAX_HOURS)], steps)[0]
         return row
 
+    def next_hours(self, past: Timeline, origins: Sequence[int]) -> Floats:
+        first = max(origins[0] - _MAX_HOURS, 0)
+        window = past.until(origins[-1], origins[-1] - first)
+        row: Floats = self._run(window, [origin - first for origin in origins], 1)[:, 0]
+        return row
+
     def roll(self, past: Timeline, folds: Sequence[Fold], steps: int) -> Floats:
         """Fitted once, before the first fold (the library's search is what costs), and run once through all origins."""
         fitted = self.fit(past.until(folds[0].start))

@@ -105,6 +105,9 @@ class Model(Protocol):
     def predict(self, past: Timeline, steps: int) -> Floats:
         """Tickets expected in each of the `steps` hours after the origin."""
 
+    def next_hours(self, past: Timeline, origins: Sequence[int]) -> Floats:
+        """Tickets expected in the first hour after each origin (a number of known hours), from what it has learned."""
+
     def roll(self, past: Timeline, folds: Sequence[Fold], steps: int) -> Floats:
         """Forecasts (origins x steps) as they would have been made, from nothing that was unknown then."""
 
@@ -116,10 +119,13 @@ class Model(Protocol):
 
 
 class Plain:
-    """A model without any configuration."""
+    """What most models do alike: they have no configuration, and are asked origin by origin."""
 
     def fresh(self) -> Self:
         return type(self)()
+
+    def next_hours(self: Any, past: Timeline, origins: Sequence[int]) -> Floats:
+        return np.array([self.predict(past.until(origin), 1)[0] for origin in origins])
 
 
 class Refitted(Plain):

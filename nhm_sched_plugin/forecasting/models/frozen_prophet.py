@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nhm_sched_plugin.forecasting.models.base import Fold, State, Timeline, pack
+from nhm_sched_plugin.forecasting.models.base import Fold, Plain, State, Timeline, pack
 from nhm_sched_plugin.forecasting.series import Floats
 
 __all__ = ["FrozenProphet", "kind_of_day"]
@@ -27,7 +27,7 @@ _KIND_ORDER: Final = 8
 """Fourier order of the daily cycle of a kind of day."""
 
 
-class FrozenProphet:
+class FrozenProphet(Plain):
     """Additive (or multiplicative) trend, daily, weekly and, from 365 days on, yearly seasonality, and holidays."""
 
     name: ClassVar[str] = "prophet"

@@ -84,6 +84,12 @@ class Ridge(Plain):
         row: Floats = self._ahead(design, np.array([len(past) - 1]), self._short, self._long, steps)[0]
         return row
 
+    def next_hours(self, past: Timeline, origins: Sequence[int]) -> Floats:
+        recent, anchors = self._recent(past)
+        last = np.array(origins) - 1 - (len(past) - len(recent))
+        row: Floats = self._ahead(self._design(recent, anchors), last, self._short, {}, 1)[:, 0]
+        return row
+
     # -- scale and profiles
 
     def _forward(self, values: Floats) -> Floats:

@@ -61,6 +61,15 @@ class DoubleSeasonal(Plain):
         state.run(level, past.week)
         return state.ahead(past.week[len(past) : len(past) + steps])
 
+    def next_hours(self, past: Timeline, origins: Sequence[int]) -> Floats:
+        first = max(origins[0] - _MEMORY, 0)
+        state = _State.of(np.log1p(past.values[first : origins[0]]), past.week[first:], self._weights[None, :])
+        expected = []
+        for origin in origins:
+            state.run(np.log1p(past.values[first:origin]), past.week[first:])
+            expected.append(state.ahead(past.week[origin : origin + 1])[0])
+        return np.array(expected)
+
     def to_state(self) -> State:
         return {"weights": pack(self._weights)}
 
