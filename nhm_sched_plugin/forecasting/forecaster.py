@@ -190,6 +190,11 @@ class LoadForecaster:
         """Days and names, the country's and the user's."""
         return self._covariates.dates
 
+    @property
+    def holidays(self) -> dict[dt.date, str]:
+        """Days and names, the country's and the user's."""
+        return self._covariates.dates
+
     def inform(self, regressors: pd.DataFrame) -> Self:
         """Newer regressors: from their first hour on they stand alone, before it those of the fit stay.
 

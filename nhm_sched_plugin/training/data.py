@@ -148,9 +148,11 @@ def _treat(slices: list[SliceData], settings: Settings) -> None:
     """Make the glitches of every slice missing, and say how many there were."""
     if settings.ml.training.outliers == "keep":
         return
+    from nhm_sched_plugin.forecasting.covariate_files import known_ahead
     from nhm_sched_plugin.forecasting.series import HistoryError, holiday_dates, hours, stamps
     from nhm_sched_plugin.forecasting.treatment import without_glitches
 
+    own = known_ahead(settings, regressors="none").holidays
     holidays: dict[range, Collection[dt.date]] = {}
     for entry in slices:
         try:
@@ -159,7 +161,7 @@ def _treat(slices: list[SliceData], settings: Settings) -> None:
             continue  # its fit will say so, and stop no other
         years = range(stamps(known)[0].year - 1, stamps(known)[-1].year + 2)
         if years not in holidays:
-            holidays[years] = holiday_dates(settings.ml.forecasting.country, years)
+            holidays[years] = {*holiday_dates(settings.ml.forecasting.country, years), *own}
         treated, entry.glitches = without_glitches(known, holidays[years])
         if entry.glitches:
             entry.series = treated

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import inspect
+import logging
 import math
 import os
 import sys
@@ -17,10 +19,11 @@ import msgspec
 import numpy as np
 
 from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, plan_folds, roll
+from nhm_sched_plugin.forecasting.covariates import known_in
 from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
 from nhm_sched_plugin.forecasting.judge import PROPHET_FROM_HOURS
 from nhm_sched_plugin.forecasting.models.frozen_prophet import FrozenProphet
-from nhm_sched_plugin.forecasting.series import holiday_dates, hours, stamps
+from nhm_sched_plugin.forecasting.series import HistoryError, hours
 from nhm_sched_plugin.forecasting.table import SliceForecast
 from nhm_sched_plugin.settings import ProphetSettings
 from nhm_sched_plugin.training.borrowing import METHOD, Lending, ShareOfParent, lend, share_of_parent
@@ -28,7 +31,19 @@ from nhm_sched_plugin.training.borrowing import METHOD, Lending, ShareOfParent, 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["GRID", "TABLE_HOURS", "Fitted", "SliceTask", "competitive", "fit_slice", "incumbent_errors", "lost_slice"]
+__all__ = [
+    "GRID",
+    "TABLE_HOURS",
+    "Fitted",
+    "SliceTask",
+    "competitive",
+    "fit_slice",
+    "incumbent_errors",
+    "informed",
+    "lost_slice",
+]
+
+logger = logging.getLogger(__name__)
 
 TABLE_HOURS: Final = 16 * 24
 """Hours ahead in the forecast table."""
@@ -63,6 +78,10 @@ class SliceTask:
     """Horizon -> state of the model in production."""
     shortlist: tuple[str, ...] | None = None
     """The models to try; None: all that the history is worth."""
+    holidays: dict[dt.date, str] = field(default_factory=dict)
+    """The user's own."""
+    regressors: pd.DataFrame | None = None
+    """Of all hours, past and ahead."""
     parent: str | None = None
     lending: Lending | None = None
     """What the slice may borrow from: of `parent`."""
@@ -138,7 +157,7 @@ def _fit_into(result: Fitted, task: SliceTask) -> None:
     result.samples = own.samples
     result.failures = own.failures
     result.shortlist = competitive(own)
-    result.incumbents = incumbent_errors(task.series, task.production, task.lending)
+    result.incumbents = incumbent_errors(task.series, task.production, task.lending, task.regressors)
     if share is not None:
         result.state = share.to_state()
         result.methods = dict.fromkeys(task.horizons, METHOD)
@@ -158,7 +177,18 @@ def _fit(task: SliceTask, series: pd.Series[Any], **about: Any) -> LoadForecaste
     config = about.pop("config", task.config)
     if about.get("shortlist") is None or not _SHORTLISTS:
         about = {}
+    about |= {"holidays": task.holidays, "regressors": known_in(task.regressors, series)}
     return LoadForecaster.fit(series, task.horizons, task.country, config, lambda: task.now, **about)
+
+
+def informed(model: LoadForecaster, regressors: pd.DataFrame | None) -> LoadForecaster:
+    """A model with the regressors of now; without those that it was fitted with, it serves on with what it knows."""
+    if regressors is not None and model.regressors:
+        try:
+            return model.inform(regressors)
+        except HistoryError as error:
+            logger.warning("a model keeps the regressors of its fit: %s", error)
+    return model
 
 
 def _names(model: LoadForecaster) -> tuple[str, ...]:
@@ -204,9 +234,7 @@ def _worth_tuning(own: LoadForecaster, task: SliceTask) -> bool:
 
 def _tuned(plain: LoadForecaster, task: SliceTask) -> LoadForecaster:
     """Try the grid on the last fold; fit anew with its best point if that beats what is served."""
-    known = hours(task.series)
-    index = stamps(known)
-    days = holiday_dates(plain.country, range(index[0].year, index[-1].year + 3))
+    known, days = hours(task.series), plain.holidays
     past = plain.timeline(known)
 
     def maker(config: ProphetSettings) -> Any:
@@ -229,7 +257,10 @@ def _tuned(plain: LoadForecaster, task: SliceTask) -> LoadForecaster:
 
 
 def incumbent_errors(
-    series: pd.Series[Any], production: dict[int, dict[str, Any]], lending: Lending | None = None
+    series: pd.Series[Any],
+    production: dict[int, dict[str, Any]],
+    lending: Lending | None = None,
+    regressors: pd.DataFrame | None = None,
 ) -> dict[int, float]:
     """MAPE of each horizon's production model over the origins that the new one was judged at.
 
@@ -244,7 +275,7 @@ def incumbent_errors(
             shared = ShareOfParent.from_state(state)
             result |= shared.judged(series, lending, served) if lending is not None else {}
             continue
-        model = LoadForecaster.from_state(state)
+        model = informed(LoadForecaster.from_state(state), regressors)
         for horizon in served:
             end = min(math.ceil(horizon / 60), MAX_LEAD)
             folds = plan_folds(len(known))

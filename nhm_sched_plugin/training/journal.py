@@ -22,7 +22,7 @@ from nhm_sched_plugin.errors import TrainingError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Journal", "digest_of"]
+__all__ = ["Journal", "digest_of", "frame_digest"]
 
 _LIBRARIES: Final = ("numpy", "pandas", "prophet", "statsmodels", "holidays")
 _T = TypeVar("_T")
@@ -84,6 +84,17 @@ def digest_of(series: pd.Series[Any], about: Any, blobs: Iterable[bytes] = ()) -
     for blob in blobs:
         found.update(hashlib.sha256(blob).digest())
     return found.hexdigest()
+
+
+def frame_digest(frame: pd.DataFrame) -> bytes:
+    """Of hours x numbers with their names."""
+    import numpy as np
+
+    index: Any = frame.index
+    found = hashlib.sha256(repr((str(index.dtype), [str(name) for name in frame.columns])).encode())
+    found.update(np.ascontiguousarray(index.asi8).tobytes())
+    found.update(np.ascontiguousarray(frame.to_numpy(dtype=np.float64)).tobytes())
+    return found.digest()
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.forecasting.covariate_files import KnownAhead, known_ahead
 from nhm_sched_plugin.forecasting.table import MAX_HORIZON_MINUTES, ForecastTable, read_table
 from nhm_sched_plugin.training.admission import FAILED, TrainingRow, admit, incumbent
 from nhm_sched_plugin.training.data import SliceData, TrainingData, from_series, from_store
@@ -18,7 +19,7 @@ from nhm_sched_plugin.training.due import answered, asked
 from nhm_sched_plugin.training.engine import Engine
 from nhm_sched_plugin.training.engine import engine as workers
 from nhm_sched_plugin.training.fitting import Fitted, SliceTask, fit_slice, lost_slice
-from nhm_sched_plugin.training.journal import Journal, digest_of
+from nhm_sched_plugin.training.journal import Journal, digest_of, frame_digest
 from nhm_sched_plugin.training.publish import publish, served_model, slice_rows
 from nhm_sched_plugin.training.reconcile import parent_key
 from nhm_sched_plugin.training.registry import Head, Registry, model_name
@@ -88,16 +89,18 @@ def train(
     timer = _Timer()
     wanted = _horizons(settings, horizons)
     request = asked(settings)
+    ahead = known_ahead(settings)
     registry = Registry.of(settings)
     journal = Journal(settings.data_dir / "training" / "unfinished", fresh=fresh)
     with workers(engine, jobs, scheduler) as pool:
         data = _gather(settings, store, series, task_type, risk_band, keep)
+        ahead.check(max(data.slices, key=lambda entry: (entry.key == "", len(entry.series))).series)
         timer.lap("gather")
         if len(data.slices) == 1 and engine == "loky":
             pool = Engine()  # a process of its own would take longer to start than it takes to fit
         with _ready(registry):
             production = {} if not registry.exists() else _production(registry, data, wanted)
-            run = _Run(settings, data, wanted, production, clock(), journal)
+            run = _Run(settings, data, ahead, wanted, production, clock(), journal)
             fitted = run.fit_all(pool, progress or (lambda *_: None))
     timer.lap("fit")
     if progress:
@@ -108,7 +111,7 @@ def train(
     for entry in data.slices if (others := set(settings.ml.forecasting.horizons) - set(wanted)) else []:
         found = [incumbent(registry, heads, entry, horizon) for horizon in sorted(others)]
         served.setdefault(entry.key, []).extend(one for one in found if one is not None)
-    published = slice_rows(settings, data.slices, served)
+    published = slice_rows(settings, data.slices, served, ahead.regressors)
     whole = task_type is None and risk_band is None
     if published:
         publish(settings, data, published, clock(), whole=whole)
@@ -134,10 +137,11 @@ def republish(
     """A new table from the served models, moved to the end of newer counts without a refit.
 
     `series` is recent counts by slice key (a few weeks are enough); None reads the records. Slices without a model
-    are left to their parents. Shares and usage stay as in the last table when `series` is given.
+    are left to their parents. What the file of `ml.forecasting.regressors` says by now stands. Shares and usage stay as
+    in the last table when `series` is given.
     Raises `RegistryError` when no slice has a model.
     """
-    registry = Registry.of(settings)
+    registry, ahead = Registry.of(settings), known_ahead(settings)
     data = _gather(settings, store, series, None, None, None)
     if series is not None:
         _keep_about(settings, data)
@@ -146,7 +150,7 @@ def republish(
     for entry in data.slices:
         found = [served_model(registry, heads, entry, horizon) for horizon in settings.ml.forecasting.horizons]
         served[entry.key] = [one for one in found if one is not None]
-    rows = slice_rows(settings, data.slices, served)
+    rows = slice_rows(settings, data.slices, served, ahead.regressors)
     if not rows:
         raise RegistryError("no slice has a model to publish; run nhm-sched train first")
     return publish(settings, data, rows, now, whole=False)
@@ -247,12 +251,15 @@ class _Run:
         self,
         settings: Settings,
         data: TrainingData,
+        ahead: KnownAhead,
         horizons: tuple[int, ...],
         production: Mapping[str, dict[int, dict[str, Any]]],
         now: float,
         journal: Journal,
     ) -> None:
         self._ml = settings.ml
+        self._ahead = ahead
+        self._ahead_digest = b"" if ahead.regressors is None else frame_digest(ahead.regressors)
         self._slices = {entry.key: entry for entry in data.slices}
         self._horizons = horizons
         self._production = production
@@ -268,7 +275,7 @@ class _Run:
         """What came of every slice, by key."""
         for wave in self._waves():
             tasks = {entry.key: self._task(entry) for entry in wave}
-            digests = {key: _digest(task) for key, task in tasks.items()}
+            digests = {key: _digest(task, self._ahead_digest) for key, task in tasks.items()}
             for key, digest in digests.items():
                 if (found := self._journal.find(digest, Fitted)) is not None:
                     self._done(found, progress)
@@ -309,6 +316,8 @@ class _Run:
             parent=lender,
             lending=None if lender is None else self.fitted[lender].lending,
             lends=entry.key in self._above.values(),
+            holidays=dict(self._ahead.holidays),
+            regressors=self._ahead.regressors,
         )
 
     def _forebears(self, key: str) -> Iterator[str]:
@@ -318,8 +327,8 @@ class _Run:
             above = self._above[above]
 
 
-def _digest(task: SliceTask) -> str:
-    """Of everything that the answer depends on; not the time."""
+def _digest(task: SliceTask, regressors: bytes) -> str:
+    """Of everything that the answer depends on; not the time. `regressors` is the digest of theirs."""
     about = {
         "key": task.key,
         "horizons": task.horizons,
@@ -330,5 +339,7 @@ def _digest(task: SliceTask) -> str:
         "shortlist": task.shortlist,
         "parent": task.parent,
         "lends": task.lends,
+        "holidays": [(day.isoformat(), name) for day, name in task.holidays.items()],
     }
-    return digest_of(task.series, about, [] if task.lending is None else [task.lending.known, task.lending.rows])
+    lent = [] if task.lending is None else [task.lending.known, task.lending.rows]
+    return digest_of(task.series, about, [regressors, *lent])

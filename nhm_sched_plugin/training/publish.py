@@ -14,7 +14,7 @@ from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
 from nhm_sched_plugin.forecasting.table import ForecastTable, SliceForecast, read_table, slice_key, write_table
 from nhm_sched_plugin.training.borrowing import ShareOfParent
 from nhm_sched_plugin.training.data import SliceData, TrainingData
-from nhm_sched_plugin.training.fitting import TABLE_HOURS
+from nhm_sched_plugin.training.fitting import TABLE_HOURS, informed
 from nhm_sched_plugin.training.reconcile import reconcile
 from nhm_sched_plugin.training.registry import Head, Registry, model_name
 
@@ -54,9 +54,15 @@ def served_model(registry: Registry, heads: Mapping[str, Head], entry: SliceData
 
 
 def slice_rows(
-    settings: Settings, slices: Sequence[SliceData], served: Mapping[str, Sequence[Served]]
+    settings: Settings,
+    slices: Sequence[SliceData],
+    served: Mapping[str, Sequence[Served]],
+    regressors: pd.DataFrame | None = None,
 ) -> dict[str, SliceForecast]:
-    """Rows of the table, wholes before their parts. A slice whose parent has no forecast is left to its parents."""
+    """Rows of the table, wholes before their parts. A slice whose parent has no forecast is left to its parents.
+
+    `regressors` are what is known by now; a model without newer ones takes those of its fit.
+    """
     rows: dict[str, SliceForecast] = {}
     before: Mapping[str, SliceForecast] | None = None
     for entry in sorted(slices, key=lambda entry: (entry.key != "", "|" in entry.key)):
@@ -66,17 +72,22 @@ def slice_rows(
             before = _old_table(settings)[0]
         known = {**(before or {}), **rows} if needed else {}
         if parts and needed <= set(known):
-            rows[entry.key] = _joined(entry, parts, known)
+            rows[entry.key] = _joined(entry, parts, known, regressors)
     return rows
 
 
-def _joined(entry: SliceData, served: Sequence[Served], wholes: Mapping[str, SliceForecast]) -> SliceForecast:
+def _joined(
+    entry: SliceData,
+    served: Sequence[Served],
+    wholes: Mapping[str, SliceForecast],
+    regressors: pd.DataFrame | None,
+) -> SliceForecast:
     """One row: each hour ahead from the model of the smallest horizon that reaches it.
 
     Every model starts at the end of `entry.series`, whenever it was fitted.
     """
     ordered = sorted(served, key=lambda part: part.horizon)
-    parts = [(part, _row(entry, part, wholes)) for part in ordered]
+    parts = [(part, _row(entry, part, wholes, regressors)) for part in ordered]
     first, base = parts[0]
     mean: list[float] = []
     quantiles: dict[str, list[float]] = {level: [] for level in base.quantiles}
@@ -106,13 +117,15 @@ def _joined(entry: SliceData, served: Sequence[Served], wholes: Mapping[str, Sli
     )
 
 
-def _row(entry: SliceData, part: Served, wholes: Mapping[str, SliceForecast]) -> SliceForecast:
+def _row(
+    entry: SliceData, part: Served, wholes: Mapping[str, SliceForecast], regressors: pd.DataFrame | None
+) -> SliceForecast:
     if part.row is not None:
         return part.row
     if isinstance(part.model, ShareOfParent):
         return part.model.row(wholes[part.model.parent])
     assert part.model is not None  # noqa: S101 - a model or a row, always
-    return part.model.update(_recent(entry.series)).table(TABLE_HOURS)
+    return informed(part.model, regressors).update(_recent(entry.series)).table(TABLE_HOURS)
 
 
 def _recent(series: pd.Series[Any]) -> pd.Series[Any]:
