@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.forecasting.correction import UNCORRECTED, Correction, corrected
+from nhm_sched_plugin.forecasting.correction import Correction
 from nhm_sched_plugin.forecasting.covariates import MAX_AHEAD, Covariates
 from nhm_sched_plugin.forecasting.intervals import LEVELS, bottleneck_probability, confidence
 from nhm_sched_plugin.forecasting.judge import MODELS, candidates, judge
@@ -28,8 +28,8 @@ from nhm_sched_plugin.forecasting.series import (
     join,
     stamps,
 )
-from nhm_sched_plugin.forecasting.shift import Hour, LevelWatch
 from nhm_sched_plugin.forecasting.table import MAX_HORIZON_MINUTES, SliceForecast
+from nhm_sched_plugin.forecasting.tracking import COMPARED_HOURS, Tracker
 from nhm_sched_plugin.types import Forecast, ForecastPoint
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ __all__ = ["LoadForecaster"]
 _STATE_VERSION: Final = 2
 _MEMORY: Final = 8 * WEEK
 """Known hours that a fitted forecaster keeps: what its models look back on."""
-_COMPARED: Final = 48
-"""Hours that are held against what was said of them an hour before."""
 _MAX_OVER_PEAK: Final = 3.0
 """No forecast exceeds this many times the busiest hour ever seen."""
 
@@ -67,6 +65,7 @@ class LoadForecaster:
         errors: dict[str, dict[str, tuple[float, float]]],
         covariates: Covariates,
         failures: dict[str, str] | None = None,
+        sums: list[Band] | None = None,
     ) -> None:
         self._known = known
         self._models = models
@@ -74,9 +73,7 @@ class LoadForecaster:
         self._ahead: Floats | None = None
         """What each model expects of the hours after the origin (models x hours); None: not asked yet."""
         self._plan = plan(bands, list(models), MAX_AHEAD)
-        self._seen: list[Hour] = []
-        """The last hours since the fit with their forecasts."""
-        self._correction: Correction | None = None
+        self._tracker = Tracker()
         self.bands = bands
         """Which models serve which hours ahead, with what spread."""
         self.horizons = horizons
@@ -89,6 +86,8 @@ class LoadForecaster:
         """Unix seconds."""
         self.errors = errors
         """Method (`"served"` for the choice) -> horizon in minutes -> backtest MAPE and WAPE in percent."""
+        self.sums = sums or []
+        """Spread of the tickets of all hours up to each band's end."""
         self.failures = failures or {}
         """Models that could not be fitted, and why."""
         self.backtest: Floats | None = None
@@ -133,6 +132,7 @@ class LoadForecaster:
             errors=judged.errors,
             covariates=covariates,
             failures=judged.failures,
+            sums=judged.sums,
         )
         made.backtest = judged.served
         return made
@@ -169,6 +169,7 @@ class LoadForecaster:
             errors=self.errors,
             covariates=covariates,
             failures=self.failures,
+            sums=self.sums,
         )
 
     @property
@@ -184,11 +185,6 @@ class LoadForecaster:
     def regressors(self) -> tuple[str, ...]:
         """Names of the regressors that it was fitted with."""
         return self._covariates.names
-
-    @property
-    def holidays(self) -> dict[dt.date, str]:
-        """Days and names, the country's and the user's."""
-        return self._covariates.dates
 
     @property
     def holidays(self) -> dict[dt.date, str]:
@@ -224,39 +220,26 @@ class LoadForecaster:
     @property
     def correction(self) -> Correction:
         """What the hours since the fit say about the hours ahead; its `kind` names a level shift or an outage."""
-        if self._correction is None:
-            watch, saved = LevelWatch(), 0.0
-            for hour in self._seen:
-                before = watch.correction()
-                if before.kind != "none" and hour.actual is not None:
-                    moved = hour.mean * before.factor(1.0)
-                    saved += abs(_log_ratio(hour.actual, hour.mean)) - abs(_log_ratio(hour.actual, moved))
-                watch.observe(hour)
-            # Bursts that are over in an hour look like a shift each time; a correction that made it worse is dropped.
-            self._correction = watch.correction() if saved >= 0 else UNCORRECTED
-        return self._correction
+        return self._tracker.correction
 
     def _compare(self, merged: pd.Series[float]) -> None:
         """Hold the new hours of `merged` against what the models would have said an hour before each."""
         fresh = int((merged.index > self._known.index[-1]).sum())
         recent = merged.iloc[-_MEMORY - fresh :]
-        origins = range(len(recent) - min(fresh, _COMPARED), len(recent))
+        origins = range(len(recent) - min(fresh, COMPARED_HOURS), len(recent))
         if fresh > len(self._known) or not origins or origins[0] < 1:
-            self._seen = [] if fresh else self._seen
+            self._tracker = Tracker() if fresh else self._tracker
             return
         past = self.timeline(recent)
         rows = np.array([model.next_hours(past, origins) for model in self._models.values()])
         rows = np.clip(np.nan_to_num(rows), 0.0, _MAX_OVER_PEAK * self.peak)
-        for origin, expected in zip(origins, rows.T, strict=True):
-            mean, quantiles = self._plan.read(expected[:, None])
-            count = float(recent.iloc[origin])
-            self._seen.append(Hour(None if math.isnan(count) else count, float(mean[0]), tuple(quantiles[0].tolist())))
-        self._seen = self._seen[-_COMPARED:]
-        self._correction = None
+        said = [self._plan.read(expected[:, None]) for expected in rows.T]
+        means, quantiles = np.array([mean[0] for mean, _ in said]), np.array([spread[0] for _, spread in said])
+        self._tracker.note(recent.to_numpy(dtype=np.float64)[origins[0] :], means, quantiles)
 
     def starting(self, known: pd.Series[float]) -> Self:
         """Forget the counts it has and start at the end of these (as `hours` makes them), for a backtest."""
-        self._known, self._ahead, self._seen, self._correction = known.iloc[-_MEMORY:], None, [], None
+        self._known, self._ahead, self._tracker = known.iloc[-_MEMORY:], None, Tracker()
         return self
 
     def predict(self, horizon_minutes: int, capacity: float | None = None) -> Forecast:
@@ -282,6 +265,19 @@ class LoadForecaster:
             generated_at=dt.datetime.now(dt.UTC),
             method=self.method(horizon),
         )
+
+    def total(self, horizon_minutes: int) -> tuple[float, dict[float, float]]:
+        """Tickets of *all* hours up to the horizon: mean and quantiles, calibrated as those of an hour are.
+
+        For a horizon that was not judged the spread is that of the next longer one. Where nothing could be held out,
+        the hours are taken to err together: the quantiles are the sums of theirs.
+        """
+        (horizon,) = _checked_horizons((horizon_minutes,))
+        mean, quantiles = self.evaluate(math.ceil(horizon / 60))
+        if not self.sums:
+            return float(mean.sum()), _by_level(quantiles.sum(axis=0))
+        band = next((band for band in self.sums if len(mean) <= band.upto), self.sums[-1])
+        return float(mean.sum()), _by_level(plan([band], [], 1).quantiles(mean.sum(keepdims=True))[0])
 
     def table(self, hours: int = 384, **about: Any) -> SliceForecast:
         """The next `hours` (at most 504) as a row of the forecast table; `about` sets its other fields, e.g. `share`.
@@ -310,10 +306,7 @@ class LoadForecaster:
     def evaluate(self, steps: int) -> tuple[Floats, Floats]:
         """Mean (steps) and quantiles (steps x levels) of the hours after the origin; at most 504."""
         mean, quantiles = self._expected(steps)
-        by = self.correction
-        if by.kind != "none":
-            for i in range(steps):
-                mean[i], quantiles[i] = corrected(float(mean[i]), quantiles[i].tolist(), i + 1.0, by)
+        self._tracker.correct(mean, quantiles)
         return mean, quantiles
 
     def _expected(self, steps: int) -> tuple[Floats, Floats]:
@@ -341,7 +334,7 @@ class LoadForecaster:
             "models": {name: model.to_state() for name, model in self._models.items()},
             "ahead": None if self._ahead is None else [pack(row) for row in self._ahead],
             "bands": msgspec.to_builtins(self.bands),
-            "seen": [[hour.actual, *pack(np.array([hour.mean, *hour.quantiles]))] for hour in self._seen],
+            "tracked": self._tracker.to_state(),
             "samples": self.samples,
             "peak": self.peak,
             "trained_at": self.trained_at,
@@ -353,6 +346,7 @@ class LoadForecaster:
             },
             "covariates": self._covariates.to_state(*map(int, epoch(stamps(self._known))[[0, -1]])),
             "failures": self.failures,
+            "sums": msgspec.to_builtins(self.sums),
         }
 
     @classmethod
@@ -386,9 +380,10 @@ class LoadForecaster:
                 },
                 covariates=Covariates.from_state(state["covariates"]),
                 failures=dict(state["failures"]),
+                sums=msgspec.convert(state["sums"], list[Band]),
             )
             made._ahead = None if state["ahead"] is None else np.array(state["ahead"], dtype=np.float64)
-            made._seen = [Hour(actual, mean, tuple(row)) for actual, mean, *row in state["seen"]]
+            made._tracker = Tracker.from_state(state["tracked"])
             return made
         except (KeyError, TypeError, ValueError, AttributeError, msgspec.MsgspecError) as error:
             raise ModelError(f"forecaster state is damaged ({type(error).__name__}: {error}); train anew") from None
@@ -399,10 +394,6 @@ def _checked_horizons(horizons: Sequence[int]) -> tuple[int, ...]:
     if bad or not horizons:
         raise HistoryError(f"horizon {bad or 'list'} is empty or outside 1 to {MAX_HORIZON_MINUTES} minutes")
     return tuple(sorted({int(h) for h in horizons}))
-
-
-def _log_ratio(actual: float, forecast: float) -> float:
-    return math.log((actual + 1.0) / (forecast + 1.0))
 
 
 def _by_level(row: Floats) -> dict[float, float]:

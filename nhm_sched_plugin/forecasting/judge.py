@@ -18,7 +18,7 @@ from nhm_sched_plugin.forecasting.models.log_prophet import LogProphet
 from nhm_sched_plugin.forecasting.models.ridge import LogRidge, Ridge, RobustRidge, SqrtRidge
 from nhm_sched_plugin.forecasting.models.seasonal import SeasonalMean, SeasonalNaive
 from nhm_sched_plugin.forecasting.models.smoothing import DoubleSeasonal
-from nhm_sched_plugin.forecasting.selection import Band, choose, errors_by_horizon, uninformed
+from nhm_sched_plugin.forecasting.selection import Band, choose, errors_by_horizon, spread_of_sums, uninformed
 from nhm_sched_plugin.forecasting.series import Floats
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class Judgement(msgspec.Struct, frozen=True):
     failures: dict[str, str]
     models: dict[str, Model]
     """The models that serve, fitted on the whole history."""
+    sums: list[Band] = []
+    """The spread of the tickets of all hours up to each band's end; none where nothing could be held out."""
     served: Floats | None = None
     """What they, as weighted, forecast at the origins of `plan_folds` (rows), hour by hour (columns)."""
 
@@ -111,7 +113,8 @@ def judge(past: Timeline, makers: Makers, minutes: Sequence[int], samples: int) 
     for name in sorted({name for band in bands for name in band.weights}):
         rolled = backtest.models.get(name)
         models[name] = rolled if rolled is not None and rolled.rolls_on else makers[name]().fit(past)
-    return Judgement(bands, errors, backtest.failures, models, served)
+    sums = spread_of_sums(backtest, served, ends)
+    return Judgement(bands, errors, backtest.failures, models, sums, served)
 
 
 def _untried(past: Timeline, failures: dict[str, str]) -> Judgement:

@@ -15,7 +15,7 @@ from nhm_sched_plugin.forecasting.intervals import LEVELS
 from nhm_sched_plugin.forecasting.models.base import WEEK
 from nhm_sched_plugin.forecasting.series import Floats
 
-__all__ = ["Band", "Plan", "blended", "choose", "errors_by_horizon", "plan", "uninformed"]
+__all__ = ["Band", "Plan", "blended", "choose", "errors_by_horizon", "plan", "spread_of_sums", "uninformed"]
 
 _POWERS: Final = (0.0, 0.5, 1.0)
 """How the spread may grow with the level: not at all, like a Poisson count's, or in proportion."""
@@ -94,6 +94,20 @@ def choose(backtest: Backtest, ends: Sequence[int]) -> tuple[list[Band], Floats]
             bands.append(Band(upto=end, weights=weights, power=power, ratios=ratios, origins=origins))
         first = end
     return bands, served
+
+
+def spread_of_sums(backtest: Backtest, served: Floats, ends: Sequence[int]) -> list[Band]:
+    """The same spread for the tickets of all hours up to each end, from the errors of those sums.
+
+    Neighbouring hours err together, but not wholly: neither the sum of their quantiles nor of their variances fits.
+    """
+    bands: list[Band] = []
+    for end in ends:
+        actual, forecast = backtest.actual[:, :end].sum(axis=1), served[:, :end].sum(axis=1)
+        if np.isfinite(actual).any():
+            power, ratios = _spread(actual[:, None], forecast[:, None], backtest.age)
+            bands.append(Band(upto=end, weights={}, power=power, ratios=ratios, origins=int(np.isfinite(actual).sum())))
+    return bands
 
 
 def _weights(actual: Floats, forecasts: Mapping[str, Floats]) -> dict[str, float]:

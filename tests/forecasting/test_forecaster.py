@@ -398,3 +398,41 @@ def test_the_mean_stays_inside_its_interval_after_a_level_shift() -> None:
     low, high = row[LEVELS.index(0.1)], row[LEVELS.index(0.9)]
     assert low == pytest.approx(10.0)
     assert low <= 100.0 <= high
+
+
+def test_totals_are_calibrated_as_sums(fitted: LoadForecaster) -> None:
+    """Hours err together, but not wholly: the total is less uncertain than if they did."""
+    mean, quantiles = fitted.total(1440)
+    points = fitted.predict(1440).points
+    assert mean == pytest.approx(sum(point.mean for point in points))
+    assert list(quantiles.values()) == sorted(quantiles.values())
+    assert quantiles[0.9] - quantiles[0.1] < sum(p.quantiles[0.9] - p.quantiles[0.1] for p in points)
+    again = LoadForecaster.from_state(json.loads(json.dumps(fitted.to_state())))
+    assert again.total(1440)[1] == pytest.approx(quantiles, rel=1e-4)
+    short = LoadForecaster.fit(load(60))
+    assert short.total(360)[1][0.9] == pytest.approx(sum(p.quantiles[0.9] for p in short.predict(360).points))
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(2.5, "shift_up"), (0.3, "shift_down")])
+def test_a_level_shift_is_followed_within_two_hours(fitted: LoadForecaster, factor: float, kind: str) -> None:
+    known = load(1300 + 30)
+    known.iloc[-6:] *= factor
+    usual = LoadForecaster.from_state(fitted.to_state()).update(known.iloc[:-6])
+    shifted = LoadForecaster.from_state(fitted.to_state()).update(known.iloc[:-4])
+    assert usual.correction.kind == "none"
+    assert shifted.correction.kind == kind
+    wanted = known.iloc[-4:].to_numpy()
+    plain = [point.mean for point in usual.predict(360).points[2:6]]
+    moved = [point.mean for point in shifted.predict(240).points]
+    assert np.abs(np.array(moved) - wanted).sum() < 0.7 * np.abs(np.array(plain) - wanted).sum()
+    again = LoadForecaster.from_state(json.loads(json.dumps(shifted.to_state())))
+    assert again.correction.kind == kind
+
+
+def test_refit_keeps_the_choice_and_learns_the_rest(fitted: LoadForecaster) -> None:
+    longer = load(1500)
+    again = fitted.refit(longer)
+    assert again.bands == fitted.bands
+    assert again.samples == 1500
+    assert again.origin == pd.Timestamp(longer.index[-1]) + pd.Timedelta(hours=1)
+    well_formed(again, 1440)
