@@ -235,7 +235,7 @@ class LoadForecaster:
         rows = np.clip(np.nan_to_num(rows), 0.0, _MAX_OVER_PEAK * self.peak)
         said = [self._plan.read(expected[:, None]) for expected in rows.T]
         means, quantiles = np.array([mean[0] for mean, _ in said]), np.array([spread[0] for _, spread in said])
-        self._tracker.note(recent.to_numpy(dtype=np.float64)[origins[0] :], means, quantiles)
+        self._tracker.note(past.values[origins[0] :], means, quantiles)
 
     def starting(self, known: pd.Series[float]) -> Self:
         """Forget the counts it has and start at the end of these (as `hours` makes them), for a backtest."""
