@@ -25,6 +25,7 @@ from nhm_sched_plugin.settings import Settings
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nhm_sched_plugin.forecasting.covariate_files import KnownAhead
     from nhm_sched_plugin.forecasting.evaluation import Method
     from nhm_sched_plugin.forecasting.scores import Evaluation, Rolled
 
@@ -45,6 +46,12 @@ def backtest(
     origins: Annotated[int, typer.Option(callback=between(1), help="Moments to forecast from.")] = 100,
     country: Annotated[
         str | None, typer.Option(help="Holidays of this country (ISO 3166), or none. Default: as configured.")
+    ] = None,
+    holidays: Annotated[
+        str | None, typer.Option(metavar="FILE", help="CSV date,name of your own, or none. Default: as configured.")
+    ] = None,
+    regressors: Annotated[
+        str | None, typer.Option(metavar="FILE", help="CSV timestamp,NAME,... or none. Default: as configured.")
     ] = None,
     refits: Annotated[int, typer.Option(callback=between(1), help="How often our own models learn on the way.")] = 4,
     jobs: Annotated[int, typer.Option(callback=between(1), help="Worker processes.")] = 1,
@@ -68,8 +75,10 @@ def backtest(
         raise typer.BadParameter("--timestamp and --volume name columns of a FILE; give one")
     if file is not None and (task_type or risk_band):
         raise typer.BadParameter("--task-type and --risk-band choose from the records; leave FILE out")
+    from nhm_sched_plugin.forecasting.covariate_files import known_ahead
     from nhm_sched_plugin.forecasting.scores import table
 
+    ahead = known_ahead(settings, holidays=holidays, regressors=regressors)
     extra: list[Method] = []
     if rivals:
         from nhm_sched_plugin.forecasting.rivals import statsforecast_rivals
@@ -86,6 +95,7 @@ def backtest(
         refits=refits,
         jobs=jobs,
         rivals=extra,
+        ahead=ahead,
     )
     if report is not None:
         _write(report, rolled, name, horizons, time.time() - began)
@@ -113,13 +123,17 @@ def _rolled(
     refits: int,
     jobs: int,
     rivals: Sequence[Method],
+    ahead: KnownAhead,
 ) -> Rolled:
     from nhm_sched_plugin.forecasting.evaluation import own_methods, plan_origins, roll_out
     from nhm_sched_plugin.forecasting.series import hours
 
     known, steps = hours(history), -(-horizons[-1] // 60)
     at = plan_origins(len(known), steps, origins)
-    methods = [*own_methods(known.iloc[: at[0]], horizons, country, settings.ml.prophet, refits=refits), *rivals]
+    first = known.iloc[: at[0]]
+    ahead.check(first)
+    own = own_methods(first, horizons, country, settings.ml.prophet, refits=refits, ahead=ahead)
+    methods = [*own, *rivals]
     with progress(f"Backtest of {name}") as update:
         return roll_out(known, methods, steps, origins=at, jobs=jobs, progress=lambda done: update(done, 1))
 

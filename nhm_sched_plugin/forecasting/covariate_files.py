@@ -113,7 +113,7 @@ def _csv_days(path: Path, said: str) -> Iterator[tuple[str, Any, str]]:
 def _yaml_days(path: Path, said: str) -> Iterator[tuple[str, Any, str]]:
     try:
         entries = yaml.safe_load(_text(path, said))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter for a date that there is not
         raise IngestError(f"{said} is not valid YAML: {' '.join(str(error).split())}") from None
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
         if not isinstance(entry, dict) or set(entry) != {"date", "name"} or not entry["name"]:

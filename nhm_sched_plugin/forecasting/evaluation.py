@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nhm_sched_plugin.forecasting.covariate_files import KnownAhead
 from nhm_sched_plugin.forecasting.covariates import Covariates
 from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
 from nhm_sched_plugin.forecasting.judge import candidates
@@ -88,16 +89,18 @@ def evaluate(
     refits: int = 2,
     rivals: Sequence[Method] = (),
     progress: Callable[[float], None] | None = None,
+    ahead: KnownAhead | None = None,
 ) -> list[Evaluation]:
     """`LoadForecaster`, each of its single models and `rivals`, by horizon: `roll_out` and `scores.table` in one.
 
     Everything of our own is fitted `refits` times and rolled through the origins that follow. `progress` hears the
-    share done. Raises `HistoryError` for a history too short to judge by.
+    share done. `ahead`: own holidays and regressors, see `own_methods`. Raises `HistoryError` for a history too short
+    to judge by.
     """
     known = hours(history)
     steps = max(-(-horizon // 60) for horizon in horizons)
     at = plan_origins(len(known), steps, origins)
-    methods = [*own_methods(known.iloc[: at[0]], horizons, country, config, refits=refits), *rivals]
+    methods = [*own_methods(known.iloc[: at[0]], horizons, country, config, refits=refits, ahead=ahead), *rivals]
     rolled = roll_out(known, methods, steps, origins=at, progress=progress)
     return table(rolled, horizons)
 
@@ -133,14 +136,17 @@ def own_methods(
     *,
     refits: int = 2,
     singles: bool = True,
+    ahead: KnownAhead | None = None,
 ) -> list[Method]:
     """`served` (the whole `LoadForecaster`) and, by their names, the single models that it chooses from.
 
     `past` is what the first fit will see: it decides which models there are, so that each of them meets every origin.
+    Of `ahead` every origin sees all hours, those after it too: regressors are what is known ahead by definition.
     """
-    methods = [Method(SERVED, _served(horizons, country, config), refits)]
+    ahead = ahead or KnownAhead()
+    methods = [Method(SERVED, _served(horizons, country, config, ahead), refits)]
     if singles:
-        covariates = Covariates.of(past, country)
+        covariates = Covariates.of(past, country, ahead.holidays, ahead.regressors)
         makers = candidates(int(past.notna().sum()), config, covariates.dates)
         # what everything is compared with
         makers.setdefault(FrozenProphet.name, lambda: FrozenProphet(holidays=covariates.dates))
@@ -148,9 +154,11 @@ def own_methods(
     return methods
 
 
-def _served(horizons: Sequence[int], country: str | None, config: ProphetSettings | None) -> Fit:
+def _served(horizons: Sequence[int], country: str | None, config: ProphetSettings | None, ahead: KnownAhead) -> Fit:
     def fit(known: pd.Series[float]) -> Ask:
-        forecaster = LoadForecaster.fit(known, horizons, country, config)
+        forecaster = LoadForecaster.fit(
+            known, horizons, country, config, holidays=ahead.holidays, regressors=ahead.regressors
+        )
 
         def ask(now: pd.Series[float], steps: int) -> Answer:
             return Answer(*forecaster.update(now.iloc[-_MEMORY:]).evaluate(steps))

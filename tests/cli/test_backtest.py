@@ -37,6 +37,21 @@ def test_json_has_every_method_and_the_targets(nhm: Run, counts: Path, tmp_path:
     assert "Backtest of load.csv" in page.read_text(encoding="utf-8")
 
 
+def test_own_holidays_and_regressors_count(nhm: Run, counts: Path, tmp_path: Path) -> None:
+    days, hourly = tmp_path / "days.csv", tmp_path / "known.csv"
+    days.write_text("date,name\n2025-01-08,Closed\n")
+    index = pd.date_range("2025-01-06", periods=200, freq="h")
+    pd.DataFrame({"timestamp": index, "flag": np.arange(200) % 2}).to_csv(hourly, index=False)
+    result = nhm("backtest", counts, *SMALL, "--holidays", days, "--regressors", hourly, "--json")
+    assert result.code == 0
+    assert result.json["failures"] == {}
+    late = tmp_path / "late.csv"
+    late.write_text("timestamp,flag\n2025-01-14,1\n")  # nothing to learn from before the first origin
+    refused = nhm("backtest", counts, *SMALL, "--regressors", late)
+    assert refused.code == 1
+    assert "regressor 'flag' has no value in the hours of the history" in refused.err
+
+
 def test_the_table_marks_the_best_and_says_whether_the_target_is_met(nhm: Run, counts: Path) -> None:
     result = nhm("backtest", counts, *SMALL)
     assert result.code == 0
@@ -55,6 +70,8 @@ def test_the_table_marks_the_best_and_says_whether_the_target_is_met(nhm: Run, c
     ("arguments", "code", "said"),
     [
         (["--volume", "many"], 1, "no column 'many'"),
+        (["--regressors", "gone.csv"], 1, "--regressors = gone.csv cannot be read"),
+        (["--holidays", "gone.csv"], 1, "--holidays = gone.csv cannot be read"),
         (["--horizon", 60, "--task-type", "x"], 2, "leave FILE out"),
         (["--horizon", 0], 2, "outside what is possible"),
         (["--horizon", 10_080], 1, "too few to judge"),
