@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
+from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.forecasting.backtest import MAX_LEAD, mape, plan_folds, roll
 from nhm_sched_plugin.forecasting.covariates import known_in
 from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
@@ -87,6 +88,10 @@ class SliceTask:
     """What the slice may borrow from: of `parent`."""
     lends: bool = False
     """Whether parts of this slice are trained too."""
+
+
+UNREADABLE: Final = 1e6
+"""Stands for the MAPE of a model in production that cannot be read any more: whatever replaces it is better."""
 
 
 class Fitted(msgspec.Struct, kw_only=True):
@@ -275,7 +280,11 @@ def incumbent_errors(
             shared = ShareOfParent.from_state(state)
             result |= shared.judged(series, lending, served) if lending is not None else {}
             continue
-        model = informed(LoadForecaster.from_state(state), regressors)
+        try:
+            model = informed(LoadForecaster.from_state(state), regressors)
+        except ModelError:  # made by a version of this package that is gone: it serves nothing any more
+            result |= dict.fromkeys(served, UNREADABLE)
+            continue
         for horizon in served:
             end = min(math.ceil(horizon / 60), MAX_LEAD)
             folds = plan_folds(len(known))

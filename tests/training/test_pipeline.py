@@ -337,3 +337,12 @@ def test_command_line_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stopped:
         command.main(["--horizon", "soon"])
     assert stopped.value.code == 2
+
+
+def test_a_production_model_of_another_version_stops_no_training() -> None:
+    """It serves nothing any more, so whatever is trained now is better than it."""
+    from nhm_sched_plugin.training.fitting import UNREADABLE, incumbent_errors
+
+    index = pd.date_range("2025-01-06", periods=200, freq="h")
+    counts = pd.Series(5.0, index=index)
+    assert incumbent_errors(counts, {60: {"version": 1}, 360: {"version": 1}}) == {60: UNREADABLE, 360: UNREADABLE}
