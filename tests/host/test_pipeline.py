@@ -286,7 +286,7 @@ def test_the_budget_is_kept_while_a_hook_sleeps(kit: Any, hook: str) -> None:
 def test_a_whole_slow_plugin_is_one_strike_a_second_and_the_host_goes_on(
     kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLOW_PLUGIN_S", "0.25")
+    monkeypatch.setenv("SLOW_PLUGIN_S", "0.6")
     host = kit.start({"decision_budget_ms": 50, "hooks_dir": kit.drop_ins("slow", "good")})
     until = time.monotonic() + 1.0
     worst = 0.0
@@ -295,7 +295,7 @@ def test_a_whole_slow_plugin_is_one_strike_a_second_and_the_host_goes_on(
         decision = host.decide(kit.TICKET, kit.BUSY)
         worst = max(worst, time.monotonic() - started)
         assert decision.action in Action
-    assert worst < 0.6
+    assert worst < 0.05 + SLACK_S
 
 
 def test_adecide_keeps_the_budget_and_the_event_loop(kit: Any) -> None:
