@@ -39,7 +39,8 @@ def test_a_gap_is_missing_and_moves_nothing(hole: int) -> None:
     result = hours(known.drop(known.index[100 : 100 + hole]))
     assert result.isna().sum() == hole
     assert result.iloc[100 : 100 + hole].isna().all()
-    assert result.dropna().equals(known.drop(known.index[100 : 100 + hole]).rename("volume"))
+    left = known.drop(known.index[100 : 100 + hole])
+    assert list(result.dropna().items()) == list(left.items())
 
 
 def test_unsorted_rows_with_text_numbers_and_unknown_counts() -> None:
@@ -76,7 +77,7 @@ def test_unknown_counts_at_regular_places_are_no_change_of_spacing() -> None:
         (ramp(5).tz_localize("UTC").rename(index=str), "DatetimeIndex"),
         (ramp(5).to_period("h"), "PeriodIndex"),
         (ramp(5).to_frame(), "DataFrame"),
-        (pd.Series([1.0, 2.0], index=pd.DatetimeIndex(["0925-01-01", "2025-01-01"])), "over a century"),
+        (pd.Series([1.0, 2.0], index=pd.DatetimeIndex(["1825-01-01", "2025-01-01"])), "over a century"),
         (ramp(150, "D"), "coarser than hourly"),
         (ramp(6, "D"), "coarser than hourly"),
         (ramp(60, "2h"), "coarser than hourly"),
