@@ -3,8 +3,8 @@
 Actions change a whole pool, so decisions of one block of time get in each other's way: the block is the unit of
 everything here, never the single decision. Where blocks belong to one arm (`switchback`, and all control ticks), the
 p-value comes from drawing the blocks' arms anew (a permutation test; exact for "no effect on any block"); where both
-arms share each block (`ticket`, `task_type`), from flipping the sign of each block's difference. Blocks are only compared
-with blocks of the same rollout percentage. The interval is a cluster bootstrap over blocks.
+arms share each block (`ticket`, `task_type`), from flipping the sign of each block's difference. Blocks are compared
+only with blocks of the same rollout percentage. The interval is a cluster bootstrap over blocks.
 """
 
 from __future__ import annotations
@@ -73,16 +73,17 @@ def compare(metric: str, seen: Observed, *, min_samples: int = 1000, level: floa
     """Compare both arms; says why where it cannot."""
     treated, control = int(seen.treated.sum()), int((~seen.treated).sum())
     blocks = _blocks(seen)
-    both = (blocks.size > 0).all(axis=0)
+    both: Bools = np.all(blocks.size > 0, axis=0)
     shared = bool(both.mean() > 0.5) if len(both) else False
     in_arm = both.sum() if shared else int((blocks.size > 0).sum(axis=1).min())
     found = Comparison(metric=metric, treatment=treated, control=control, blocks=len(blocks.chance), shared=shared)
     if in_arm < MIN_BLOCKS:
         lack = "control" if control <= treated else "treatment"
-        why = f"not enough data: {treated:,} outcomes in treatment and {control:,} in control, in {in_arm} blocks of the {lack} arm"
-        return msgspec.structs.replace(found, reason=f"{why}; {MIN_BLOCKS} blocks are needed")
+        seen_of = f"{treated:,} outcomes in treatment and {control:,} in control, in {in_arm} blocks of the {lack} arm"
+        why = f"not enough data: {seen_of}; {MIN_BLOCKS} blocks are needed"
+        return msgspec.structs.replace(found, reason=why)
     if shared:
-        blocks = _Blocks(*(part[..., both] for part in blocks))
+        blocks = _Blocks(blocks.total[:, both], blocks.size[:, both], blocks.stratum[both], blocks.chance[both])
     value, p_value = _flipped(blocks, seed) if shared else _permuted(blocks, seed)
     times = multiplicities(len(blocks.chance), seed=seed)
     draws = _differences(blocks, times, shared)
@@ -119,7 +120,7 @@ def _blocks(seen: Observed) -> _Blocks:
 
 
 def _differences(blocks: _Blocks, times: Floats, shared: bool) -> Floats:
-    """On draws of the blocks, (draws, B); weighted by n_T n_C / (n_T + n_C) over strata, or blocks if arms share them."""
+    """On draws of the blocks, (draws, B); weighted by n_T n_C / (n_T + n_C) over strata, or over shared blocks."""
     group = np.arange(len(blocks.stratum)) if shared else blocks.stratum
     above, below = np.zeros(len(times)), np.zeros(len(times))
     for one in np.unique(group):

@@ -36,7 +36,7 @@ class Replicates(NamedTuple):
 
 
 def clusters(at: Floats, block_s: float) -> Ints:
-    """The cluster of each moment (Unix seconds), numbered from 0: its day where there are 20 of them, else its block."""
+    """The cluster of each moment (Unix seconds), numbered from 0: its day if there are 20 of them, else its block."""
     days = np.unique(at // 86_400)
     width = 86_400.0 if len(days) >= MANY_DAYS and block_s <= 86_400 else block_s
     return np.unique(at // width, return_inverse=True)[1].astype(np.int64)

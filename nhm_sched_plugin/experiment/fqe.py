@@ -5,8 +5,8 @@ With h decisions to go, and means over the rows of the log that executed a in s:
     Q_h(s, a) = mean r + discount * mean over their next states s' of V_{h-1}(s'),   V_h(s) = sum_a pi(a | s) Q_h(s, a)
 
 A table's least-squares fit is the cell's mean, so this is the iteration of the paper, exactly. It is *model-based*: it
-takes the state key for all that matters. Where the rules chose by something that the key does not show, it is wrong, and
-no interval here says so.
+takes the state key for all that matters. Where the rules chose by something that the key does not show, it is wrong,
+and no interval here says so.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def fit(rows: Rows, states: int, actions: int, weight: Floats | None = None) -> 
     """The cells' means; `weight` counts rows several times or not at all (the bootstrap)."""
     once = np.ones(len(rows.reward)) if weight is None else weight
     cell, cells = rows.state * actions + rows.action, states * actions
-    total = np.bincount(cell, weights=once, minlength=cells)
+    total: Floats = np.bincount(cell, weights=once, minlength=cells).astype(np.float64)
     reward = np.bincount(cell, weights=once * rows.reward, minlength=cells) / np.maximum(total, 1e-12)
     moved = _followed(rows)
     step = cell[moved] * states + rows.state[moved + 1]
@@ -87,7 +87,8 @@ def averaged(policy: Floats, state: Ints, states: int, weight: Floats | None = N
     total = np.zeros((states, policy.shape[1]))
     for action in range(policy.shape[1]):
         total[:, action] = np.bincount(state, weights=once * policy[:, action], minlength=states)
-    return total / np.maximum(total.sum(axis=1, keepdims=True), 1e-12)
+    shares: Floats = total / np.maximum(total.sum(axis=1, keepdims=True), 1e-12)
+    return shares
 
 
 def coverage(rows: Rows, policy: Floats) -> float:
@@ -106,9 +107,7 @@ def evaluate(rows: Rows, policy: Floats, multiplicity: Floats, discount: float =
     horizon = int(length.max())
 
     def value(weight: Floats) -> float:
-        v = plan(
-            fit(rows, states, actions, weight), averaged(policy, rows.state, states, weight), horizon, discount
-        )[1]
+        v = plan(fit(rows, states, actions, weight), averaged(policy, rows.state, states, weight), horizon, discount)[1]
         once = weight[first]
         return float((once * v[length, rows.state[first]]).sum() / max(float((once * length).sum()), 1e-12))
 

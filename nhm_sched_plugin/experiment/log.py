@@ -4,9 +4,9 @@ What is evaluated is the plugin *at 100 %*: its advice where it was asked, sure 
 everywhere else, exploration included, as the policy was at each moment (it learns). So:
 
 * A decision whose advice was refused (too little load, too unsure, vetoed, ...) would be the same in every arm.
-* In shadow and control the rules' action was executed. If the advice was the same, the policy's probability of it is the
-  recorded one (1 - epsilon, or 1 without alternatives); if not, 0. Strictly it is epsilon / k where the policy could have
-  explored its way to the rules' action, but k is not recorded there: an error of at most epsilon.
+* In shadow and control the rules' action was executed. If the advice was the same, the policy's probability of it is
+  the recorded one (1 - epsilon, or 1 without alternatives); if not, 0. Strictly it is epsilon / k where the policy
+  could have explored its way to the rules' action, but k is not recorded there: an error of at most epsilon.
 * In treatment the policy's action was executed, with the recorded probability. The rules' action is not recorded; a
   confidence of exactly 1 means that it was the same (docs/policy.md), anything less that it was another.
 
@@ -84,6 +84,8 @@ class Decided:
     """Workers that the advice would have more than the rules; NaN where not known."""
     propensity: Floats
     """The policy's probability of its own action."""
+    percentage: Floats
+    """rollout.percentage then."""
     chance: Floats
     """Of treatment."""
     unit: Ints
@@ -96,6 +98,8 @@ class Decided:
     """What the advised one would."""
     reward: Floats
     sla: Floats
+    workers: Floats
+    """Active when the outcome was seen."""
 
     def __len__(self) -> int:
         return len(self.at)
@@ -144,6 +148,7 @@ def decided(frame: pd.DataFrame, settings: Settings, *, ticks: bool) -> Decided:
         explored=numbers("is_exploration") > 0,
         apart=np.where(by_rules, wanted - executed, np.nan),
         propensity=np.where(by_rules, np.nan_to_num(numbers("advised_propensity"), nan=1.0), numbers("propensity")),
+        percentage=numbers("rollout_percentage"),
         chance=chance,
         unit=_units(frame, at, chance, settings, ticks),
         state=_keys(frame),
@@ -151,6 +156,7 @@ def decided(frame: pd.DataFrame, settings: Settings, *, ticks: bool) -> Decided:
         wanted=_words(advised, wanted, active),
         reward=numbers("reward"),
         sla=numbers("sla"),
+        workers=numbers("workers"),
     )
 
 
@@ -182,9 +188,12 @@ def _units(frame: pd.DataFrame, at: Floats, chance: Floats, settings: Settings, 
 
 
 def _keys(frame: pd.DataFrame) -> Texts:
-    columns = [frame[name].to_numpy(dtype=np.float64, na_value=np.nan).tolist() for name in (*_STATE, "forecast_volume")]
+    columns = [
+        frame[name].to_numpy(dtype=np.float64, na_value=np.nan).tolist() for name in (*_STATE, "forecast_volume")
+    ]
     keys = [
-        state_key(SchedulingState(**dict(zip(_STATE, row, strict=False))), row[-1]) for row in zip(*columns, strict=True)
+        state_key(SchedulingState(**dict(zip(_STATE, row, strict=False))), row[-1])
+        for row in zip(*columns, strict=True)
     ]
     return np.array(keys, dtype=object)
 
@@ -196,7 +205,7 @@ def _numbered(values: Texts) -> Ints:
 def sample(found: Decided, settings: Settings, *, ticks: bool, episode_minutes: int | None = None) -> Log:
     """The decisions with rewards, for off-policy evaluation.
 
-    An episode is what one host's control ticks did within `episode_minutes` (default: a block); of tickets, each is one.
+    An episode is what one host's control ticks did in `episode_minutes` (default: a block); of tickets, each is one.
     """
     found = found.where(np.isfinite(found.reward))
     block_s = 60.0 * settings.rollout.block_minutes

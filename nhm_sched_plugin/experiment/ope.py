@@ -2,12 +2,12 @@
 
 * `pdis`: per-decision importance sampling, sum of ratio_t r_t over all decisions (Precup, Sutton and Singh, 2000).
   Unbiased where every action of the policy had a chance; noisy.
-* `weighted`: the same, at each step divided by the sum of the ratios (self-normalised): a little biased, far less noisy.
-* `doubly_robust`: a model, corrected by weighted errors (Jiang and Li, 2016; for one step Dudik, Langford and Li, 2011):
-  sum of ratio_{t-1} V(s_t) + ratio_t (r_t - Q(s_t, a_t)). Right when either the model or the probabilities are.
+* `weighted`: the same, at each step divided by the sum of the ratios (self-normalised): slightly biased, less noisy.
+* `doubly_robust`: a model, corrected by weighted errors (Jiang and Li, 2016; for one step Dudik, Langford and Li,
+  2011): sum of ratio_{t-1} V(s_t) + ratio_t (r_t - Q(s_t, a_t)). Right when either model or probabilities are.
 * `fitted_q`: the model alone (see `fqe`).
 
-All estimate (sum of rewards) / (number of decisions) over the episodes of the log, each started in the states that the log
+All estimate (sum of rewards) / (number of decisions) over the episodes of the log, started in the states that the log
 started in. Ratios come from `overlap.ratios`, intervals from `bootstrap`. Where a log cannot answer, the `Estimate`
 has no value but a reason with the number.
 """
@@ -94,7 +94,9 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
     def best(self, of: str = "difference") -> Estimate | None:
         """The answer to go by: doubly robust, else weighted; None where weighting has none."""
         found = {estimate.method: estimate for estimate in self.estimates if estimate.of == of}
-        return next((found[m] for m in ("doubly_robust", "weighted") if m in found and found[m].value is not None), None)
+        return next(
+            (found[m] for m in ("doubly_robust", "weighted") if m in found and found[m].value is not None), None
+        )
 
 
 def pdis(log: Log, ratio: Floats, multiplicity: Floats) -> Replicates:
@@ -218,9 +220,7 @@ def _answers(method: str, sides: dict[str, Replicates], lacks: dict[str, str], c
             found.append(Estimate(method=method, of=of, reason=why, model_based=model))
             continue
         low, high = interval(sides[of], clusters)
-        found.append(
-            Estimate(method=method, of=of, value=sides[of].value, low=low, high=high, model_based=model)
-        )
+        found.append(Estimate(method=method, of=of, value=sides[of].value, low=low, high=high, model_based=model))
     return found
 
 

@@ -5,8 +5,8 @@ treatment, else by the rules. So after t decisions the ratio of the unit's histo
 
     prod pi(a_k | s_k)  /  ( p prod pi(a_k | s_k) + (1 - p) prod rules(a_k | s_k) )
 
-with pi the policy's probability of the executed action (1 - epsilon, epsilon / k, or 0) and rules(...) 1 or 0, since the
-rules are deterministic. Units are drawn independently: their ratios multiply. The product of single ratios
+with pi the policy's probability of the executed action (1 - epsilon, epsilon / k, or 0) and rules(...) 1 or 0, since
+the rules are deterministic. Units are drawn independently: their ratios multiply. The product of single ratios
 pi / (p pi + (1 - p) rules) would be wrong here: it draws the arm anew at every decision.
 """
 

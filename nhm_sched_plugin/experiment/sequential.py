@@ -5,11 +5,11 @@ probability p (augmented inverse weighting with means m1, m0 of the blocks befor
 
     x = m1 - m0 + A / p (y - m1) - (1 - A) / (1 - p) (y - m0)
 
-Their mean gets a normal-mixture confidence sequence (Robbins, 1970; for randomised experiments Howard, Ramdas, McAuliffe
-and Sekhon, 2021; with an estimated variance Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, 2024), and the p-value that
-belongs to it, as in the mSPRT (Johari, Koomen, Pekelis and Walsh, 2017): the smallest level at which 0 was ever outside.
-The variance is estimated, so it holds asymptotically; nothing is concluded before `START` blocks, of which `EACH` in
-either arm.
+Their mean gets a normal-mixture confidence sequence (Robbins, 1970; for randomised experiments Howard, Ramdas,
+McAuliffe and Sekhon, 2021; with an estimated variance Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, 2024), and the
+p-value that belongs to it, as in the mSPRT (Johari, Koomen, Pekelis and Walsh, 2017): the smallest level at which 0 was
+ever outside. The variance is estimated, so it holds asymptotically; nothing is concluded before `START` blocks, of
+which `EACH` in either arm.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ def sequence(looks: Floats, level: float = 0.95, start: int = START) -> Sequence
     """The confidence sequence of the mean of `looks`, in the order of time; the first `start` of them are one look."""
     n = len(looks)
     if n < start:
-        return Sequence(
-            blocks=n, reason=f"not enough data: {n} blocks; {START} are needed, with {EACH} in either arm"
-        )
+        return Sequence(blocks=n, reason=f"not enough data: {n} blocks; {START} are needed, with {EACH} in either arm")
     alpha = 1 - level
     rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / TUNED_FOR
     count = np.arange(1, n + 1, dtype=float)

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
     from nhm_sched_plugin.store.repository import Store
 
-__all__ = ["HourlyReward", "confidences", "decision_log", "hourly_rewards", "kinds", "last_decision", "telling_decision"]
+__all__ = [
+    "HourlyReward",
+    "confidences",
+    "decision_log",
+    "hourly_rewards",
+    "kinds",
+    "last_decision",
+    "telling_decision",
+]
 
 
 class HourlyReward(NamedTuple):
@@ -51,7 +59,9 @@ def telling_decision(store: Store, reason: str) -> dict[str, Any] | None:
 
 def last_decision(store: Store) -> float | None:
     """When the newest decision was made (Unix seconds); None: there is none."""
-    sql = f"SELECT count(), toUnixTimestamp64Micro(max(decided_at)) / 1e6 FROM {store.database}.scheduling_decisions_raw"  # noqa: S608
+    sql = (
+        f"SELECT count(), toUnixTimestamp64Micro(max(decided_at)) / 1e6 FROM {store.database}.scheduling_decisions_raw"  # noqa: S608
+    )
     count, at = store.rows(sql, name="last_decision")[0]
     return float(at) if count else None
 
@@ -74,7 +84,7 @@ def decision_log(
     """Control ticks, or tickets, with what was advised, done and reached; oldest first, the newest `most` of them.
 
     `host` is the part of the id that a process has to itself. `target` and `advised_target` are workers; `sla` is the
-    ticket's own, or the compliance after the tick.
+    ticket's own, or the compliance after the tick; `workers` those active then.
     """
     condition, parameters = where(None, None, since, until, column="decided_at")
     number = "toFloat64OrNull(parameters['target_workers'])"
@@ -88,7 +98,8 @@ def decision_log(
         "is_exploration, rollout_percentage, policy_version, forecast_volume, queue_depth, active_workers, "
         "avg_task_duration_ms, sla_compliance_rate, predicted_load_1h, predicted_load_6h, resource_cpu_avg, reward, "
         "coalesce(toFloat64(sla_met), JSONExtract(ifNull(state_after, ''), 'sla_compliance_rate', 'Nullable(Float64)'))"
-        f" AS sla FROM {store.database}.scheduling_decisions "
+        " AS sla, coalesce(JSONExtract(ifNull(state_after, ''), 'active_workers', 'Nullable(Float64)'), "
+        f"active_workers) AS workers FROM {store.database}.scheduling_decisions "
         f"{condition or 'WHERE 1'} AND (ticket_id IS NULL) = {{ticks:UInt8}} "
         "ORDER BY decided_at DESC, decision_id DESC LIMIT {most:UInt64}",
         {**parameters, "ticks": int(ticks), "most": most},

@@ -17,9 +17,7 @@ def switchback(blocks: int, effect: float, seed: int, chance: float = 0.5, each:
     treated = draw.random(blocks) < chance
     common = draw.normal(0, 0.2, blocks) + effect * treated
     value = np.repeat(common, each) + draw.normal(0, 0.2, blocks * each)
-    return Observed(
-        value, np.repeat(treated, each), np.repeat(np.arange(blocks), each), np.full(blocks * each, chance)
-    )
+    return Observed(value, np.repeat(treated, each), np.repeat(np.arange(blocks), each), np.full(blocks * each, chance))
 
 
 def shared(blocks: int, effect: float, seed: int) -> Observed:

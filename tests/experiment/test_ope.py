@@ -144,7 +144,9 @@ def test_ratios_draw_the_arm_once_per_unit() -> None:
     assert found[1] == pytest.approx(0.81 / 0.905)
     # Thousands of them do not run out of numbers.
     many = 20_000
-    long = ratios(*(np.full(many, 0.9),) * 2, np.zeros(many), np.full(many, 0.5), *(np.zeros(many, dtype=np.int64),) * 2)
+    long = ratios(
+        *(np.full(many, 0.9),) * 2, np.zeros(many), np.full(many, 0.5), *(np.zeros(many, dtype=np.int64),) * 2
+    )
     assert long[-1] == pytest.approx(2.0)
 
 
