@@ -35,10 +35,10 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """A state key, or everything."""
     decisions: int
-    """Where the policy's advice would be followed."""
+    """Where the policy's advice would be followed (and the rules decided, so that both are known)."""
     same: int
     more: int = 0
-    """Of those where the rules' action is known, the policy would have more workers."""
+    """The policy would have more workers."""
     fewer: int = 0
     other: int = 0
     """Another action, or the difference is not known."""
@@ -168,7 +168,10 @@ def shadow_report(
     reward, sla, workers = comparisons(found, settings, ticks=ticks)
     of_kind = next(kind for kind in counted if kind["tick"] == int(ticks))
     asked, followable = found.advised != "", found.followable
-    overall = _agreement("all states", found.where(followable))
+    # Where the rules decided both sides are known; where the policy did, the rules are so only by its confidence.
+    both = followable & found.by_rules
+    advised = found.where(both if both.any() else followable)
+    overall = _agreement("all states", advised)
     percentages = sorted({round(float(value)) for value in np.unique(found.percentage)})
     verdict = judge(
         Step(
@@ -203,8 +206,8 @@ def shadow_report(
         confidence_threshold=settings.optimizer.recommendation_confidence_threshold,
         confidences=_tenths(found.confidence[asked]),
         overall=overall,
-        by_state=_by_state(found.where(followable)),
-        by_action=_pairs(found.where(followable)),
+        by_state=_by_state(advised),
+        by_action=_pairs(advised),
         apart=apart,
         apart_edges=edges,
         evaluated=evaluated,
@@ -281,7 +284,7 @@ def _histogram(found: Decided) -> tuple[list[float], list[int]]:
         return [], []
     widest = max(1.0, float(np.quantile(np.abs(known), 0.98)))
     width = max(1.0, math.ceil(widest / 10))
-    edges = np.arange(-10.5, 11.5) * width
+    edges = np.arange(-10.0, 11.0) * width  # 0 is an edge: no bar holds both signs
     counts = np.histogram(np.clip(known, edges[0], edges[-1]), edges)[0]
     return edges.tolist(), counts.tolist()
 

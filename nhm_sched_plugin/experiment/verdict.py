@@ -96,7 +96,7 @@ def _from_shadow(step: Step, evaluated: Evaluated) -> Verdict:
     model = next(e for e in evaluated.estimates if (e.method, e.of) == ("fitted_q", "difference"))
     about = (
         f"its advice would be followed at {step.followable:,} decisions and agrees with the rules at "
-        f"{_share(step.agreement)} of them"
+        f"{_share(step.agreement)} of those they decided"
     )
     if model.high is not None and model.high < -MARGIN:
         why = f"a model of the log expects it to lose {_span(model.value, model.low, model.high)} of mean reward"
@@ -128,7 +128,9 @@ def _from_ramp(step: Step, evaluated: Evaluated, reward: Comparison, sla: Compar
     if share is not None:
         reasons.append(f"workers, treatment less control: {_percents(*share)} of those in control")
     if best is not None:
-        reasons.append(f"at 100 %, policy less rules: {_span(best.value, best.low, best.high)} ({best.method})")
+        reasons.append(
+            f"at 100 %, policy less rules: {_span(best.value, best.low, best.high)} ({best.method.replace('_', ' ')})"
+        )
     else:
         reasons.append(evaluated.policy.problem() or evaluated.rules.problem("rules"))
     ends = [(one.low, one.high) for one in (reward, best, sla) if one is not None and one.low is not None]

@@ -68,14 +68,15 @@ def agreement(report: ShadowReport) -> Caption:
     if not differ:
         return Caption(see, "The policy would have done what the rules did, everywhere.")
     means = (
-        f"They agree at {words.percent(found.same / found.decisions)} of {words.count(found.decisions, 'decision')}. "
+        f"They agree at {words.percent(found.same / found.decisions)} of {words.count(found.decisions, 'decision')} "
+        "that the rules made and the policy would be followed at. "
         f"Where they differ, the policy would have more workers {words.number(found.more)} times and fewer "
         f"{words.number(found.fewer)} times"
     )
     if found.median_apart is not None:
         means += f", in the middle {found.median_apart:+g} workers"
     if found.other:
-        means += f"; at {words.number(found.other)} it is another action, or the rules' action was not recorded"
+        means += f"; at {words.number(found.other)} it is another action"
     return Caption(see, means + ".")
 
 
@@ -101,6 +102,8 @@ def estimates(report: ShadowReport) -> Caption:
         text += " " + {(True, False): "The policy is better.", (False, True): "The rules are better."}.get(
             sides, "That may be chance: 0 is inside."
         )
+    if best.value is not None and model.low is not None and not model.low <= best.value <= (model.high or model.low):
+        text += f" The model alone says {signed(model.value)}, so it misses something here: go by the others."
     return Caption(see, text)
 
 

@@ -46,8 +46,6 @@ def note_experiment(
     It is the always-valid one, so that looking again every day until it is small is no cheating. Raises `RegistryError`
     for an unknown version, too little data, or a treatment that did no better or cost SLA; then nothing is noted.
     """
-    registry = Registry.of(settings)
-    registry.load(name, version)  # raises for one that is not there
     following = reward.sequential
     why = reward.reason or ("" if following is None else following.reason)
     if not why and reward.difference is not None and reward.difference <= 0:
@@ -56,6 +54,7 @@ def note_experiment(
         why = f"treatment cost SLA ({sla.low:+.4f} to {sla.high:+.4f})"
     if why or following is None or following.p_value is None:
         raise RegistryError(f"nothing to note at {name} version {version}: {why or 'the arms were not compared'}")
+    registry = Registry.of(settings)
     registry.tag(name, version, P_VALUE_TAG, f"{following.p_value:.6g}")
     registry.tag(name, version, "experiment_difference", f"{reward.difference:.6g}")
     registry.tag(name, version, "experiment_at", f"{clock():.0f}")
