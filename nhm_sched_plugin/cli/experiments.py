@@ -86,6 +86,9 @@ def _tell(found: ShadowReport, report: Path | None) -> None:
         say(told.agreement(found).means)
     say("")
     table(_estimates(found), title="Mean reward at 100 %, policy less rules")
+    say("* a guess: it takes the state key for all that matters", "dim")
+    for line in told.unanswered(found):
+        say(f"{line}.")
     overlap = found.evaluated.policy
     say(
         f"On {told.REGIMES[found.evaluated_on]}: {words.count(overlap.episodes, 'episode')}, effective sample size "
@@ -95,7 +98,8 @@ def _tell(found: ShadowReport, report: Path | None) -> None:
     say("")
     table([_arm(found, index) for index in range(len(found.arms))], title="By arm")
     for one in (found.reward, found.sla, found.workers):
-        say(told.compared(one))
+        if one.blocks:
+            say(told.compared(one))
     say("")
     for step in verdict.next:
         say(f"{step.meaning[:1].upper()}{step.meaning[1:]}:")
@@ -110,10 +114,9 @@ def _estimates(found: ShadowReport) -> list[dict[str, object]]:
     rows = [one for one in found.evaluated.estimates if one.of == "difference"]
     return [
         {
-            "method": told.METHODS[one.method],
+            "method": told.METHODS[one.method] + ("*" if one.model_based else ""),
             "difference": told.signed(one.value),
             "95 %": told.span(one.low, one.high),
-            "note": one.reason or ("a guess: takes the state key for all that matters" if one.model_based else ""),
         }
         for one in rows
     ]

@@ -77,6 +77,8 @@ def compare(metric: str, seen: Observed, *, min_samples: int = 1000, level: floa
     shared = bool(both.mean() > 0.5) if len(both) else False
     in_arm = both.sum() if shared else int((blocks.size > 0).sum(axis=1).min())
     found = Comparison(metric=metric, treatment=treated, control=control, blocks=len(blocks.chance), shared=shared)
+    if not len(blocks.chance):
+        return msgspec.structs.replace(found, reason="nothing to compare: no decision could have been in either arm")
     if in_arm < MIN_BLOCKS:
         lack = "control" if control <= treated else "treatment"
         seen_of = f"{treated:,} outcomes in treatment and {control:,} in control, in {in_arm} blocks of the {lack} arm"

@@ -108,7 +108,7 @@ def _from_shadow(step: Step, evaluated: Evaluated) -> Verdict:
             f"a model of the log expects a difference of {_span(model.value, model.low, model.high)} in mean reward; "
             "in shadow that is a guess, not evidence"
         )
-    only = "shadow cannot show what the other actions bring: a small ramp can, and costs little"
+    only = "shadow cannot show what the other actions bring; a ramp in one block of time in five can"
     return _go(step, STAGES[0], "Nothing speaks against a first, small step.", [about, expected, only])
 
 

@@ -81,6 +81,8 @@ def _cards(report: ShadowReport) -> list[Card]:
             Card(words.percent(report.overall.share), "agreement with the rules", "where it would be followed")
         )
     overlap = report.evaluated.policy
+    if overlap.problem():
+        return [*cards, Card("none", "effective sample size", "the records cannot answer by weighting: see below")]
     hint = f"of {words.count(overlap.episodes, 'episode')} of {words.duration(60 * report.episode_minutes)}"
     cards.append(
         Card(words.number(overlap.effective), "effective sample size", hint if report.ticks else "of the tickets")
@@ -98,7 +100,8 @@ def _estimates(report: ShadowReport) -> Section:
         f"{overlap.effective:.1f} of {words.count(overlap.episodes, 'episode')}, resampled in "
         f"{words.count(overlap.clusters, 'cluster')}; largest weight {words.percent(overlap.largest, 1)} of all; mean "
         f"weight {overlap.mean_weight:.2f} (1 is expected); the model has seen "
-        f"{words.percent(report.evaluated.coverage)} of what the policy would do."
+        f"{words.percent(report.evaluated.coverage)} of what the policy would do. "
+        + " ".join(f"{line}." for line in told.unanswered(report))
     )
     table = Table(["Method", "Policy everywhere", "Rules everywhere", "Difference", "95 % interval"], rows, note)
     known = [one for one in everything if one.of == "difference" and one.value is not None]
@@ -116,8 +119,6 @@ def _estimates(report: ShadowReport) -> Section:
 def _estimate(one: Estimate, everything: Sequence[Estimate]) -> list[str]:
     side = {other.of: other for other in everything if other.method == one.method}
     first = told.METHODS[one.method]
-    if one.value is None:
-        return [f"{first}: {one.reason}", *(told.signed(side[of].value) for of in ("policy", "rules")), "–", "–"]
     values = [told.signed(side[of].value) for of in ("policy", "rules", "difference")]
     return [first, *values, told.span(one.low, one.high)]
 
@@ -151,7 +152,8 @@ def _arms(report: ShadowReport) -> Section:
 
 def _sequence(report: ShadowReport) -> Section:
     name, title = "comparison", "Treatment against control"
-    lines = [told.compared(one) for one in (report.reward, report.sla, report.workers)]
+    compared = (report.reward, report.sla, report.workers)
+    lines = [told.compared(one) for one in compared if one.blocks] or [report.reward.reason]
     found = report.reward.sequential
     if found is None or not found.means:
         return Section(name, title, missing=" ".join(f"{line}." for line in lines))

@@ -11,7 +11,18 @@ if TYPE_CHECKING:
     from nhm_sched_plugin.experiment.arms import Comparison
     from nhm_sched_plugin.experiment.shadow import ShadowReport
 
-__all__ = ["METHODS", "REGIMES", "agreement", "compared", "estimates", "lead", "learned", "signed", "span"]
+__all__ = [
+    "METHODS",
+    "REGIMES",
+    "agreement",
+    "compared",
+    "estimates",
+    "lead",
+    "learned",
+    "signed",
+    "span",
+    "unanswered",
+]
 
 METHODS: Final = {
     "doubly_robust": "doubly robust",
@@ -105,6 +116,15 @@ def estimates(report: ShadowReport) -> Caption:
     if best.value is not None and model.low is not None and not model.low <= best.value <= (model.high or model.low):
         text += f" The model alone says {signed(model.value)}, so it misses something here: go by the others."
     return Caption(see, text)
+
+
+def unanswered(report: ShadowReport) -> list[str]:
+    """Why methods have no answer: a line for each reason, with the methods it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for one in report.evaluated.estimates:
+        if one.of == "difference" and one.reason:
+            reasons.setdefault(one.reason, []).append(METHODS[one.method])
+    return [f"No answer by {', '.join(methods)}: {why}" for why, methods in reasons.items()]
 
 
 def compared(found: Comparison) -> str:

@@ -88,6 +88,7 @@ def test_too_little_says_so() -> None:
     assert "experiment.min_samples is 1,000" in small.reason
     empty = compare("reward", Observed(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64), np.zeros(0)))
     assert empty.difference is None
+    assert empty.reason == "nothing to compare: no decision could have been in either arm"
     one_arm = switchback(60, 0.0, seed=1)._replace(treated=np.ones(600, dtype=bool))
     assert "0 in control" in compare("reward", one_arm).reason
 
