@@ -56,7 +56,13 @@ def shadow_report(
 
     settings = settings_of(config)
     with records(settings) as store, progress("Reading the records"):
-        found = look(store, settings, window_s=_seconds(since), episode_minutes=episode_minutes)
+        found = look(
+            store,
+            settings,
+            window_s=_seconds(since),
+            episode_minutes=episode_minutes,
+            config=str(config or ""),
+        )
     if report_path is not None:
         from nhm_sched_plugin.observe.shadow_page import render_shadow
 

@@ -262,7 +262,7 @@ def observed(found: Decided, values: Floats, settings: Settings, *, ticks: bool)
     block = found.at // (60.0 * settings.rollout.block_minutes)
     if ticks or settings.rollout.unit == "switchback":
         # A block at two percentages is two: each has its own draw.
-        block = block + 0.5 * (found.chance / 2)
+        block = block + found.chance / 2
     order = np.argsort(found.at[mask], kind="stable")
     return Observed(
         value=values[mask][order],

@@ -22,6 +22,7 @@ from nhm_sched_plugin.experiment.bootstrap import Bools, Floats, Ints
 __all__ = ["MIN_EPISODES", "MIN_ESS", "Overlap", "kish", "overlap", "ratios"]
 
 MIN_EPISODES: Final = 20
+MIN_CLUSTERS: Final = 10
 MIN_ESS: Final = 10.0
 """Fewer effective episodes than this carry no interval worth reading."""
 MAX_UNSUPPORTED: Final = 0.01
@@ -51,6 +52,11 @@ class Overlap(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.episodes < MIN_EPISODES:
             return f"not enough data: {self.episodes} episodes with rewards, {MIN_EPISODES} are needed"
+        if self.clusters < MIN_CLUSTERS:
+            return (
+                f"not enough data: the episodes lie in {self.clusters} blocks or days, {MIN_CLUSTERS} are needed to "
+                "tell chance from effect"
+            )
         if self.effective < MIN_ESS:
             return (
                 f"not enough overlap: {self.episodes} episodes are worth {self.effective:.1f} "

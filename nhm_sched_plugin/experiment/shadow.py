@@ -159,9 +159,20 @@ def read(
 
 
 def shadow_report(
-    store: Store, settings: Settings, *, window_s: float | None = None, episode_minutes: int | None = None
+    store: Store,
+    settings: Settings,
+    *,
+    window_s: float | None = None,
+    episode_minutes: int | None = None,
+    config: str = "",
 ) -> ShadowReport:
-    """Look at the records. Raises `StoreError` when they hold no decision."""
+    """Look at the records. Raises `StoreError` when they hold no decision.
+
+    Args:
+        window_s: seconds before the newest decision; None: all of them.
+        episode_minutes: of control ticks; None: a block.
+        config: the configuration file, for the commands that the verdict names.
+    """
     found, ticks, counted, _ = read(store, settings, window_s)
     name, mask = _regime(found)
     evaluated = estimates(sample(found.where(mask), settings, ticks=ticks, episode_minutes=episode_minutes))
@@ -173,20 +184,8 @@ def shadow_report(
     advised = found.where(both if both.any() else followable)
     overall = _agreement("all states", advised)
     percentages = sorted({round(float(value)) for value in np.unique(found.percentage)})
-    verdict = judge(
-        Step(
-            regime=name,
-            percentage=round(float(found.percentage[found.at.argmax()])),
-            rewarded=int(np.isfinite(found.reward).sum()),
-            asked=int(asked.sum()),
-            followable=int(followable.sum()),
-            agreement=overall.share,
-            span_s=float(found.at.max() - found.at.min()),
-        ),
-        evaluated,
-        (reward, sla, workers),
-        settings,
-    )
+    step = _step(found, name, overall, settings, config)
+    verdict = judge(step, evaluated, (reward, sla, workers), settings)
     edges, apart = _histogram(found)
     return ShadowReport(
         verdict=verdict,
@@ -221,6 +220,20 @@ def shadow_report(
         block_minutes=settings.rollout.block_minutes,
         min_samples=settings.experiment.min_samples,
         percentages=percentages,
+    )
+
+
+def _step(found: Decided, regime: str, overall: Agreement, settings: Settings, config: str) -> Step:
+    return Step(
+        regime=regime,
+        percentage=round(float(found.percentage[found.at.argmax()])),
+        rewarded=int(np.isfinite(found.reward).sum()),
+        asked=int((found.advised != "").sum()),
+        followable=int(found.followable.sum()),
+        agreement=overall.share,
+        span_s=float(found.at.max() - found.at.min()),
+        switchback=settings.rollout.unit == "switchback",
+        config=config,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -56,6 +57,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     followable: int
     agreement: float
     span_s: float
+    switchback: bool = True
+    """Whether rollout.unit is."""
+    config: str = ""
+    """The configuration file, for the commands to name."""
 
 
 def judge(
@@ -175,28 +180,35 @@ def _go(step: Step, percentage: int, headline: str, reasons: list[str]) -> Verdi
         percentage=percentage,
         headline=f"{headline} {'Stay at' if there else 'Go to'} {percentage} %.",
         reasons=reasons,
-        next=[*([] if there else [_set(percentage)]), _again("7d")],
+        next=[*([] if there else [_set(step, percentage)]), _again(step, "7d")],
     )
 
 
 def _stay(step: Step, answer: str, headline: str, reasons: list[str], percentage: int | None = None) -> Verdict:
     stand = step.percentage if percentage is None else percentage
-    change = [] if stand == step.percentage else [_set(stand)]
+    change = [] if stand == step.percentage else [_set(step, stand)]
     kept = [reason for reason in reasons if reason]
-    return Verdict(answer=answer, percentage=stand, headline=headline, reasons=kept, next=[*change, _again("14d")])
-
-
-def _set(percentage: int) -> Next:
-    return Next(
-        meaning=f"set rollout.percentage to {percentage} in the configuration file; running hosts follow within "
-        "seconds. Where the environment configures the host, restart it with",
-        command=f"NHM_SCHED_ROLLOUT__PERCENTAGE={percentage} NHM_SCHED_ROLLOUT__UNIT=switchback",
+    return Verdict(
+        answer=answer, percentage=stand, headline=headline, reasons=kept, next=[*change, _again(step, "14d")]
     )
 
 
-def _again(since: str) -> Next:
+def _set(step: Step, percentage: int) -> Next:
+    keys, command = f"rollout.percentage to {percentage}", f"NHM_SCHED_ROLLOUT__PERCENTAGE={percentage}"
+    if percentage and not step.switchback:
+        keys, command = f"{keys} and rollout.unit to switchback", f"{command} NHM_SCHED_ROLLOUT__UNIT=switchback"
     return Next(
-        meaning="look again when there is more", command=f"nhm-sched drain && nhm-sched shadow report --since {since}"
+        meaning=f"set {keys} in {step.config or 'the configuration file'}; running hosts follow within seconds. "
+        "Where variables configure the host, restart it with",
+        command=command,
+    )
+
+
+def _again(step: Step, since: str) -> Next:
+    option = f" --config {shlex.quote(step.config)}" if step.config else ""
+    return Next(
+        meaning="look again when there is more",
+        command=f"nhm-sched drain{option} && nhm-sched shadow report --since {since}{option}",
     )
 
 

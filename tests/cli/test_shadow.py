@@ -103,14 +103,19 @@ def test_from_shadow_to_evidence(nhm: Any, config: Path, folder: Path) -> None:
     assert all(one["value"] is None for one in differences)
     share = 100 * (900 - shadow["overall"]["same"]) / 900
     assert f"at {share:.1f} % of the decisions" in differences[0]["reason"]
-    told = nhm("shadow", "report", "-c", config).out
+    page = folder / "shadow.html"
+    told = nhm("shadow", "report", "-c", config, "--report", page).out
     assert "Ramp: Nothing speaks against a first, small step. Go to 20 %." in told
     assert "the policy learned from 900 outcomes of this time" in told
     assert "NHM_SCHED_ROLLOUT__PERCENTAGE=20" in told
 
+    assert told.count("never possible in this log") == 1  # one reason for three methods is told once
+    words = " ".join(" ".join(Reader(page.read_text(encoding="utf-8")).words).replace("\u00a0", " ").split())
+    assert "none effective sample size the records cannot answer by weighting" in words
+    assert "Nothing to compare: no decision could have been in either arm" in words
+
     run(config, clock, 72, 50, seed=2)
     assert nhm("drain", "-c", config).code == 0
-    page = folder / "shadow.html"
     ramp = nhm("shadow", "report", "-c", config, "--report", page, "--json").json
     assert (ramp["evaluated_on"], ramp["percentages"]) == ("ramp", [0, 50])
     assert ramp["verdict"]["answer"] == "ramp"

@@ -120,6 +120,8 @@ def test_shadow_in_which_both_always_agree_has_an_answer() -> None:
 
 def test_few_episodes_and_few_effective_ones_are_told_apart() -> None:
     assert "12 episodes with rewards, 20 are needed" in estimates(rollout(12, seed=1)).estimates[0].reason
+    crowd = replace(rollout(60, seed=1), cluster=np.repeat(np.arange(3), 20 * HORIZON))
+    assert "the episodes lie in 3 blocks or days, 10 are needed" in estimates(crowd).estimates[0].reason
     rare = rollout(60, seed=0, chance=0.02)
     assert 0 < estimates(rare).policy.effective < 10
     assert "60 episodes are worth" in estimates(rare).estimates[0].reason

@@ -58,7 +58,18 @@ def test_a_better_policy_goes_one_step_up(now: int, then: int) -> None:
     found = verdict(percentage=now)
     assert (found.answer, found.percentage) == (RAMP, then)
     assert found.headline == f"The policy does better than the rules. Go to {then} %."
-    assert f"PERCENTAGE={then} " in found.next[0].command
+    assert found.next[0].command == f"NHM_SCHED_ROLLOUT__PERCENTAGE={then}"
+
+
+def test_commands_name_the_file_and_the_unit() -> None:
+    found = verdict(switchback=False, config="my conf.yaml")
+    assert found.next[0].meaning.startswith(
+        "set rollout.percentage to 50 and rollout.unit to switchback in my conf.yaml"
+    )
+    assert found.next[0].command.endswith("NHM_SCHED_ROLLOUT__UNIT=switchback")
+    assert found.next[1].command == (
+        "nhm-sched drain --config 'my conf.yaml' && nhm-sched shadow report --since 7d --config 'my conf.yaml'"
+    )
 
 
 def test_at_100_there_is_nowhere_to_go() -> None:
@@ -78,7 +89,7 @@ def test_no_harm_is_enough_but_a_wide_interval_is_not() -> None:
 def test_harm_sends_it_back_to_shadow() -> None:
     for found in (verdict(reward=(-0.03, -0.01)), verdict(sla=(-0.05, -0.02)), verdict(workers=(8.0, 12.0))):
         assert (found.answer, found.percentage) == (KEEP, 0)
-        assert "PERCENTAGE=0 " in found.next[0].command
+        assert found.next[0].command == "NHM_SCHED_ROLLOUT__PERCENTAGE=0"
     # More workers that buy SLA are a trade, not a loss.
     assert verdict(workers=(8.0, 12.0), sla=(0.01, 0.03)).answer == RAMP
 
