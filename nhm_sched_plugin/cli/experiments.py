@@ -23,7 +23,7 @@ _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 def _window(text: str) -> str:
-    if text != "all" and not re.fullmatch(r"\d+(\.\d+)?[mhdw]", text):
+    if text != "all" and not (re.fullmatch(r"\d+(\.\d+)?[mhdw]", text) and float(text[:-1]) > 0):
         raise typer.BadParameter(f"{text!r} is no length of time; write it as 90m, 12h, 7d, 2w, or all")
     return text
 
@@ -158,7 +158,7 @@ def experiment_result(
         raise typer.BadParameter("give NAME and VERSION, or neither")
     settings = settings_of(config)
     with records(settings) as store, progress("Reading the records"):
-        found, ticks, _, _ = read(store, settings, _seconds(since))
+        found, ticks, _ = read(store, settings, _seconds(since))
         reward, sla, workers = comparisons(found, settings, ticks=ticks)
     written = None
     if name is not None and version is not None:

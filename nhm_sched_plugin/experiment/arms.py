@@ -73,16 +73,19 @@ def compare(metric: str, seen: Observed, *, min_samples: int = 1000, level: floa
     """Compare both arms; says why where it cannot."""
     treated, control = int(seen.treated.sum()), int((~seen.treated).sum())
     blocks = _blocks(seen)
-    both: Bools = np.all(blocks.size > 0, axis=0)
-    shared = bool(both.mean() > 0.5) if len(both) else False
-    in_arm = both.sum() if shared else int((blocks.size > 0).sum(axis=1).min())
-    found = Comparison(metric=metric, treatment=treated, control=control, blocks=len(blocks.chance), shared=shared)
     if not len(blocks.chance):
-        return msgspec.structs.replace(found, reason="nothing to compare: no decision could have been in either arm")
+        why = "nothing to compare: no decision could have been in either arm"
+        return Comparison(metric=metric, treatment=0, control=0, blocks=0, reason=why)
+    both: Bools = np.all(blocks.size > 0, axis=0)
+    shared = bool(both.mean() > 0.5)
+    in_arm = int(both.sum()) if shared else _comparable(blocks)
+    found = Comparison(metric=metric, treatment=treated, control=control, blocks=len(blocks.chance), shared=shared)
     if in_arm < MIN_BLOCKS:
-        lack = "control" if control <= treated else "treatment"
-        seen_of = f"{treated:,} outcomes in treatment and {control:,} in control, in {in_arm} blocks of the {lack} arm"
-        why = f"not enough data: {seen_of}; {MIN_BLOCKS} blocks are needed"
+        seen_of = f"{treated:,} outcomes in treatment and {control:,} in control"
+        why = (
+            f"not enough data: {seen_of}, with {in_arm} blocks of the rarer arm at a percentage that has "
+            f"both; {MIN_BLOCKS} are needed"
+        )
         return msgspec.structs.replace(found, reason=why)
     if shared:
         blocks = _Blocks(blocks.total[:, both], blocks.size[:, both], blocks.stratum[both], blocks.chance[both])
@@ -119,6 +122,15 @@ def _blocks(seen: Observed) -> _Blocks:
     chance = sums(seen.chance, number, count) / np.maximum(size.sum(axis=0), 1.0)
     stratum = np.unique(np.round(chance, 6), return_inverse=True)[1].astype(np.int64)
     return _Blocks(total, size, stratum, chance)
+
+
+def _comparable(blocks: _Blocks) -> int:
+    """Blocks of the rarer arm, at percentages that have blocks of both."""
+    counts = np.stack(
+        [sums((size > 0).astype(float), blocks.stratum, int(blocks.stratum.max()) + 1) for size in blocks.size]
+    )
+    both = (counts > 0).all(axis=0)
+    return int(counts[:, both].sum(axis=1).min(initial=blocks.size.shape[1])) if both.any() else 0
 
 
 def _differences(blocks: _Blocks, times: Floats, shared: bool) -> Floats:

@@ -135,12 +135,10 @@ class ShadowReport(msgspec.Struct, frozen=True, kw_only=True):
     """Rollout percentages of the time looked at."""
 
 
-def read(
-    store: Store, settings: Settings, window_s: float | None = None
-) -> tuple[Decided, bool, list[dict[str, Any]], dt.datetime | None]:
+def read(store: Store, settings: Settings, window_s: float | None = None) -> tuple[Decided, bool, list[dict[str, Any]]]:
     """The decisions of the last `window_s` seconds before the newest one (None: all), and whether they are ticks.
 
-    Control ticks where any has a reward, else tickets. Also what `questions.kinds` counts, and the begin of the time.
+    Control ticks where any has a reward, else tickets. Also what `questions.kinds` counts in that time.
     Raises `StoreError` when there is none.
     """
     from nhm_sched_plugin.store import questions
@@ -155,7 +153,7 @@ def read(
     counted = questions.kinds(store, since)
     ticks = max(counted, key=lambda kind: (kind["rewarded"] > 0, kind["tick"]))["tick"] == 1
     frame = questions.decision_log(store, ticks=ticks, since=since, most=MOST)
-    return decided(frame, settings, ticks=ticks), ticks, counted, since
+    return decided(frame, settings, ticks=ticks), ticks, counted
 
 
 def shadow_report(
@@ -173,7 +171,7 @@ def shadow_report(
         episode_minutes: of control ticks; None: a block.
         config: the configuration file, for the commands that the verdict names.
     """
-    found, ticks, counted, _ = read(store, settings, window_s)
+    found, ticks, counted = read(store, settings, window_s)
     name, mask = _regime(found)
     evaluated = estimates(sample(found.where(mask), settings, ticks=ticks, episode_minutes=episode_minutes))
     reward, sla, workers = comparisons(found, settings, ticks=ticks)

@@ -22,6 +22,8 @@ STAGES: Final = (20, 50, 100)
 MARGIN: Final = 0.01
 """A loss of mean reward, or of SLA, that is no reason to wait: a point of SLA. Reward is near 0 in any steady state, so
 SLA and workers have to be looked at beside it."""
+ROUNDING: Final = 1e-6
+"""Arms that are exactly alike may differ in the last digits."""
 DEARER: Final = 0.05
 """More workers than this (share of the control arm's) have to buy something."""
 DAY_S: Final = 86_400.0
@@ -139,7 +141,7 @@ def _from_ramp(step: Step, evaluated: Evaluated, reward: Comparison, sla: Compar
     else:
         reasons.append(evaluated.policy.problem() or evaluated.rules.problem("rules"))
     ends = [(one.low, one.high) for one in (reward, best, sla) if one is not None and one.low is not None]
-    if any(high is not None and high < 0 for _, high in ends):
+    if any(high is not None and high < -ROUNDING for _, high in ends):
         return _stay(
             step,
             KEEP,

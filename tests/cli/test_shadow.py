@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nhm_sched_plugin import Action, Outcome, Recommendation, SchedulerHost, SchedulingState
+from nhm_sched_plugin import Action, Outcome, Recommendation, SchedulerHost, SchedulingState, Ticket
 from tests.conftest import FixedForecaster, FixedPolicy, Parts
 from tests.observe.test_report import Reader
 
@@ -35,15 +35,17 @@ class Thrifty(FixedPolicy):
         return Recommendation(action=Action.LOAD_BALANCING_RECONFIG, confidence=0.8, policy_version="t1")
 
 
-def run(config: Path, clock: Clock, hours: int, percentage: int, seed: int) -> None:
-    """Control ticks of a host at one rollout percentage, each with its outcome."""
+def run(
+    config: Path, clock: Clock, hours: int, percentage: int, seed: int, tickets: bool = False, unit: str = "switchback"
+) -> None:
+    """Decisions of a host at one rollout percentage, each with its outcome: control ticks, or tickets."""
     tree = json.loads(config.read_text())
-    tree["rollout"]["percentage"] = percentage
+    tree["rollout"] |= {"percentage": percentage, "unit": unit}
     config.write_text(json.dumps(tree))
     draw = random.Random(seed)
     parts = {"parts": Parts(FixedForecaster(400.0), Thrifty())}
     with SchedulerHost.from_config(config, plugins=parts, clock=clock) as host:
-        for _ in range(int(hours * 3600 / TICK_S)):
+        for number in range(int(hours * 3600 / TICK_S)):
             before = SchedulingState(
                 queue_depth=draw.choice((0, 2)),
                 active_workers=10,
@@ -51,7 +53,8 @@ def run(config: Path, clock: Clock, hours: int, percentage: int, seed: int) -> N
                 sla_compliance_rate=0.8,
                 resource_cpu_avg=0.5,
             )
-            decision = host.decide(None, before)
+            ticket = Ticket(ticket_id=f"t{number}", task_type="processing") if tickets else None
+            decision = host.decide(ticket, before)
             host.applied(decision)
             gain = GAIN if decision.action is Action.LOAD_BALANCING_RECONFIG else 0.0
             after = SchedulingState(
@@ -62,7 +65,14 @@ def run(config: Path, clock: Clock, hours: int, percentage: int, seed: int) -> N
                 resource_cpu_avg=0.5,
             )
             host.finished(
-                Outcome(decision_id=decision.decision_id, status="tick", state_before=before, state_after=after)
+                Outcome(
+                    decision_id=decision.decision_id,
+                    ticket_id=decision.ticket_id,
+                    status="success" if tickets else "tick",
+                    sla_met=draw.random() < 0.9 if tickets else None,
+                    state_before=before,
+                    state_after=after,
+                )
             )
             clock.now += TICK_S
         assert host.flush(30)
@@ -152,6 +162,19 @@ def test_a_day_that_is_not_over_is_not_enough(nhm: Any, config: Path) -> None:
     assert any("the decisions cover 5.0 hours" in reason for reason in verdict["reasons"])
 
 
+def test_tickets_are_looked_at_where_no_tick_has_a_reward(nhm: Any, config: Path) -> None:
+    run(config, Clock(), 26, 50, seed=4, tickets=True, unit="ticket")
+    nhm("drain", "-c", config)
+    found = nhm("shadow", "report", "-c", config, "--json").json
+    assert (found["ticks"], found["decisions"]) == (False, 780)
+    assert found["evaluated"]["policy"]["episodes"] == 780
+    assert found["reward"]["shared"]  # both arms are in every block
+    assert found["reward"]["difference"] == pytest.approx(0.4 * GAIN / 0.2 / 2, abs=0.03)
+    assert found["sla"]["treatment_mean"] == pytest.approx(0.9, abs=0.06)
+    assert found["verdict"]["answer"] == "not enough data"
+    assert "experiment.min_samples is 400" in found["verdict"]["reasons"][0]
+
+
 def test_no_records_say_what_to_do(nhm: Any) -> None:
     result = nhm("shadow", "report")
     assert result.code == 1
@@ -164,6 +187,7 @@ def test_no_records_say_what_to_do(nhm: Any) -> None:
     ("arguments", "told"),
     [
         (("shadow", "report", "--since", "yesterday"), "'yesterday' is no length of time; write it as 90m"),
+        (("experiment", "result", "--since", "0d"), "'0d' is no length of time"),
         (("shadow", "report", "--episode-minutes", "0"), "0 is outside what is possible"),
         (("experiment", "result", "load_predictor_60m"), "give NAME and VERSION, or neither"),
         (("shadow", "report", "--report", "none/there.html"), "cannot be written"),

@@ -81,7 +81,16 @@ def test_percentages_are_not_mixed_up() -> None:
 def test_too_little_says_so() -> None:
     few = compare("reward", switchback(5, 5.0, seed=1))
     assert (few.difference, few.significant) == (None, False)
-    assert "blocks are needed" in few.reason
+    assert "4 are needed" in few.reason
+    # Twenty blocks of each arm, but never at the same percentage.
+    control, treatment = switchback(20, 0.0, seed=1, chance=0.2), switchback(20, 0.0, seed=1, chance=0.8)
+    apart = Observed(
+        np.append(control.value, treatment.value),
+        np.repeat([False, True], 200),
+        np.append(control.block, treatment.block + 20),
+        np.append(control.chance, treatment.chance),
+    )
+    assert "with 0 blocks of the rarer arm" in compare("reward", apart).reason
     small = compare("reward", switchback(60, 1.0, seed=1), min_samples=1000)
     assert not small.enough
     assert not small.significant

@@ -90,6 +90,7 @@ def test_harm_sends_it_back_to_shadow() -> None:
     for found in (verdict(reward=(-0.03, -0.01)), verdict(sla=(-0.05, -0.02)), verdict(workers=(8.0, 12.0))):
         assert (found.answer, found.percentage) == (KEEP, 0)
         assert found.next[0].command == "NHM_SCHED_ROLLOUT__PERCENTAGE=0"
+    assert verdict(sla=(-1e-12, -1e-12)).answer == RAMP
     # More workers that buy SLA are a trade, not a loss.
     assert verdict(workers=(8.0, 12.0), sla=(0.01, 0.03)).answer == RAMP
 
