@@ -217,7 +217,7 @@ class PluginController:
                 decision_id=decision_id,
                 ticket_id=self._trace.ticket(index).ticket_id,
                 status="success",
-                actual_duration_ms=self._trace.durations[index] * 1000,
+                actual_duration_ms=float(self._trace.durations[index]) * 1000,
                 sla_met=wait_s <= self._wait_s,
                 finished_at=now,
             )

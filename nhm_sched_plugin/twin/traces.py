@@ -11,21 +11,26 @@ import csv
 import datetime as dt
 import gzip
 import math
-import random
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from nhm_sched_plugin.errors import IngestError
 from nhm_sched_plugin.types import Ticket
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from nhm_sched_plugin.store.repository import Store
+
+    Floats = NDArray[np.float64]
 
 __all__ = [
     "SERVICE_MEAN_S",
     "SERVICE_SIGMA",
+    "Labels",
     "Trace",
     "TraceError",
     "read_csv",
@@ -38,77 +43,125 @@ SERVICE_MEAN_S: Final = 300.0
 SERVICE_SIGMA: Final = 0.8
 _SHORTEST_S: Final = 1.0
 """Logs with whole seconds say 0 for what took less than one."""
+_NO_TIME_S: Final = 1e-3
+"""No ticket takes less than this."""
 
 
 class TraceError(IngestError, ValueError):
     """A trace cannot be used as asked."""
 
 
+class Labels:
+    """A column of few different words, such as task types: a code per ticket, and the words."""
+
+    def __init__(self, codes: NDArray[np.int32], words: tuple[str | None, ...]) -> None:
+        self.codes, self.words = codes, words
+
+    @classmethod
+    def of(cls, column: Sequence[str | None] | Labels) -> Labels:
+        """Of one word per ticket; words in order of appearance."""
+        if isinstance(column, Labels):
+            return column
+        words: dict[str | None, int] = {}
+        codes = [words.setdefault(word, len(words)) for word in column]
+        return cls(np.array(codes, np.int32), tuple(words))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, which: slice | NDArray[Any]) -> Labels:
+        return Labels(self.codes[which], self.words)
+
+    def at(self, index: int) -> str | None:
+        """The word of one ticket; None when the log has no such column."""
+        return self.words[self.codes[index]] if len(self.codes) else None
+
+    def tolist(self) -> list[str | None]:
+        return [self.words[code] for code in self.codes.tolist()]
+
+
 class Trace:
     """Tickets in order of arrival, between `start` and `end` (Unix seconds).
 
-    `arrivals` Unix seconds and `durations` seconds of service, one of each per ticket; `ids`, `task_types` and
-    `risk_bands` may be empty.
+    `arrivals` (Unix seconds) and `durations` (seconds of service) are float64 arrays with an element per ticket, `ids`
+    is an array of strings, empty when the tickets have no names. Treat them as constant: slices share them.
     """
 
     def __init__(
         self,
-        arrivals: Sequence[float],
-        durations: Sequence[float],
+        arrivals: Sequence[float] | Floats,
+        durations: Sequence[float] | Floats,
         *,
-        ids: Sequence[str] = (),
-        task_types: Sequence[str | None] = (),
-        risk_bands: Sequence[str | None] = (),
+        ids: Sequence[str] | NDArray[Any] = (),
+        task_types: Sequence[str | None] | Labels = (),
+        risk_bands: Sequence[str | None] | Labels = (),
         name: str = "trace",
         start: float | None = None,
         end: float | None = None,
     ) -> None:
-        """Sorts by arrival. Raises `TraceError` for columns of different length, and without tickets or a period."""
-        columns = [column for column in (durations, ids, task_types, risk_bands) if column]
-        if any(len(column) != len(arrivals) for column in columns) or len(durations) != len(arrivals):
+        """Sorts by arrival. Raises `TraceError` for columns of different length, times that are no numbers, and without
+        tickets or a period."""
+        moments, lengths = np.asarray(arrivals, np.float64), np.asarray(durations, np.float64)
+        names = np.asarray(ids, np.dtypes.StringDType())
+        kinds, bands = Labels.of(task_types), Labels.of(risk_bands)
+        optional = [len(column) for column in (names, kinds, bands) if len(column)]
+        if any(length != len(moments) for length in optional) or len(lengths) != len(moments):
             raise TraceError("a trace needs one duration (and id, task type, risk band) per arrival")
-        order = sorted(range(len(arrivals)), key=arrivals.__getitem__)
-        self.arrivals = [float(arrivals[i]) for i in order]
-        self.durations = [max(float(durations[i]), 1e-3) for i in order]
-        self.ids = [ids[i] for i in order] if ids else []
-        self.task_types = [task_types[i] for i in order] if task_types else []
-        self.risk_bands = [risk_bands[i] for i in order] if risk_bands else []
-        self.name = name
-        if not self.arrivals and (start is None or end is None):
+        if not (np.isfinite(moments).all() and np.isfinite(lengths).all()):
+            raise TraceError(f"{name}: every arrival and duration must be a finite number of seconds")
+        if (moments[1:] < moments[:-1]).any():
+            order = np.argsort(moments, kind="stable")
+            moments, lengths = moments[order], lengths[order]
+            names = names[order] if len(names) else names
+            kinds, bands = (column[order] if len(column) else column for column in (kinds, bands))
+        if not len(moments) and (start is None or end is None):
             raise TraceError("a trace without tickets needs a start and an end")
-        self.start = self.arrivals[0] if start is None else start
-        self.end = math.nextafter(self.arrivals[-1], math.inf) if end is None else end
+        self.arrivals, self.ids, self.name = moments, names, name
+        self.durations = lengths if lengths.min(initial=1.0) >= _NO_TIME_S else np.maximum(lengths, _NO_TIME_S)
+        self.kinds, self.bands = kinds, bands
+        self.start = float(moments[0] if start is None else start)
+        self.end = float(math.nextafter(moments[-1], math.inf) if end is None else end)
 
     def __len__(self) -> int:
         return len(self.arrivals)
 
     @property
+    def task_types(self) -> list[str | None]:
+        """One per ticket; empty when the log has none."""
+        return self.kinds.tolist()
+
+    @property
+    def risk_bands(self) -> list[str | None]:
+        """One per ticket; empty when the log has none."""
+        return self.bands.tolist()
+
+    @property
     def service_mean_s(self) -> float:
         """Mean service time; 0 without tickets."""
-        return math.fsum(self.durations) / len(self.durations) if self.durations else 0.0
+        return float(self.durations.mean()) if len(self) else 0.0
 
     @property
     def load(self) -> float:
         """Mean number of busy workers that the tickets need (Erlangs)."""
-        return math.fsum(self.durations) / (self.end - self.start)
+        return float(self.durations.sum()) / (self.end - self.start)
 
     def ticket(self, index: int) -> Ticket:
         """The ticket as a host would submit it."""
         return Ticket(
-            ticket_id=self.ids[index] if self.ids else f"{self.name}-{index}",
-            task_type=self.task_types[index] if self.task_types else None,
-            risk_band=self.risk_bands[index] if self.risk_bands else None,
+            ticket_id=str(self.ids[index]) if len(self.ids) else f"{self.name}-{index}",
+            task_type=self.kinds.at(index),
+            risk_band=self.bands.at(index),
         )
 
     def slice(self, start: float, end: float) -> Trace:
         """The tickets that arrive in [start, end)."""
-        first, last = bisect_left(self.arrivals, start), bisect_left(self.arrivals, end)
+        first, last = np.searchsorted(self.arrivals, (start, end))
         return Trace(
             self.arrivals[first:last],
             self.durations[first:last],
             ids=self.ids[first:last],
-            task_types=self.task_types[first:last],
-            risk_bands=self.risk_bands[first:last],
+            task_types=self.kinds[first:last],
+            risk_bands=self.bands[first:last],
             name=self.name,
             start=start,
             end=end,
@@ -124,26 +177,37 @@ class Trace:
         return self.slice(self.start, cut), self.slice(cut, self.end)
 
     def scaled(self, factor: float, seed: int, jitter_s: float = 60.0) -> Trace:
-        """Volume times `factor`: each ticket kept or copied, copies moved by up to +-`jitter_s`."""
-        draw = random.Random(seed)
-        arrivals, durations = [], []
-        for arrival, duration in zip(self.arrivals, self.durations, strict=True):
-            for copy in range(int(factor) + (draw.random() < factor % 1)):
-                moved = arrival + draw.uniform(-jitter_s, jitter_s) if copy else arrival
-                arrivals.append(min(max(moved, self.start), math.nextafter(self.end, -math.inf)))
-                durations.append(duration)
-        return Trace(arrivals, durations, name=self.name, start=self.start, end=self.end)
+        """Volume times `factor`: each ticket dropped, kept or copied.
+
+        The first copy of a ticket stays where it is, further ones are moved by up to +-`jitter_s`. Ids are not kept.
+        Raises `TraceError` for a factor or jitter that is negative or no number.
+        """
+        if not (0 <= factor < math.inf and 0 <= jitter_s < math.inf):
+            raise TraceError(f"cannot scale by {factor} with a jitter of {jitter_s} s; both must be 0 or more")
+        draw = np.random.default_rng(seed)
+        copies = (draw.random(len(self)) < factor % 1) + int(factor)
+        origin = np.repeat(np.arange(len(self), dtype=np.int32), copies)
+        arrivals = self.arrivals[origin]
+        copied = np.zeros(len(origin), bool)
+        copied[1:] = origin[1:] == origin[:-1]
+        arrivals[copied] += draw.uniform(-jitter_s, jitter_s, np.count_nonzero(copied))
+        arrivals.clip(self.start, math.nextafter(self.end, -math.inf), out=arrivals)
+        return Trace(
+            arrivals,
+            self.durations[origin],
+            task_types=self.kinds[origin] if len(self.kinds) else (),
+            risk_bands=self.bands[origin] if len(self.bands) else (),
+            name=self.name,
+            start=self.start,
+            end=self.end,
+        )
 
     def hourly(self) -> list[tuple[float, int]]:
         """(start of the hour, arrivals), every full hour of the period, idle ones included."""
-        first = math.ceil(self.start / 3600)
-        last = math.floor(self.end / 3600)
-        counts = [0] * max(last - first, 0)
-        for arrival in self.arrivals:
-            hour = int(arrival // 3600) - first
-            if 0 <= hour < len(counts):
-                counts[hour] += 1
-        return [(3600.0 * (first + n), count) for n, count in enumerate(counts)]
+        first, last = math.ceil(self.start / 3600), math.floor(self.end / 3600)
+        inside = self.slice(3600.0 * first, 3600.0 * last).arrivals if last > first else self.arrivals[:0]
+        counts = np.bincount((inside // 3600).astype(np.int64) - first, minlength=max(last - first, 0))
+        return [(3600.0 * (first + n), count) for n, count in enumerate(counts.tolist())]
 
     @classmethod
     def from_frame(cls, frame: Any, *, name: str = "store", seed: int = 0, **service: float) -> Trace:
@@ -155,6 +219,7 @@ class Trace:
         ids, task_types, risk_bands = (
             frame[name].tolist() if name in frame else [] for name in ("ticket_id", "task_type", "risk_band")
         )
+        durations: Floats | list[float]
         if "actual_duration_ms" in frame:
             durations = [float(duration) / 1000 for duration in frame["actual_duration_ms"]]
         else:
@@ -234,6 +299,7 @@ def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int 
     stamps = [_stamp(path, number, text) for number, text in enumerate(found["timestamp"], 2)]
     if not stamps:
         raise IngestError(f"{path}: no rows below the header")
+    durations: Floats | list[float]
     if "actual_duration_ms" in found:
         numbered = enumerate(found["actual_duration_ms"], 2)
         durations = [_number(path, number, chosen["actual_duration_ms"], text) / 1000 for number, text in numbered]
@@ -254,10 +320,15 @@ _COLUMNS: Final = ("timestamp", "ticket_id", "task_type", "risk_band", "actual_d
 
 def _drawn(
     count: int, seed: int, *, service_mean_s: float = SERVICE_MEAN_S, service_sigma: float = SERVICE_SIGMA
-) -> list[float]:
+) -> Floats:
     """Lognormal service times; the mean of exp(N(mu, sigma)) is exp(mu + sigma^2 / 2)."""
-    draw, mu = random.Random(seed), math.log(service_mean_s) - service_sigma**2 / 2
-    return [draw.lognormvariate(mu, service_sigma) for _ in range(count)]
+    if not (0 < service_mean_s < math.inf and 0 <= service_sigma < math.inf):
+        raise TraceError(
+            f"service times with mean {service_mean_s} s and sigma {service_sigma}: "
+            "the mean must be above 0, sigma 0 or more"
+        )
+    mu = math.log(service_mean_s) - service_sigma**2 / 2
+    return np.random.default_rng(seed).lognormal(mu, service_sigma, count)
 
 
 def _lines(path: Path) -> Iterable[str]:

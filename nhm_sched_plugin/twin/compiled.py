@@ -1,0 +1,92 @@
+"""Compiles the twin's inner loops with numba and keeps the machine code on disk.
+
+Decorate with `compiled`, never with `numba.njit`: numba notices when a function's own file changes, not when a function
+that it calls in another file does. So the folder of the cache is named after a digest of all sources of the twin, and
+code compiled from other sources is never found. Caches of earlier sources are removed.
+
+The folder is below `$NUMBA_CACHE_DIR`, else `$XDG_CACHE_HOME/nhm-sched`, else `~/.cache/nhm-sched`; the user's own,
+because machine code is loaded from it. Where it cannot be written, every process compiles for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+try:
+    import numba
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"the twin needs {error.name}: pip install 'nhm-sched-plugin[twin]'", name=error.name
+    ) from error
+
+__all__ = ["CACHE", "compiled"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_PREFIX: Final = "twin-"
+_KEPT: Final = 3
+"""Caches of other sources that stay: several checkouts or versions may be in use."""
+
+
+def digest(folder: Path) -> str:
+    """Of every source file in the folder, by name and content."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(f"{path.relative_to(folder)}\0".encode())
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:16]
+
+
+def cache_folder(sources: Path) -> Path | None:
+    """The folder for code compiled from these sources, made when it is missing; None when it cannot be written."""
+    parent = os.environ.get("NUMBA_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nhm-sched")
+    try:
+        folder = Path(parent).expanduser() / f"{_PREFIX}{digest(sources)}"
+        known = folder.is_dir()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        if not known:
+            _forget_all_but(folder)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    return folder
+
+
+def _forget_all_but(folder: Path) -> None:
+    others = [path for path in folder.parent.glob(f"{_PREFIX}*") if path != folder]
+    for path in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[_KEPT:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+CACHE: Final = cache_folder(Path(__file__).parent)
+"""Where this process keeps compiled code; None: nowhere."""
+
+
+def compiled(function: Function) -> Function:
+    """`numba.njit` with the cache described above; division follows numpy (no ZeroDivisionError)."""
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, str(CACHE or "")
+    try:
+        made: Any = numba.njit(function, cache=CACHE is not None, error_model="numpy")
+    finally:
+        config.CACHE_DIR = before
+    if CACHE is not None:
+        _forgive(made)
+    return made  # type: ignore[no-any-return]
+
+
+def _forgive(made: Any) -> None:
+    """A disk that fills up later costs the cache, not the run."""
+    save = made._cache.save_overload
+
+    def attempt(*args: Any) -> None:
+        with contextlib.suppress(OSError):
+            save(*args)
+
+    made._cache.save_overload = attempt
