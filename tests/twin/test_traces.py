@@ -43,7 +43,11 @@ def test_drawn_service_times_are_lognormal_seeded_and_have_the_mean(tmp_path: Pa
     path = tmp_path / "arrivals.csv"
     path.write_text("timestamp\n" + "\n".join(str(n) for n in range(20_000)))
     trace = read_csv(path, seed=3)
-    assert trace.durations.tolist() == read_csv(path, seed=3).durations.tolist() != read_csv(path, seed=4).durations.tolist()
+    assert (
+        trace.durations.tolist()
+        == read_csv(path, seed=3).durations.tolist()
+        != read_csv(path, seed=4).durations.tolist()
+    )
     assert trace.service_mean_s == pytest.approx(300, rel=0.03)
     assert read_csv(path, service_mean_s=10.0).service_mean_s == pytest.approx(10, rel=0.03)
 
@@ -117,5 +121,9 @@ def test_from_the_store() -> None:
         }
     )
     trace = Trace.from_frame(frame)
-    assert (trace.ids.tolist(), trace.durations.tolist(), trace.risk_bands) == (["a", "b"], [0.25, 0.5], ["low", "high"])
+    assert (trace.ids.tolist(), trace.durations.tolist(), trace.risk_bands) == (
+        ["a", "b"],
+        [0.25, 0.5],
+        ["low", "high"],
+    )
     assert trace.start == dt.datetime(2024, 1, 1, tzinfo=dt.UTC).timestamp()
