@@ -1,8 +1,9 @@
 """Compiles the twin's inner loops with numba and keeps the machine code on disk.
 
 Decorate with `compiled`, never with `numba.njit`: numba notices when a function's own file changes, not when a function
-that it calls in another file does. So the folder of the cache is named after a digest of all sources of the twin, and
-code compiled from other sources is never found. Caches of earlier sources are removed.
+or number that it takes from another file does. So the folder of the cache is named after a digest of all files that
+compiled functions are in, and of every file of the package that these import, however indirectly. Code compiled from
+other sources is never found; caches of earlier sources are removed.
 
 The folder is below `$NUMBA_CACHE_DIR`, else `$XDG_CACHE_HOME/nhm-sched`, else `~/.cache/nhm-sched`; the user's own,
 because machine code is loaded from it. Where it cannot be written, every process compiles for itself.
@@ -10,12 +11,13 @@ because machine code is loaded from it. Where it cannot be written, every proces
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,20 +36,49 @@ _KEPT: Final = 3
 """Caches of other sources that stay: several checkouts or versions may be in use."""
 
 
-def digest(folder: Path) -> str:
-    """Of every source file in the folder, by name and content."""
+def sources(package: Path) -> list[Path]:
+    """The files of the twin that use this module, and all those of the package that they import."""
+    this = f"{package.name}.twin.compiled"
+    todo = [path for path in (package / "twin").rglob("*.py") if this in path.read_text(encoding="utf-8")]
+    found: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        if path not in found and path.is_file():
+            found.add(path)
+            todo += [package.parent / name for name in _imports(path) if name.parts[0] == package.name]
+    return sorted(found)
+
+
+def _imports(path: Path) -> Iterator[Path]:
+    """The files that it may import from, relative to the folder of the package."""
+    todo: list[ast.AST] = [ast.parse(path.read_bytes())]
+    while todo:
+        node, names = todo.pop(), []
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            yield Path(*name.split("."), "__init__.py")
+            yield Path(*name.split(".")).with_suffix(".py")
+
+
+def digest(package: Path) -> str:
+    """Of what compiled code of the package is made from, by the files' names and contents."""
     found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        found.update(f"{path.relative_to(folder)}\0".encode())
+    for path in sources(package):
+        found.update(f"{path.relative_to(package)}\0".encode())
         found.update(hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()[:16]
 
 
-def cache_folder(sources: Path) -> Path | None:
-    """The folder for code compiled from these sources, made when it is missing; None when it cannot be written."""
+def cache_folder(package: Path) -> Path | None:
+    """The folder for code compiled from the package, made when it is missing; None when it cannot be written."""
     parent = os.environ.get("NUMBA_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nhm-sched")
     try:
-        folder = Path(parent).expanduser() / f"{_PREFIX}{digest(sources)}"
+        folder = Path(parent).expanduser() / f"{_PREFIX}{digest(package)}"
         known = folder.is_dir()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -64,7 +95,7 @@ def _forget_all_but(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-CACHE: Final = cache_folder(Path(__file__).parent)
+CACHE: Final = cache_folder(Path(__file__).parents[1])
 """Where this process keeps compiled code; None: nowhere."""
 
 

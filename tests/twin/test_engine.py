@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nhm_sched_plugin.twin import engine, layout
 from nhm_sched_plugin.twin.classes import TicketClass, by_risk_band
-from nhm_sched_plugin.twin.compiled import cache_folder, digest
+from nhm_sched_plugin.twin.compiled import cache_folder, digest, sources
 from nhm_sched_plugin.twin.simulator import Order, Pool, Run, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import SchedulingState
@@ -246,20 +246,34 @@ def test_no_time_between_ticks_is_refused() -> None:
 
 
 def test_compiled_code_belongs_to_the_sources_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = tmp_path / "sources"
-    sources.mkdir()
+    package = tmp_path / "house"
+    (package / "twin").mkdir(parents=True)
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    files = {
+        "kernel": "from house.twin.compiled import compiled\nfrom house.twin import called\n",
+        "called": "from house.numbers import X\n",
+        "report": "import house.twin.kernel\n",
+    }
+    for name, text in files.items():
+        (package / "twin" / f"{name}.py").write_text(text)
     folders = []
     for version in range(6):
-        (sources / "called.py").write_text(f"X = {version}")
-        folders.append(cache_folder(sources))
-        assert folders[-1] == cache_folder(sources)
+        (package / "numbers.py").write_text(f"X = {version}")
+        folders.append(cache_folder(package))
+        assert folders[-1] == cache_folder(package)
         os.utime(folders[-1], (version, version))
-    assert len(set(folders)) == 6
+    assert len(set(folders)) == 6, "a number that a called function takes from elsewhere"
     assert [folder.exists() for folder in folders] == [False, False, True, True, True, True], "old ones are removed"
-    before = digest(sources)
-    (sources / "called.py").rename(sources / "renamed.py")
-    assert digest(sources) != before
+    assert [path.stem for path in sources(package)] == ["numbers", "called", "kernel"]
+    before = digest(package)
+    (package / "twin" / "report.py").write_text("import house.twin.kernel  # says more\n")
+    assert digest(package) == before, "nothing compiled can see it"
+
+
+def test_the_caches_name_covers_the_engine() -> None:
+    names = {path.stem for path in sources(Path(engine.__file__).parents[1])}
+    assert names >= {"engine", "layout", "orders", "running", "chance", "compiled"}
+    assert not names & {"simulator", "replay", "controllers", "settings"}
 
 
 def test_without_a_folder_to_write_to_it_compiles_anew(tmp_path: Path) -> None:
