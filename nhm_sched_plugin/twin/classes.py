@@ -12,7 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nhm_sched_plugin.twin.traces import Labels, Trace
+    from nhm_sched_plugin.twin.labels import Labels
+    from nhm_sched_plugin.twin.traces import Trace
 
 __all__ = ["TicketClass", "by_risk_band", "classified"]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nhm_sched_plugin.errors import IngestError
+from nhm_sched_plugin.twin.labels import Labels
 from nhm_sched_plugin.types import Ticket
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = [
     "SERVICE_MEAN_S",
     "SERVICE_SIGMA",
-    "Labels",
     "Trace",
     "TraceError",
     "read_csv",
@@ -49,35 +49,6 @@ _NO_TIME_S: Final = 1e-3
 
 class TraceError(IngestError, ValueError):
     """A trace cannot be used as asked."""
-
-
-class Labels:
-    """A column of few different words, such as task types: a code per ticket, and the words."""
-
-    def __init__(self, codes: NDArray[np.int32], words: tuple[str | None, ...]) -> None:
-        self.codes, self.words = codes, words
-
-    @classmethod
-    def of(cls, column: Sequence[str | None] | Labels) -> Labels:
-        """Of one word per ticket; words in order of appearance."""
-        if isinstance(column, Labels):
-            return column
-        words: dict[str | None, int] = {}
-        codes = [words.setdefault(word, len(words)) for word in column]
-        return cls(np.array(codes, np.int32), tuple(words))
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, which: slice | NDArray[Any]) -> Labels:
-        return Labels(self.codes[which], self.words)
-
-    def at(self, index: int) -> str | None:
-        """The word of one ticket; None when the log has no such column."""
-        return self.words[self.codes[index]] if len(self.codes) else None
-
-    def tolist(self) -> list[str | None]:
-        return [self.words[code] for code in self.codes.tolist()]
 
 
 class Trace:
@@ -202,6 +173,23 @@ class Trace:
             end=self.end,
         )
 
+    def capped(self, max_duration_s: float) -> Trace:
+        """No ticket takes longer than that. Raises `TraceError` when it is not above 0."""
+        if not max_duration_s > 0:
+            raise TraceError(f"max_duration_s is {max_duration_s}; it must be above 0")
+        if not len(self) or self.durations.max() <= max_duration_s:
+            return self
+        return Trace(
+            self.arrivals,
+            np.minimum(self.durations, max_duration_s),
+            ids=self.ids,
+            task_types=self.kinds,
+            risk_bands=self.bands,
+            name=self.name,
+            start=self.start,
+            end=self.end,
+        )
+
     def hourly(self) -> list[tuple[float, int]]:
         """(start of the hour, arrivals), every full hour of the period, idle ones included."""
         first, last = math.ceil(self.start / 3600), math.floor(self.end / 3600)
@@ -217,43 +205,65 @@ class Trace:
             stamps = stamps.dt.tz_localize("UTC")
         arrivals = (stamps - dt.datetime.fromtimestamp(0, dt.UTC)).dt.total_seconds().tolist()
         ids, task_types, risk_bands = (
-            frame[name].tolist() if name in frame else [] for name in ("ticket_id", "task_type", "risk_band")
+            frame[column].tolist() if column in frame else [] for column in ("ticket_id", "task_type", "risk_band")
         )
         durations: Floats | list[float]
         if "actual_duration_ms" in frame:
+            _refuse(name, service)
             durations = [float(duration) / 1000 for duration in frame["actual_duration_ms"]]
         else:
             durations = _drawn(len(arrivals), seed, **service)
         return cls(arrivals, durations, name=name, ids=ids, task_types=task_types, risk_bands=risk_bands)
 
 
-def read_trace(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int = 0, **service: float) -> Trace:
-    """SWF or CSV, by the file's name (`.swf`, `.csv`, each also with `.gz`). Raises `IngestError`."""
+def read_trace(
+    path: Path,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    seed: int = 0,
+    max_duration_s: float = math.inf,
+    **service: float,
+) -> Trace:
+    """SWF or CSV, by the file's name (`.swf`, `.csv`, each also with `.gz`).
+
+    No ticket takes more than `max_duration_s`. `service` (`service_mean_s`, `service_sigma`) says how to draw service
+    times where the file has none, see the module's text. Raises `IngestError`, also when the file has its own and
+    `service` is given.
+    """
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     if kind == "swf":
-        return read_swf(path)
+        _refuse(str(path), service)
+        return read_swf(path, max_duration_s=max_duration_s)
     if kind == "csv":
-        return read_csv(path, mapping=mapping, seed=seed, **service)
+        return read_csv(path, mapping=mapping, seed=seed, **service).capped(max_duration_s)
     raise IngestError(f"{path}: the name ends in {path.suffix!r}; a trace is a .swf or a .csv file (also .gz)")
 
 
-def read_records(store: Store, *, name: str = "the records", seed: int = 0) -> Trace:
+def read_records(
+    store: Store,
+    *,
+    name: str = "the records",
+    seed: int = 0,
+    max_duration_s: float = math.inf,
+    **service: float,
+) -> Trace:
     """The tickets in the records database that have a duration; where none has one, all, with drawn ones.
 
-    Raises `TraceError` when there are no tickets.
+    The arguments are those of `read_trace`. Raises `TraceError` when there are no tickets.
     """
     frame = store.execution_logs()
     if frame.empty:
         raise TraceError("the database holds no tickets; run `nhm-sched ingest FILE` first, or name a trace file")
     known = frame["actual_duration_ms"].notna()
     frame = frame[known] if known.any() else frame.drop(columns="actual_duration_ms")
-    return Trace.from_frame(frame, name=name, seed=seed)
+    return Trace.from_frame(frame, name=name, seed=seed, **service).capped(max_duration_s)
 
 
 def read_swf(path: Path, *, max_duration_s: float = math.inf) -> Trace:
     """Standard Workload Format 2.2: field 1 job number, 2 submit time (s), 4 run time (s), 15 queue number.
 
-    Jobs without a run time (-1) are left out. The header's UnixStartTime makes the times absolute.
+    No job takes more than `max_duration_s`. Jobs without a run time (-1) are left out. The header's UnixStartTime makes
+    the times absolute.
     https://www.cs.huji.ac.il/labs/parallel/workload/swf.html
     """
     origin, arrivals, durations, ids, kinds = 0.0, [], [], [], []
@@ -272,12 +282,12 @@ def read_swf(path: Path, *, max_duration_s: float = math.inf) -> Trace:
         if run_time < 0:
             continue
         arrivals.append(origin + _number(path, number, "submit time", fields[1]))
-        durations.append(min(max(run_time, _SHORTEST_S), max_duration_s))
+        durations.append(max(run_time, _SHORTEST_S))
         ids.append(f"job-{fields[0]}")
         kinds.append(f"queue-{fields[14]}" if len(fields) > 14 and fields[14] != "-1" else "job")
     if not arrivals:
         raise IngestError(f"{path}: no job with a run time in it")
-    return Trace(arrivals, durations, ids=ids, task_types=kinds, name=path.name)
+    return Trace(arrivals, durations, ids=ids, task_types=kinds, name=path.name).capped(max_duration_s)
 
 
 def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int = 0, **service: float) -> Trace:
@@ -301,6 +311,7 @@ def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int 
         raise IngestError(f"{path}: no rows below the header")
     durations: Floats | list[float]
     if "actual_duration_ms" in found:
+        _refuse(str(path), service)
         numbered = enumerate(found["actual_duration_ms"], 2)
         durations = [_number(path, number, chosen["actual_duration_ms"], text) / 1000 for number, text in numbered]
     else:
@@ -329,6 +340,12 @@ def _drawn(
         )
     mu = math.log(service_mean_s) - service_sigma**2 / 2
     return np.random.default_rng(seed).lognormal(mu, service_sigma, count)
+
+
+def _refuse(name: str, service: Mapping[str, float]) -> None:
+    if service:
+        given = ", ".join(f"{key} {value:g}" for key, value in service.items())
+        raise TraceError(f"{name} has service times of its own; leave out {given}: they are for logs without")
 
 
 def _lines(path: Path) -> Iterable[str]:

@@ -9,8 +9,9 @@ import pytest
 
 from nhm_sched_plugin.policy.queueing import erlang_c, wait_exceeds
 from nhm_sched_plugin.twin import layout
+from nhm_sched_plugin.twin.labels import Labels
 from nhm_sched_plugin.twin.simulator import Pool, TicketClass
-from nhm_sched_plugin.twin.traces import Labels, Trace
+from nhm_sched_plugin.twin.traces import Trace
 
 SERVICE_S = 100.0
 

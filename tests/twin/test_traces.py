@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nhm_sched_plugin.errors import IngestError
@@ -103,9 +104,54 @@ def test_scaling_keeps_the_period_and_multiplies_the_volume() -> None:
     assert 0 <= scaled.arrivals[0] <= scaled.arrivals[-1] < 1000
 
 
+def test_scaling_keeps_first_copies_in_place_and_the_labels() -> None:
+    trace = Trace([200.0 * n for n in range(500)], [5.0] * 500, risk_bands=["high", "low"] * 250, start=0.0, end=1e5)
+    scaled = trace.scaled(2.0, 7)
+    assert set(trace.arrivals) <= set(scaled.arrivals)
+    assert len(set(scaled.arrivals)) > 990
+    assert sorted(scaled.risk_bands) == ["high"] * 500 + ["low"] * 500
+    assert trace.scaled(2.0, 7, jitter_s=0.0).arrivals.tolist() == sorted([*trace.arrivals, *trace.arrivals])
+    apart = [min(abs(trace.arrivals - arrival)) for arrival in scaled.arrivals]
+    assert 50 < max(apart) <= 60
+    with pytest.raises(ValueError, match=r"cannot scale by -1"):
+        trace.scaled(-1.0, 7)
+
+
+def test_a_million_tickets_cost_little() -> None:
+    trace = Trace(np.arange(1_000_000.0), np.ones(1_000_000), task_types=["a", "b"] * 500_000)
+    columns = (trace.arrivals, trace.durations, trace.kinds.codes, trace.ids)
+    assert sum(column.nbytes for column in columns) <= 20_000_000
+    part = trace.slice(10.0, 999_990.0)
+    assert np.shares_memory(part.arrivals, trace.arrivals)
+    assert np.shares_memory(part.kinds.codes, trace.kinds.codes)
+
+
+def test_durations_are_capped(tmp_path: Path) -> None:
+    (tmp_path / "log.swf").write_text(SWF)
+    assert read_trace(tmp_path / "log.swf", max_duration_s=60.0).durations.tolist() == [60.0, 1.0]
+    (tmp_path / "log.csv").write_text("timestamp,actual_duration_ms\n1,9000\n2,1000\n")
+    assert read_trace(tmp_path / "log.csv", max_duration_s=2.5).durations.tolist() == [2.5, 1.0]
+    with pytest.raises(ValueError, match="max_duration_s is 0"):
+        read_trace(tmp_path / "log.csv", max_duration_s=0.0)
+
+
+@pytest.mark.parametrize("name", ["log.swf", "log.csv"])
+def test_service_times_are_not_drawn_over_those_of_the_log(tmp_path: Path, name: str) -> None:
+    (tmp_path / "log.swf").write_text(SWF)
+    (tmp_path / "log.csv").write_text("timestamp,actual_duration_ms\n1,9000\n")
+    with pytest.raises(IngestError, match=rf"{name} has service times of its own; leave out service_mean_s 5"):
+        read_trace(tmp_path / name, service_mean_s=5.0)
+
+
 def test_wrong_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="one duration"):
         Trace([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="finite"):
+        Trace([1.0, float("nan")], [1.0, 1.0])
+    with pytest.raises(ValueError, match="the mean must be above 0"):
+        Trace.from_frame(
+            pytest.importorskip("pandas").DataFrame({"timestamp": []}, dtype="datetime64[ns]"), service_mean_s=0
+        )
     with pytest.raises(ValueError, match="start and an end"):
         Trace([], [])
 
