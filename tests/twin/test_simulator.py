@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nhm_sched_plugin.policy.queueing import erlang_c, wait_exceeds
-from nhm_sched_plugin.twin.controllers import StaticController, obeyed, static_workers
-from nhm_sched_plugin.twin.simulator import STARTING, Pool, simulate
+from nhm_sched_plugin.twin.controllers import StaticController, instructed, obeyed, static_workers
+from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import Action, SchedulingState
 
@@ -151,3 +151,6 @@ def test_adding_never_cancels_what_starts_up() -> None:
     assert obeyed(Action.DECREASE_WORKER_POOL, {"target_workers": 3}, state) == 3
     assert obeyed(Action.NO_ACTION, {}, state) is None
     assert obeyed(Action.INCREASE_WORKER_POOL, {}, state) is None
+    weights = {"critical": 4.0, "low": 0.5}
+    assert instructed(Action.ADJUST_PRIORITY_WEIGHTS, weights, state) == Order(None, weights)
+    assert instructed(Action.DECREASE_WORKER_POOL, {"target_workers": 3}, state) == 3
