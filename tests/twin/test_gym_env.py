@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 import warnings
+from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -10,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 from nhm_sched_plugin.decision.reward import reward
 from nhm_sched_plugin.twin.gym_env import CHANGES, ID, OBSERVATION, WorkerPoolEnv, register, target_of
+from nhm_sched_plugin.twin.simulator import Pool
 from nhm_sched_plugin.twin.traces import Trace
 
 DAY = 86_400.0
@@ -137,3 +142,33 @@ def test_a_wrong_start_is_refused() -> None:
         env.step(0)
     with pytest.raises(ValueError, match=r"start is -1\.0; the trace goes from 0\.0"):
         env.reset(options={"start": -1})
+
+
+def documented(word: str) -> str:
+    """The example in docs/twin.md that uses it."""
+    text = (Path(__file__).parents[2] / "docs" / "twin.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
+    (example,) = [textwrap.dedent(block) for block in blocks if word in block and "import" in block]
+    return example
+
+
+def test_the_example_in_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = documented("gymnasium.make")
+    assert len(example.strip().splitlines()) <= 15
+    monkeypatch.chdir(tmp_path)
+    jobs = [f"{n} {30 * n} -1 {20 + n % 50} 1\n" for n in range(300)]
+    Path("jobs.swf").write_text("".join(jobs), encoding="utf-8")
+    told: list[object] = []
+    exec(example, {"print": lambda *figures: told.extend(figures)})  # noqa: S102 - our own documentation
+    sla, worker_hours, cost = told
+    assert 0 < sla <= 1
+    assert 0 < worker_hours == cost
+
+
+def test_the_compiled_example_in_the_documentation_runs() -> None:
+    known: dict[str, Any] = {}
+    exec(documented("numba.njit"), known)  # noqa: S102 - our own documentation
+    pool = Pool(day(), workers=3, startup_s=120.0, sla_wait_s=60.0)
+    known["run"](pool.sim, 60.0, 2)
+    assert pool.now == 2 * DAY
+    assert pool.met > 0.9 * len(pool.trace)
