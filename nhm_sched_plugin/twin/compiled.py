@@ -82,10 +82,11 @@ def cache_folder(package: Path) -> Path | None:
         known = folder.is_dir()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-        if not known:
-            _forget_all_but(folder)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
+    if not known:
+        with contextlib.suppress(OSError):  # another process may be at it
+            _forget_all_but(folder)
     return folder
 
 

@@ -1,8 +1,8 @@
 """The simulator's event loop, compiled. `simulator.py` is its readable face; compiled loops call this directly.
 
 A simulation is a `Sim`: a named tuple of arrays that the functions below change in place. Nothing here allocates, and
-every array is as long as it can ever have to be: those by ticket by the trace, the one of orders by the largest pool
-that may be asked for (`scale_to` refuses more). A compiled control loop is
+arrays by ticket are as long as they can ever have to be; the one of orders has room for those of a long start-up, and
+`scale_to` refuses more. A compiled control loop is
 
     while sim.t[NOW] < sim.t[END]:
         advance(sim, sim.t[NOW] + tick_s, False)
@@ -250,16 +250,17 @@ def _boot(sim: Any) -> None:
 def scale_to(sim: Any, target: int) -> bool:
     """Order or remove workers so that `target` are active or starting up. True when that changes anything.
 
-    Raises `ValueError` for more than `len(sim.ready)`: the room for orders; nothing has changed then.
+    Raises `ValueError` when the orders do not fit into `sim.ready`; nothing has changed then. They always fit when it is
+    as long as the largest target, and with a fixed start-up time when it is longer than a start-up has ticks.
     """
     n = sim.n
     difference = max(target, 0) - ordered(sim)
     if difference == 0:
         return False
-    if target > len(sim.ready):
-        raise ValueError("more workers asked for than the simulation has room for")
     if difference > 0:
         kept = min(difference, n[DRAINING])  # workers on their way out stay, which is free
+        if not orders.fit(sim, difference - kept):
+            raise ValueError("more workers start up than the simulation has room for")
         n[DRAINING] -= kept
         orders.place(sim, difference - kept)
         return True

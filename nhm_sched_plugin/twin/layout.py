@@ -156,8 +156,8 @@ def new_sim(
 ) -> Sim:
     """A simulation about to begin, with `workers` that are ready; see `simulator.Pool` for what the arguments mean.
 
-    `arrivals` must ascend; they and `durations` are shared, not copied. `room`: the most workers that a compiled loop
-    may ask for. Nothing is checked here.
+    `arrivals` must ascend; they and `durations` are shared, not copied. `room`: for workers that start up, see
+    `engine.scale_to`. Nothing is checked here.
     """
     count, kinds = len(arrivals), len(sla_wait_s)
     n, t = np.zeros(13, np.int64), np.zeros(12)
@@ -192,11 +192,12 @@ def new_sim(
 
 
 def with_room(sim: Sim, workers: int) -> Sim:
-    """The same simulation (it shares everything else) with room to ask for at least so many workers."""
-    room = len(sim.ready)
-    if workers <= room:
+    """The same simulation (it shares everything else) with room for so many more workers to start up."""
+    entries = min(workers, 1) if sim.t[STARTUP_SIGMA] == 0.0 else max(workers, 0)
+    room, needed = len(sim.ready), int(sim.n[ORDERS]) + entries
+    if needed <= room:
         return sim
-    more = max(workers, 2 * room) - room
+    more = max(needed, 2 * room) - room
     return sim._replace(
         ready=np.concatenate([sim.ready, np.empty(more)]),
         fresh=np.concatenate([sim.fresh, np.empty(more, np.int64)]),

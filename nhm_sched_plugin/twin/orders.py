@@ -17,7 +17,7 @@ from nhm_sched_plugin.twin.layout import (
     STARTUP_SIGMA,
 )
 
-__all__ = ["cancel", "find_ready", "place", "receive"]
+__all__ = ["cancel", "find_ready", "fit", "place", "receive"]
 
 
 @compiled
@@ -37,6 +37,13 @@ def find_ready(sim: Any) -> None:
     for at in range(sim.n[ORDERS]):
         earliest = min(earliest, sim.ready[at])
     sim.t[READY] = earliest
+
+
+@compiled
+def fit(sim: Any, workers: int) -> bool:
+    """Whether there is room to order so many workers."""
+    entries = min(workers, 1) if sim.t[STARTUP_SIGMA] == 0.0 else workers
+    return sim.n[ORDERS] + entries <= len(sim.ready)  # type: ignore[no-any-return]
 
 
 @compiled

@@ -126,7 +126,6 @@ class Pool:
             startup_cv=startup_cv,
             failure_rate=1.0 / mtbf_s,
             limit=layout.UNLIMITED if capacity is None else capacity,
-            room=max(1024, workers),
             seed=seed,
         )
 
@@ -270,7 +269,7 @@ class Pool:
 
     def scale_to(self, target: int) -> bool:
         """Order or remove workers so that `target` are active or starting up. True when that changes anything."""
-        self.sim = layout.with_room(self.sim, target)
+        self.sim = layout.with_room(self.sim, target - self.ordered)
         return engine.scale_to(self.sim, target)
 
     def set_weights(self, weights: Mapping[str, Any]) -> bool:

@@ -71,7 +71,7 @@ class Trace:
         end: float | None = None,
     ) -> None:
         """Sorts by arrival. Raises `TraceError` for columns of different length, times that are no numbers, and without
-        tickets or a period."""
+        tickets or a period (or with one that ends before it starts)."""
         moments, lengths = np.asarray(arrivals, np.float64), np.asarray(durations, np.float64)
         names = np.asarray(ids, np.dtypes.StringDType())
         kinds, bands = Labels.of(task_types), Labels.of(risk_bands)
@@ -92,6 +92,8 @@ class Trace:
         self.kinds, self.bands = kinds, bands
         self.start = float(moments[0] if start is None else start)
         self.end = float(math.nextafter(moments[-1], math.inf) if end is None else end)
+        if not self.start <= self.end:
+            raise TraceError(f"{name}: it starts at {self.start} and ends before, at {self.end}")
 
     def __len__(self) -> int:
         return len(self.arrivals)

@@ -197,8 +197,8 @@ def test_a_compiled_loop_is_the_same_as_one_in_python() -> None:
 def test_room_for_orders_grows_and_never_overflows() -> None:
     pool = Pool(Trace([], [], start=0.0, end=1e4), workers=1, startup_s=60.0, sla_wait_s=60.0, startup_cv=0.2)
     room = len(pool.sim.ready)
-    with pytest.raises(ValueError, match="more workers asked for than the simulation has room for"):
-        engine.scale_to(pool.sim, room + 1)
+    with pytest.raises(ValueError, match="more workers start up than the simulation has room for"):
+        engine.scale_to(pool.sim, room + 2)
     assert pool.ordered == 1
     assert pool.scale_to(10 * room)
     assert (pool.ordered, pool.starting) == (10 * room, 10 * room - 1)
@@ -206,6 +206,17 @@ def test_room_for_orders_grows_and_never_overflows() -> None:
     assert pool.starting == 1, "the latest orders are cancelled, whenever they would have been ready"
     pool.advance(1e4)
     assert (pool.idle, pool.starting) == (2, 0)
+
+
+def test_with_a_fixed_start_up_time_any_number_fits() -> None:
+    pool = Pool(Trace([], [], start=0.0, end=1e4), workers=0, startup_s=5000.0, sla_wait_s=60.0)
+    for second in range(3000):
+        pool.advance(second)
+        pool.scale_to(10**9 + second)
+    assert len(pool.sim.ready) < 5000
+    assert pool.starting == 10**9 + 2999
+    pool.advance(5000.0)
+    assert (pool.idle, pool.starting) == (10**9, 2999)
 
 
 def test_weights_may_change_while_it_runs() -> None:

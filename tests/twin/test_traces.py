@@ -146,6 +146,8 @@ def test_service_times_are_not_drawn_over_those_of_the_log(tmp_path: Path, name:
 def test_wrong_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="one duration"):
         Trace([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match=r"starts at 5\.0 and ends before, at 1\.0"):
+        Trace([], [], start=5.0, end=1.0)
     with pytest.raises(ValueError, match="finite"):
         Trace([1.0, float("nan")], [1.0, 1.0])
     with pytest.raises(ValueError, match="the mean must be above 0"):
