@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from nhm_sched_plugin.twin.compiled import compiled
+from nhm_sched_plugin.twin.compiled import inner
 
 __all__ = ["uniform"]
 
@@ -20,7 +20,7 @@ _MIX_2: Final = np.uint64(0x94D049BB133111EB)
 _30, _27, _31, _11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 
 
-@compiled
+@inner
 def uniform(random: Any, stream: int) -> float:
     """In (0, 1]."""
     random[stream] += _GOLDEN

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from nhm_sched_plugin.twin import orders, running
 from nhm_sched_plugin.twin.chance import uniform
-from nhm_sched_plugin.twin.compiled import compiled
+from nhm_sched_plugin.twin.compiled import compiled, inner
 from nhm_sched_plugin.twin.layout import (
     ACTIVE,
     ARRIVED,
@@ -91,7 +91,7 @@ def ordered(sim: Any) -> int:
     return active(sim) + sim.n[STARTING]  # type: ignore[no-any-return]
 
 
-@compiled
+@inner
 def _elapse(sim: Any, now: float) -> None:
     """Moves the clock and the integrals."""
     n, t = sim.n, sim.t
@@ -105,7 +105,7 @@ def _elapse(sim: Any, now: float) -> None:
         t[HAZARD] -= passed * t[FAILURE_RATE] * up
 
 
-@compiled
+@inner
 def _start(sim: Any, ticket: int) -> None:
     """A worker, no longer counted as idle, takes the ticket."""
     n, now = sim.n, sim.t[NOW]
@@ -122,7 +122,7 @@ def _start(sim: Any, ticket: int) -> None:
     running.add(sim, ticket)
 
 
-@compiled
+@inner
 def _enqueue(sim: Any, ticket: int) -> None:
     kind = sim.classes[ticket]
     sim.following[ticket] = -1
@@ -137,7 +137,7 @@ def _enqueue(sim: Any, ticket: int) -> None:
     sim.tally[kind, WAIT] += 1
 
 
-@compiled
+@inner
 def _put_back(sim: Any, ticket: int) -> None:
     """To the head of its class: its worker failed. Its SLA was decided when it started first."""
     kind = sim.classes[ticket]
@@ -149,7 +149,7 @@ def _put_back(sim: Any, ticket: int) -> None:
     sim.tally[kind, WAIT] += 1
 
 
-@compiled
+@inner
 def _next_ticket(sim: Any) -> int:
     """Takes the waiting ticket with the most priority out of its queue. Somebody must wait."""
     first, kind = sim.first, 0
@@ -172,7 +172,7 @@ def _next_ticket(sim: Any) -> int:
     return ticket  # type: ignore[no-any-return]
 
 
-@compiled
+@inner
 def _fill(sim: Any) -> None:
     """Idle workers take what waits."""
     n = sim.n
@@ -181,7 +181,7 @@ def _fill(sim: Any) -> None:
         _start(sim, _next_ticket(sim))
 
 
-@compiled
+@inner
 def _arrive(sim: Any) -> bool:
     """The next ticket joins, or is turned away (False)."""
     n = sim.n
@@ -202,7 +202,7 @@ def _arrive(sim: Any) -> bool:
     return True
 
 
-@compiled
+@inner
 def _finish(sim: Any) -> None:
     """The ticket that ends now; its worker takes the next one, leaves (when draining) or is idle."""
     n, t = sim.n, sim.t
@@ -223,7 +223,7 @@ def _finish(sim: Any) -> None:
         n[IDLE] += 1
 
 
-@compiled
+@inner
 def _fail(sim: Any) -> None:
     """A worker is gone, any with the same probability; its ticket waits again. A busy one is of those that drain."""
     n = sim.n
@@ -239,7 +239,7 @@ def _fail(sim: Any) -> None:
     _fill(sim)
 
 
-@compiled
+@inner
 def _boot(sim: Any) -> None:
     """Ordered workers are ready."""
     sim.n[IDLE] += orders.receive(sim)
@@ -250,7 +250,7 @@ def _boot(sim: Any) -> None:
 def scale_to(sim: Any, target: int) -> bool:
     """Order or remove workers so that `target` are active or starting up. True when that changes anything.
 
-    Raises `ValueError` when the orders do not fit into `sim.ready`; nothing has changed then. They always fit when it is
+    Raises `ValueError` when the orders do not fit into `sim.ready`; nothing has changed then. They always do when it is
     as long as the largest target, and with a fixed start-up time when it is longer than a start-up has ticks.
     """
     n = sim.n

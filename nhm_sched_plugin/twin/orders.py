@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from nhm_sched_plugin.twin.chance import uniform
-from nhm_sched_plugin.twin.compiled import compiled
+from nhm_sched_plugin.twin.compiled import inner
 from nhm_sched_plugin.twin.layout import (
     NOW,
     ORDERS,
@@ -20,7 +20,7 @@ from nhm_sched_plugin.twin.layout import (
 __all__ = ["cancel", "find_ready", "fit", "place", "receive"]
 
 
-@compiled
+@inner
 def _startup(sim: Any) -> float:
     """Lognormal with the mean `STARTUP_S`; the normal number is Box and Muller's (1958)."""
     sigma = sim.t[STARTUP_SIGMA]
@@ -31,7 +31,7 @@ def _startup(sim: Any) -> float:
     return float(sim.t[STARTUP_S] * math.exp(sigma * normal - sigma * sigma / 2.0))
 
 
-@compiled
+@inner
 def find_ready(sim: Any) -> None:
     earliest = math.inf
     for at in range(sim.n[ORDERS]):
@@ -39,14 +39,14 @@ def find_ready(sim: Any) -> None:
     sim.t[READY] = earliest
 
 
-@compiled
+@inner
 def fit(sim: Any, workers: int) -> bool:
     """Whether there is room to order so many workers."""
     entries = min(workers, 1) if sim.t[STARTUP_SIGMA] == 0.0 else workers
     return sim.n[ORDERS] + entries <= len(sim.ready)  # type: ignore[no-any-return]
 
 
-@compiled
+@inner
 def place(sim: Any, workers: int) -> None:
     """Workers that start up together are one entry: with a fixed start-up time all of one moment."""
     n, t = sim.n, sim.t
@@ -64,7 +64,7 @@ def place(sim: Any, workers: int) -> None:
         t[READY] = min(t[READY], ready)
 
 
-@compiled
+@inner
 def cancel(sim: Any, surplus: int) -> int:
     """Takes back the latest orders; how many workers are still too many."""
     n = sim.n
@@ -80,7 +80,7 @@ def cancel(sim: Any, surplus: int) -> int:
     return surplus
 
 
-@compiled
+@inner
 def receive(sim: Any) -> int:
     """Takes out the workers that are ready by the time of the next order; how many."""
     n, kept, workers = sim.n, 0, 0

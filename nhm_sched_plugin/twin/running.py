@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from nhm_sched_plugin.twin.compiled import compiled
+from nhm_sched_plugin.twin.compiled import inner
 from nhm_sched_plugin.twin.layout import BUSY, NOW
 
 __all__ = ["add", "remove"]
 
 
-@compiled
+@inner
 def _earlier(sim: Any, a: int, b: int) -> bool:
     """Whether the heap's entry `a` ends before `b`; at the same moment the ticket that arrived first does."""
     ends, holders = sim.ends, sim.holders
     return ends[a] < ends[b] or (ends[a] == ends[b] and holders[a] < holders[b])  # type: ignore[no-any-return]
 
 
-@compiled
+@inner
 def _swap(sim: Any, a: int, b: int) -> None:
     ends, holders = sim.ends, sim.holders
     ends[a], ends[b] = ends[b], ends[a]
     holders[a], holders[b] = holders[b], holders[a]
 
 
-@compiled
+@inner
 def _rise(sim: Any, at: int) -> None:
     while at > 0:
         parent = (at - 1) >> 1
@@ -34,7 +34,7 @@ def _rise(sim: Any, at: int) -> None:
         at = parent
 
 
-@compiled
+@inner
 def remove(sim: Any, at: int) -> int:
     """Takes an entry out of the heap of running tickets; its ticket."""
     n = sim.n
@@ -55,7 +55,7 @@ def remove(sim: Any, at: int) -> int:
     return ticket  # type: ignore[no-any-return]
 
 
-@compiled
+@inner
 def add(sim: Any, ticket: int) -> None:
     """A ticket that starts now."""
     at = sim.n[BUSY]
