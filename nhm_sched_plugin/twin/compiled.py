@@ -1,9 +1,9 @@
 """Compiles the twin's inner loops with numba and keeps the machine code on disk.
 
-Decorate with `compiled` or `inner`, never with `numba.njit`: numba notices when a function's own file changes, not when
-a function or number that it takes from another file does. So the folder of the cache is named after a digest of all
-files that compiled functions are in, and of every file of the package that these import, however indirectly. Code
-compiled from other sources is never found; caches of earlier sources are removed.
+Decorate with `compiled`, `allocating` or `inner`, never with `numba.njit`: numba notices when a function's own file
+changes, not when a function or number that it takes from another file does. So the folder of the cache is named after a
+digest of all files that compiled functions are in, and of every file of the package that these import, however
+indirectly. Code compiled from other sources is never found; caches of earlier sources are removed.
 
 The folder is below `$NUMBA_CACHE_DIR`, else `$XDG_CACHE_HOME/nhm-sched`, else `~/.cache/nhm-sched`; the user's own,
 because machine code is loaded from it. Where it cannot be written, every process compiles for itself.
@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
         f"the twin needs {error.name}: pip install 'nhm-sched-plugin[twin]'", name=error.name
     ) from error
 
-__all__ = ["CACHE", "compiled", "inner"]
+__all__ = ["CACHE", "allocating", "compiled", "inner"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _PREFIX: Final = "twin-"
@@ -102,22 +102,41 @@ CACHE: Final = cache_folder(Path(__file__).parents[1])
 
 
 def compiled(function: Function) -> Function:
-    """`numba.njit` with the cache described above; division follows numpy (no ZeroDivisionError)."""
+    """`numba.njit` with the cache described above; division follows numpy (no ZeroDivisionError).
+
+    The function must not make arrays, and numba refuses one that does: so no references have to be counted, which for
+    named tuples of arrays would be most of the work. Otherwise take `allocating`.
+    """
+    return _compiled(function, **_BORROWED)
+
+
+def allocating(function: Function) -> Function:
+    """The same for a function that makes arrays."""
+    return _compiled(function)
+
+
+def inner(function: Function) -> Function:
+    """For what compiled functions alone call: compiled with them, which takes half the time; plain to Python.
+
+    Like `compiled` ones they must not make arrays.
+    """
+    made: Any = register_jitable(error_model="numpy", **_BORROWED)(function)
+    return made  # type: ignore[no-any-return]
+
+
+_BORROWED: Final[dict[str, Any]] = {"_nrt": False}
+
+
+def _compiled(function: Function, **options: Any) -> Function:
     config: Any = numba.config
     before, config.CACHE_DIR = config.CACHE_DIR, str(CACHE or "")
-    options: dict[str, Any] = {"no_cfunc_wrapper": True}  # nobody calls it from C, and compiling that takes a while
+    options |= {"no_cfunc_wrapper": True}  # nobody calls it from C, and compiling that takes a while
     try:
         made: Any = numba.njit(function, cache=CACHE is not None, error_model="numpy", **options)
     finally:
         config.CACHE_DIR = before
     if CACHE is not None:
         _forgive(made)
-    return made  # type: ignore[no-any-return]
-
-
-def inner(function: Function) -> Function:
-    """For what compiled functions alone call: compiled with them, which takes half the time; plain to Python."""
-    made: Any = register_jitable(error_model="numpy")(function)
     return made  # type: ignore[no-any-return]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nhm_sched_plugin.twin import engine, layout
 from nhm_sched_plugin.twin.classes import TicketClass, by_risk_band
-from nhm_sched_plugin.twin.compiled import cache_folder, digest, sources
+from nhm_sched_plugin.twin.compiled import allocating, cache_folder, compiled, digest, sources
 from nhm_sched_plugin.twin.simulator import Order, Pool, Run, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import SchedulingState
@@ -279,6 +279,31 @@ def test_compiled_code_belongs_to_the_sources_it_was_made_from(tmp_path: Path, m
     before = digest(package)
     (package / "twin" / "report.py").write_text("import house.twin.kernel  # says more\n")
     assert digest(package) == before, "nothing compiled can see it"
+
+
+def test_functions_that_make_arrays_are_told_apart() -> None:
+    @allocating
+    def ones(count: int) -> np.ndarray:
+        return np.ones(count)
+
+    @compiled
+    def forbidden(count: int) -> np.ndarray:
+        return np.ones(count)
+
+    assert ones(3).tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(numba.core.errors.NumbaError, match="forbidden"):
+        forbidden(3)
+
+
+def test_nothing_leaks_out_of_compiled_code() -> None:
+    pool = Pool(mixed([(0, 100, False), (1, 100, True)]), workers=1, startup_s=10.0, sla_wait_s=60.0)
+    before = [sys.getrefcount(column) for column in pool.sim]
+    for second in range(600):
+        pool.state()
+        pool.scale_to(second % 3)
+        pool.advance(second)
+    kept_at(pool.sim, 15.0, 1)
+    assert [sys.getrefcount(column) for column in pool.sim] == before
 
 
 def test_the_caches_name_covers_the_engine() -> None:
