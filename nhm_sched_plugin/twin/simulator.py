@@ -269,7 +269,10 @@ class Pool:
 
     def scale_to(self, target: int) -> bool:
         """Order or remove workers so that `target` are active or starting up. True when that changes anything."""
-        self.sim = layout.with_room(self.sim, target - self.ordered)
+        ordered = self.ordered
+        if target == ordered:  # the usual answer, without a call into compiled code
+            return False
+        self.sim = layout.with_room(self.sim, target - ordered)
         return engine.scale_to(self.sim, target)
 
     def set_weights(self, weights: Mapping[str, Any]) -> bool:
