@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,33 @@ if TYPE_CHECKING:
 
 q_table_app = typer.Typer(help="What the policy has learned.", no_args_is_help=True)
 
+Load = dict[str, float | None]
+MaxDurationOption = Annotated[
+    float | None,
+    typer.Option("--max-duration", metavar="SECONDS", callback=between(1e-3), help="No ticket takes longer than this."),
+]
+ServiceMeanOption = Annotated[
+    float | None,
+    typer.Option(
+        "--service-mean",
+        metavar="SECONDS",
+        callback=between(1e-3),
+        help="Mean of the service times drawn where the log has none; default: 300.",
+    ),
+]
+ServiceSigmaOption = Annotated[
+    float | None,
+    typer.Option("--service-sigma", callback=between(0, 5), help="Their spread: sigma of the lognormal; default: 0.8."),
+]
+VolumeOption = Annotated[
+    float,
+    typer.Option(
+        "--volume",
+        metavar="FACTOR",
+        callback=between(1e-3, 10_000),
+        help="So many times the tickets: copies move by up to a minute.",
+    ),
+]
 TraceArgument = Annotated[
     Path | None, typer.Argument(help="A trace (CSV or SWF); default: the tickets in the database.")
 ]
@@ -38,6 +65,10 @@ def learn(
     mapping: MapOption = None,
     decisions: Annotated[int, typer.Option(callback=between(1), help="Simulated decisions.")] = 100_000,
     seed: int = 0,
+    max_duration: MaxDurationOption = None,
+    service_mean: ServiceMeanOption = None,
+    service_sigma: ServiceSigmaOption = None,
+    volume: VolumeOption = 1.0,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,7 +76,8 @@ def learn(
     from nhm_sched_plugin.twin.learn import pretrain
 
     settings = settings_of(config)
-    trace = _trace(settings, file, pairs(mapping, "--map"))
+    load: Load = {"max_duration_s": max_duration, "service_mean_s": service_mean, "service_sigma": service_sigma}
+    trace = _trace(settings, file, pairs(mapping, "--map"), load, volume, seed)
     with progress("Learning") as update:
         report = pretrain(settings, trace, decisions=decisions, seed=seed, progress=lambda share: update(share, 1.0))
     show(report, as_json, lambda: record(plain(report)))
@@ -60,6 +92,10 @@ def replay(
         float, typer.Option(callback=between(0.05, 0.95), help="Share of the time to train on.")
     ] = 0.7,
     seed: int = 0,
+    max_duration: MaxDurationOption = None,
+    service_mean: ServiceMeanOption = None,
+    service_sigma: ServiceSigmaOption = None,
+    volume: VolumeOption = 1.0,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", callback=writable, help="Write everything as JSON.")
     ] = None,
@@ -81,7 +117,8 @@ def replay(
         wrong = repr(unknown[0]) if unknown else "none"
         raise typer.BadParameter(f"--policies names {wrong}; known: {', '.join(POLICIES)}")
     settings = settings_of(config)
-    trace = _trace(settings, file, pairs(mapping, "--map"))
+    load: Load = {"max_duration_s": max_duration, "service_mean_s": service_mean, "service_sigma": service_sigma}
+    trace = _trace(settings, file, pairs(mapping, "--map"), load, volume, seed)
     with progress("Replaying") as update:
         report = run(
             trace,
@@ -100,13 +137,18 @@ def replay(
     print_summary(data, out)
 
 
-def _trace(settings: Settings, file: Path | None, mapping: dict[str, str]) -> Trace:
+def _trace(
+    settings: Settings, file: Path | None, mapping: dict[str, str], load: Load, volume: float, seed: int
+) -> Trace:
     from nhm_sched_plugin.twin.traces import read_records, read_trace
 
+    given: dict[str, Any] = {key: value for key, value in load.items() if value is not None}
     if file is not None:
-        return read_trace(file, mapping=mapping)
-    with records(settings) as store:
-        return read_records(store)
+        trace = read_trace(file, mapping=mapping, seed=seed, **given)
+    else:
+        with records(settings) as store:
+            trace = read_records(store, seed=seed, **given)
+    return trace if volume == 1 else trace.scaled(volume, seed)
 
 
 @q_table_app.command("show")

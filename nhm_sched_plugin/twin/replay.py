@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import statistics
 import tempfile
 import time
 from collections import Counter, deque
@@ -31,7 +30,8 @@ from nhm_sched_plugin.twin.controllers import (
 )
 from nhm_sched_plugin.twin.forecasts import RollingForecasts
 from nhm_sched_plugin.twin.learn import lead_s, pretrain
-from nhm_sched_plugin.twin.simulator import Controller, Pool, Run, simulate
+from nhm_sched_plugin.twin.runs import Run, Waits
+from nhm_sched_plugin.twin.simulator import Controller, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.types import SchedulingState
 
@@ -307,7 +307,7 @@ class Scored:
         self._open: deque[tuple[float, SchedulingState]] = deque()
         self._sum, self._count = 0.0, 0
 
-    def on_tick(self, state: SchedulingState, now: float) -> int | None:
+    def on_tick(self, state: SchedulingState, now: float) -> int | Order | None:
         while self._open and self._open[0][0] <= now:
             self._sum += reward(self._open.popleft()[1], state)
             self._count += 1
@@ -321,21 +321,20 @@ class Scored:
 
 def measured(name: str, run: Run, reward_mean: float, decisions: Counter[Kind], elapsed_s: float) -> PolicyResult:
     """A run in figures."""
-    waits = sorted(run.waits)
+    waits = Waits.of(run.waits)
     reasons: Counter[str] = Counter()
     for (*_, reason), count in decisions.items():
         reasons[reason] += count
-    judged = run.met + run.missed
     return PolicyResult(
         name=name,
-        tickets=len(waits),
-        sla=run.met / judged if judged else 1.0,
+        tickets=len(run.waits),
+        sla=run.sla,
         missed=run.missed,
         worker_hours=run.worker_seconds / 3600,
-        wait_mean_s=statistics.fmean(waits) if waits else 0.0,
-        wait_p50_s=_percentile(waits, 0.50),
-        wait_p95_s=_percentile(waits, 0.95),
-        wait_p99_s=_percentile(waits, 0.99),
+        wait_mean_s=waits.mean,
+        wait_p50_s=waits.p50,
+        wait_p95_s=waits.p95,
+        wait_p99_s=waits.p99,
         scale_events=run.changes,
         reward_mean=reward_mean,
         decisions=[Count(*kind, count) for kind, count in decisions.most_common()],
@@ -343,8 +342,3 @@ def measured(name: str, run: Run, reward_mean: float, decisions: Counter[Kind], 
         hours=[HourLine(*hour) for hour in run.hours],
         elapsed_s=elapsed_s,
     )
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """Nearest rank."""
-    return ordered[max(math.ceil(share * len(ordered)), 1) - 1] if ordered else 0.0
