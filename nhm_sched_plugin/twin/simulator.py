@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
@@ -21,12 +21,14 @@ from typing import Any, Final, NamedTuple, Protocol
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import SchedulingState
 
-__all__ = ["STARTING", "Controller", "Hour", "Pool", "Run", "simulate"]
+__all__ = ["ARRIVED", "STARTING", "Controller", "Hour", "Pool", "Run", "simulate"]
 
 _INF: Final = math.inf
 _HOUR: Final = 3600.0
 STARTING: Final = "starting_workers"
 """The state's feature with the number of workers ordered and not yet ready."""
+ARRIVED: Final = {"arrivals_60s": 60.0, "arrivals_300s": 300.0, "arrivals_900s": 900.0}
+"""The state's features with the number of tickets that arrived in the last so many seconds."""
 _MEMORY: Final = 200
 """Finished tickets that the running mean of the service time looks back on, roughly."""
 
@@ -124,8 +126,16 @@ class Pool:
             avg_task_duration_ms=None if self.service_s is None else self.service_s * 1000.0,
             sla_compliance_rate=met / seen if seen else None,
             resource_cpu_avg=busy / active if active else None,
-            features={STARTING: float(self.ordered - active)},
+            features={STARTING: float(self.ordered - active), **self._arrived()},
         )
+
+    def _arrived(self) -> dict[str, float]:
+        """Tickets that arrived in (now - seconds, now]."""
+        arrivals, coming = self.trace.arrivals, self.started + len(self.queue)
+        return {
+            name: float(coming - bisect_right(arrivals, self.now - seconds, 0, coming))
+            for name, seconds in ARRIVED.items()
+        }
 
     def _window(self) -> tuple[int, int, int]:
         """Tickets of the last `window_s`: started in time, started at all, still waiting and already too late."""
