@@ -163,7 +163,9 @@ def test_states_count_the_arrivals_of_the_last_minutes() -> None:
             return None
 
     simulate(Pool(trace, workers=2, startup_s=0.0, sla_wait_s=60.0), Watching(2), tick_s=50.0)
-    assert seen[400.0] == (1.0, 1.0, 3.0), "100 is just out of the five minutes; a tick comes before an arrival at its moment"
+    assert seen[400.0] == (1.0, 1.0, 3.0), (
+        "100 is just out of the five minutes; a tick comes before an arrival at its moment"
+    )
     assert seen[450.0] == (2.0, 3.0, 5.0)
     assert seen[0.0] == (0.0, 0.0, 0.0)
     assert seen[950.0] == (0.0, 0.0, 4.0), "waiting tickets count too; the one of second 10 is out"
