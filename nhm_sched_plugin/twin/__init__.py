@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.twin.learn import LearnReport, pretrain
-    from nhm_sched_plugin.twin.replay import ReplayReport
+    from nhm_sched_plugin.twin.results import ReplayReport
     from nhm_sched_plugin.twin.simulator import Pool, Run, simulate
     from nhm_sched_plugin.twin.traces import Trace
 
@@ -15,7 +15,7 @@ __all__ = ["LearnReport", "Pool", "ReplayReport", "Run", "Trace", "pretrain", "s
 _HOMES = {
     "LearnReport": "learn",
     "Pool": "simulator",
-    "ReplayReport": "replay",
+    "ReplayReport": "results",
     "Run": "simulator",
     "Trace": "traces",
     "pretrain": "learn",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 
 from nhm_sched_plugin.observe.report_data import DecisionCount, PolicyResult, ReportData
-from nhm_sched_plugin.twin.replay import PolicyResult as Replayed
-from nhm_sched_plugin.twin.replay import ReplayReport
+from nhm_sched_plugin.twin.results import PolicyResult as Replayed
+from nhm_sched_plugin.twin.results import ReplayReport
 
 __all__ = ["report_data", "shown"]
 

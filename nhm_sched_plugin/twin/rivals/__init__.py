@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from nhm_sched_plugin.twin.rivals.base import Autoscaler, Scene
 from nhm_sched_plugin.twin.rivals.kubernetes import Hpa, Keda
-from nhm_sched_plugin.twin.rivals.staffing import Headroom, Seasonal, SquareRoot
+from nhm_sched_plugin.twin.rivals.staffing import Headroom, Seasonal, SquareRoot, quick_square_root
 
 __all__ = ["RIVALS", "Rival", "Scene"]
 
@@ -32,6 +32,7 @@ RIVALS: Final[Mapping[str, Rival]] = MappingProxyType(
         "hpa": Rival(Hpa, "target utilisation", (0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)),
         "keda": Rival(Keda, "tickets per worker", (1.1, 1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)),
         "sqrt": Rival(SquareRoot, "beta", (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)),
+        "sqrt-quick": Rival(quick_square_root, "beta", (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)),
         "seasonal": Rival(Seasonal, "factor on the forecast", (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)),
         "headroom": Rival(Headroom, "headroom", (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0)),
     }

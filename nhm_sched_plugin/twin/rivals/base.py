@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nhm_sched_plugin.twin.simulator import STARTING
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import SchedulingState
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.settings import Settings
+    from nhm_sched_plugin.twin.forecasts import RollingForecasts
 
 __all__ = ["STABILISATION_S", "Autoscaler", "Highest", "Scene", "ceiling", "in_system", "positive"]
 
@@ -28,6 +33,10 @@ class Scene(NamedTuple):
     min_workers: int = 1
     max_workers: int = 1000
     seed: int = 0
+    settings: Settings | None = None
+    """The replay's settings, for controllers that need more of them."""
+    forecasts: Callable[[], RollingForecasts | None] | None = None
+    """Makes the forecasts that the plugin and the rules get too: fitted on `train`, moved by `advance(now)`."""
 
 
 def ceiling(value: float) -> int:
