@@ -1,7 +1,7 @@
-"""Several policies on several seeds: the same tickets for everybody within a seed, and what can be said over all of them.
+"""Several policies on several seeds: the same tickets for everybody within a seed, and what can be said over all.
 
-Differences are paired: a seed's tickets are the same for both policies, so what one seed has more of than another drops
-out. Intervals are Student's t over the seeds' differences, 95 %.
+Differences are paired: a seed's tickets are the same for both policies, so what one seed has more of than another
+drops out. Intervals are Student's t over the seeds' differences, 95 %.
 """
 
 from __future__ import annotations
@@ -194,11 +194,9 @@ def _named(result: SeedResult, name: str) -> PolicyResult | None:
 def _differences(results: Sequence[SeedResult], name: str, reference: str) -> dict[str, Interval]:
     found = {}
     for figure in _COMPARED:
-        pairs = [
-            (getattr(_named(result, name), figure), getattr(_named(result, reference), figure)) for result in results
-        ]
-        if all(value is not None for pair in pairs for value in pair):
-            found[figure] = interval([here - there for here, there in pairs])
+        here, there = ([getattr(_named(result, policy), figure) for result in results] for policy in (name, reference))
+        if None not in here and None not in there:
+            found[figure] = interval([mine - other for mine, other in zip(here, there, strict=True)])
     return found
 
 

@@ -1,8 +1,8 @@
 """Loads made for replays, harder than they look, that need no data: `nhm-sched replay --load NAME`.
 
-Each draws its tickets anew for every seed: arrivals are Poisson within a minute, at a rate that follows a day's curve and
-then is disturbed. What is disturbed in the replayed part was seen in the training part too, at other times, except in
-`regime`. Service times are lognormal (sigma 0.8, mean 300 s) where nothing else is said.
+Each draws its tickets anew for every seed: arrivals are Poisson within a minute, at a rate that follows a day's curve
+and then is disturbed. What is disturbed in the replayed part was seen in the training part too, at other times, except
+in `regime`. Service times are lognormal (sigma 0.8, mean 300 s) where nothing else is said.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _flash(seed: int) -> Trace:
 
 
 def _regime(seed: int) -> Trace:
-    """Nothing of it was seen before: on the first replayed day the level doubles; 36 hours later it halves and the day's
-    peak comes eight hours later."""
+    """Nothing of it was seen before: on the first replayed day the level doubles; 36 hours later it halves and the
+    day's peak comes eight hours later."""
     import numpy as np
 
     draw = np.random.default_rng(seed)

@@ -196,7 +196,8 @@ def measured(
     reasons: Counter[str] = Counter()
     for (*_, reason), count in decisions.items():
         reasons[reason] += count
-    met, missed, by_type = run.met, run.missed, {}
+    met, missed = run.met, run.missed
+    by_type: dict[str, float] = {}
     if trace is not None and sla_by_type:
         met, missed, by_type = in_time(trace, run, sla_by_type)
     judged = met + missed
