@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +24,11 @@ from nhm_sched_plugin.cli.app import (
 )
 from nhm_sched_plugin.cli.show import as_json as json_text
 from nhm_sched_plugin.cli.show import out, plain, progress, record, show, table, written
+from nhm_sched_plugin.errors import IngestError
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings
+    from nhm_sched_plugin.twin.loads import Load
     from nhm_sched_plugin.twin.traces import Trace
 
 q_table_app = typer.Typer(help="What the policy has learned.", no_args_is_help=True)
@@ -54,12 +60,34 @@ def learn(
 @app.command()
 def replay(
     file: TraceArgument = None,
-    policies: Annotated[str, typer.Option(help="Comma-separated: plugin, rules, static.")] = "plugin,rules,static",
+    load: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A made load instead: smooth, flash, regime, outage, two-types.")
+    ] = None,
+    policies: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: plugin, rules, hpa, keda, sqrt, sqrt-quick, seasonal, headroom, static, oracle, or "
+            "MODULE:FACTORY of your own."
+        ),
+    ] = "plugin,rules,hpa,keda,sqrt,seasonal,headroom,static,oracle",
     mapping: MapOption = None,
     train_fraction: Annotated[
         float, typer.Option(callback=between(0.05, 0.95), help="Share of the time to train on.")
     ] = 0.7,
-    seed: int = 0,
+    seeds: Annotated[int, typer.Option(callback=between(1), help="How many draws to repeat it with.")] = 5,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    tick: Annotated[float, typer.Option(callback=between(1), help="Seconds between control decisions.")] = 15.0,
+    startup: Annotated[
+        float | None,
+        typer.Option(callback=between(0), help="Seconds until a new worker can start. Default: as configured."),
+    ] = None,
+    sla_target: Annotated[
+        float, typer.Option(callback=between(0.5, 0.9999), help="Share in time that the rivals are tuned to.")
+    ] = 0.95,
+    frontier: Annotated[
+        bool, typer.Option(help="Sweep the rivals' knobs on the replayed tickets: cost at equal SLA.")
+    ] = True,
+    jobs: Annotated[int, typer.Option(callback=between(1), help="Worker processes.")] = 1,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", callback=writable, help="Write everything as JSON.")
     ] = None,
@@ -71,33 +99,70 @@ def replay(
 ) -> None:
     """Run the same tickets through several policies and compare SLA, cost and waits."""
     from nhm_sched_plugin.observe.summary import print_summary
-    from nhm_sched_plugin.twin.replay import POLICIES
+    from nhm_sched_plugin.twin.bench import checked
     from nhm_sched_plugin.twin.replay import replay as run
     from nhm_sched_plugin.twin.summary import report_data
 
-    names = list(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
-    unknown = [name for name in names if name not in POLICIES]
-    if unknown or not names:
-        wrong = repr(unknown[0]) if unknown else "none"
-        raise typer.BadParameter(f"--policies names {wrong}; known: {', '.join(POLICIES)}")
+    began = time.monotonic()
+    try:
+        names = checked([name.strip() for name in policies.split(",") if name.strip()])
+    except IngestError as error:
+        raise typer.BadParameter(f"--policies: {error}") from None
+    if load is not None and (file is not None or mapping):
+        raise typer.BadParameter(f"--load {load} makes its tickets; leave FILE and --map out")
     settings = settings_of(config)
-    trace = _trace(settings, file, pairs(mapping, "--map"))
-    with progress("Replaying") as update:
+    with progress("Reading the tickets") as update:
+        source = _load(load) if load is not None else _tickets(settings, file, pairs(mapping, "--map"), seeds)
         report = run(
-            trace,
+            source,
             names,
             settings,
             train_fraction=train_fraction,
+            tick_s=tick,
+            startup_s=startup,
+            sla_target=sla_target,
             seed=seed,
-            progress=lambda _, share: update(share, 1.0),
+            seeds=seeds,
+            frontier_seeds=int(frontier),
+            jobs=jobs,
+            progress=lambda what, share: update(share, 1.0, what[:1].upper() + what[1:]),
         )
-    data = report_data(report)
+    data = report_data(report, shlex.join(["nhm-sched", *sys.argv[1:]]))
+    data.duration_s = time.monotonic() - began
     written(json_path, json_text(report.to_dict()))
     if report_path is not None:
         from nhm_sched_plugin.observe.report import render_report
 
         data.report_path = str(render_report(data, report_path))
     print_summary(data, out)
+
+
+def _load(name: str) -> Load:
+    from nhm_sched_plugin.twin.loads import load
+
+    try:
+        return load(name)
+    except IngestError as error:
+        raise typer.BadParameter(f"--load: {error}") from None
+
+
+def _tickets(settings: Settings, file: Path | None, mapping: dict[str, str], seeds: int) -> Load:
+    """The user's tickets for any seed: service times that a file does not have are drawn anew for each."""
+    from nhm_sched_plugin.twin.loads import Load
+    from nhm_sched_plugin.twin.traces import read_trace
+
+    if file is None or seeds == 1:
+        return Load.fixed(_trace(settings, file, mapping))
+    first, second = (read_trace(file, mapping=mapping, seed=seed) for seed in (0, 1))
+    if list(first.durations[:100]) == list(second.durations[:100]):
+        return Load.fixed(first)
+    return Load(first.name, "", partial(_seeded, file, mapping))
+
+
+def _seeded(file: Path, mapping: dict[str, str], seed: int) -> Trace:
+    from nhm_sched_plugin.twin.traces import read_trace
+
+    return read_trace(file, mapping=mapping, seed=seed)
 
 
 def _trace(settings: Settings, file: Path | None, mapping: dict[str, str]) -> Trace:
