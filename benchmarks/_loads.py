@@ -1,4 +1,4 @@
-"""The loads that policies are measured on: two real traces made heavier, from a folder of the user's, and the made ones.
+"""The loads that policies are measured on: two real traces made heavier, from a folder of the user's, and made ones.
 
 * `bpi13`: the ticket events of Volvo IT (BPI Challenge 2013, `bpi13_volvo_incidents.csv`), 2012-04-16 to 05-12, six
   times: each event and five copies moved by up to a minute; service times lognormal, mean 300 s, sigma 0.8. The first

@@ -7,8 +7,9 @@ FOLDER holds the two public job traces (`benchmarks/_loads.py` says which and wh
 made loads are run. A policy is a name that `nhm-sched replay` knows, or MODULE:FACTORY: a function that takes a
 `twin.rivals.Scene` and makes a controller. The first policy is what the others are compared with.
 
-Control every 15 s; in time is a start within 60 s (`two-types`: each type its own). The rivals are tuned to the target on
-the first seed's training weeks; their frontiers are swept on the replayed weeks of every seed, with hindsight. Columns:
+Control every 15 s; in time is a start within 60 s (`two-types`: each type its own). The rivals are tuned to the target
+on the first seed's training weeks; their frontiers are swept on the replayed weeks of every seed, with hindsight.
+Columns:
 
 * SLA %, cost: means over seeds; cost is worker-hours over the oracle's on the same arrivals.
 * =SLA: worker-hours over those of the best point of any other rival's frontier at the same SLA, linear between points.
