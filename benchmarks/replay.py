@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import statistics
 import sys
 import time
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--loads", help="only these, separated by commas: nasa/120, or nasa for all of its start-ups")
     parser.add_argument("--policies", default=",".join(POLICIES), help=f"default: {','.join(POLICIES)}")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the seeds")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one a core")
     parser.add_argument("--target", type=float, default=0.95, help="SLA that the rivals are tuned to; default: 0.95")
     parser.add_argument("--decisions", type=int, default=30_000, help="simulated decisions that the plugin learns from")
     parser.add_argument("--no-frontier", action="store_true", help="without =SLA: a fifth of the time")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from nhm_sched_plugin.twin.summary import report_data
 from nhm_sched_plugin.twin.traces import Trace
 
 DAY = 86_400.0
+DOCS = Path(__file__).parents[2] / "docs" / "rivals.md"
 
 
 def busy(seed: int, days: int = 3) -> Trace:
@@ -113,19 +115,16 @@ def test_tickets_that_are_not_drawn_are_not_replayed_again(tmp_path: Path) -> No
 
 
 def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_policies.py").write_text(
-        "from nhm_sched_plugin.twin.rivals.staffing import Headroom\n"
-        "def make(scene):\n"
-        "    assert scene.train.end == 2 * 86400 and scene.settings is not None\n"
-        "    return Headroom(scene, 1.0)\n"
-        "number = 5\n"
-    )
+    example = re.search(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert example is not None
+    (tmp_path / "my_policies.py").write_text(example[1] + "\nnumber = 5\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_policies", raising=False)
     report = replay(BUSY, ("my_policies:make", "headroom"), {"data_dir": tmp_path / "data"}, tick_s=300.0)
     assert report.reference == "my_policies:make"
     assert report.policies[0].name == "my_policies:make"
+    assert report.policies[0].sla != report.policies[1].sla
     for name, told in (
         ("my_policies:nothing", "my_policies has no 'nothing'"),
         ("my_policies:number", "number is no function that takes a Scene"),
