@@ -4,8 +4,9 @@
                                 [--seeds 5] [--jobs 2] [--target 0.95] [--json]
 
 FOLDER holds the two public job traces (`benchmarks/_loads.py` says which and what is made of them); without it only the
-made loads are run. A policy is a name that `nhm-sched replay` knows, or MODULE:FACTORY: a function that takes a
-`twin.rivals.Scene` and makes a controller. The first policy is what the others are compared with.
+made loads are run. A policy is a name that `nhm-sched replay` knows, a rival with its knob (hpa=0.7), or
+MODULE:FACTORY: a function that takes a `twin.rivals.Scene` and makes a controller. All are compared with the plugin, or
+with the first policy where the plugin is not among them.
 
 Control every 15 s; in time is a start within 60 s (`two-types`: each type its own). The rivals are tuned to the target
 on the first seed's training weeks; their frontiers are swept on the replayed weeks of every seed, with hindsight.
@@ -17,7 +18,7 @@ Columns:
   serves at least as well already, and is what was compared with; `>`: on some seed no rival serves as well, and it is
   the best serving one.
 * gap: share of the reward gap between rules and oracle that is closed (needs both among the policies).
-* dSLA, dcost: minus the first policy's, with 95 % confidence intervals (Student's t, paired by seed).
+* dSLA, dcost: minus the plugin's, with 95 % confidence intervals (Student's t, paired by seed).
 """
 
 from __future__ import annotations

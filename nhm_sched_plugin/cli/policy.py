@@ -67,7 +67,7 @@ def replay(
         str,
         typer.Option(
             help="Comma-separated: plugin, rules, hpa, keda, sqrt, sqrt-quick, seasonal, headroom, static, oracle, or "
-            "MODULE:FACTORY of your own."
+            "MODULE:FACTORY of your own; a rival is tuned unless its knob is given: hpa=0.7."
         ),
     ] = "plugin,rules,hpa,keda,sqrt,seasonal,headroom,static,oracle",
     mapping: MapOption = None,

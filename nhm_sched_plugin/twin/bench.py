@@ -50,17 +50,31 @@ class Rules(NamedTuple):
 
 
 def checked(policies: Sequence[str]) -> list[str]:
-    """The policies without repetitions: names of `POLICIES`, or MODULE:FACTORY where the factory takes a `Scene` and
-    makes a `Controller`. Raises `TraceError` (a ValueError) for anything else."""
+    """The policies without repetitions: names of `POLICIES`, a rival with its knob as in `hpa=0.7`, or MODULE:FACTORY
+    where the factory takes a `Scene` and makes a `Controller`. Raises `TraceError` (a ValueError) for anything else."""
     names = list(dict.fromkeys(policies))
     for name in names:
+        rival, given, knob = name.partition("=")
         if ":" in name:
             _factory(name)
+        elif given:
+            _with_knob(rival, knob)
         elif name not in POLICIES:
             raise TraceError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}, or MODULE:FACTORY of your own")
     if not names:
         raise TraceError(f"no policy is named; known: {', '.join(POLICIES)}, or MODULE:FACTORY of your own")
     return names
+
+
+def _with_knob(rival: str, knob: str) -> float:
+    if rival not in RIVALS:
+        raise TraceError(f"policy {rival}={knob}: {rival!r} has no knob; rivals with one: {', '.join(RIVALS)}")
+    try:
+        value = float(knob)
+        RIVALS[rival].make(Scene(Trace([], [], start=0.0, end=3600.0)), value)
+    except ValueError as error:
+        raise TraceError(f"policy {rival}={knob}: {error}") from None
+    return value
 
 
 def _factory(name: str) -> Callable[[Scene], Controller]:
@@ -127,7 +141,7 @@ class Bench:
         ]
 
     def frontiers(self, names: Sequence[str]) -> list[Frontier]:
-        """Every point that the rivals among `names` reach on the replayed tickets."""
+        """Every point that the rivals among `names` reach on the replayed tickets, whatever their knob was."""
         judge = self._judge(self.test)
         return [
             Frontier(
@@ -135,7 +149,7 @@ class Bench:
                 RIVALS[name].knob,
                 frontier(name, self.test, self.scene, judge=judge, progress=self._telling(f"sweep {name}")),
             )
-            for name in names
+            for name in dict.fromkeys(name.partition("=")[0] for name in names)
             if name in RIVALS
         ]
 
@@ -149,6 +163,9 @@ class Bench:
             return self._simulated(name, StaticController(workers), workers=workers)
         if name in RIVALS:
             return self._simulated(name, RIVALS[name].make(self.scene, knobs[name]))
+        if "=" in name:
+            rival, _, knob = name.partition("=")
+            return self._simulated(name, RIVALS[rival].make(self.scene, float(knob)))
         if ":" in name:
             return self._simulated(name, _factory(name)(self.scene))
         forecasts = self.forecasts(name)

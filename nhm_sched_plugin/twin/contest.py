@@ -240,7 +240,8 @@ def _equal_sla(results: Sequence[SeedResult], place: int) -> tuple[Interval | No
 
 
 def _others(frontiers: Sequence[Frontier], name: str) -> list[Any]:
-    return [point for frontier in frontiers if frontier.policy != name for point in frontier.points]
+    own = name.partition("=")[0]
+    return [point for frontier in frontiers if frontier.policy != own for point in frontier.points]
 
 
 def interval(values: Sequence[float]) -> Interval:

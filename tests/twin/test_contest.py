@@ -165,6 +165,23 @@ def test_made_loads_are_drawn_for_each_seed() -> None:
         load("storm")
 
 
+def test_a_knob_can_be_given(tmp_path: Path) -> None:
+    report = replay(BUSY, ("keda=0.5", "keda=1"), {"data_dir": tmp_path}, tick_s=300.0, frontier_seeds=1)
+    assert report.tuned == []
+    half, one = report.policies
+    assert half.worker_hours > 1.3 * one.worker_hours
+    (rival,) = report.frontiers
+    assert {point.knob: point.worker_hours for point in rival.points}[0.5] == half.worker_hours
+    assert half.equal_sla is None, "there is no other rival to compare with"
+    for name, told in (
+        ("keda=many", "policy keda=many: could not convert"),
+        ("keda=-1", "tickets per worker is -1.0; it must be a number above 0"),
+        ("rules=1", "'rules' has no knob; rivals with one: hpa"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            replay(BUSY, (name,))
+
+
 def test_wrong_numbers() -> None:
     for wrong, told in (({"seeds": 0}, "seeds 0"), ({"jobs": 0}, "jobs 0"), ({"tick_s": 0.0}, "tick_s is 0.0")):
         with pytest.raises(ValueError, match=told):
