@@ -123,7 +123,7 @@ def table(case: Case, report: ReplayReport, seconds: float) -> str:
     )
     rows = [_row(policy, knobs.get(policy.name, ""), width) for policy in report.policies]
     if "!" in "".join(knobs.values()):
-        rows.append("! no knob reaches the target on the training part; this one comes closest")
+        rows.append("! no knob reaches the target on the training part; this one has most room")
     return "\n".join([title, head, "-" * len(head), *rows, ""])
 
 

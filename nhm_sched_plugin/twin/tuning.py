@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ class Tuned(msgspec.Struct, frozen=True):
     sla: float
     """On the training part."""
     reached: bool
-    """Whether the target was; else this is the knob that came closest."""
+    """Whether the target was; else this is the knob with most room to spare."""
 
 
 class EqualSla(msgspec.Struct, frozen=True):
@@ -106,28 +107,33 @@ def tuned(
     judge: Callable[[Run], float] | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
-    """The cheapest knob that reaches `sla_target` on the scene's training part; where none does, the closest.
+    """The cheapest knob that reaches `sla_target` on the scene's training part; where none does, the one with most room.
 
-    The rival's values are all tried, and then the gap below the cheapest good one is halved a few times.
+    By bisection, first among the rival's values and then between two of them: more room serves better, but for chance.
+    Raises `TraceError` for a name that is no rival.
     """
-    points = frontier(name, scene.train, scene, judge=judge, progress=progress)
-    good = [point for point in points if point.sla >= sla_target]
-    if not good:
-        best = max(points, key=lambda point: (point.sla, -point.worker_hours))
-        return Tuned(name, best.knob, RIVALS[name].knob, best.sla, False)
-    best = min(good, key=lambda point: point.worker_hours)
-    place = points.index(best)
-    low = points[place - 1].knob if place else best.knob
-    for _ in range(_REFINED if low != best.knob else 0):
-        middle = (low + best.knob) / 2
-        (tried,) = frontier(name, scene.train, scene, knobs=[middle], judge=judge)
-        if tried.sla < sla_target:
-            low = middle
-        elif tried.worker_hours <= best.worker_hours:
-            best = tried
-        else:
-            break
-    return Tuned(name, best.knob, RIVALS[name].knob, best.sla, True)
+    if name not in RIVALS:
+        raise TraceError(f"{name!r} has no knob; rivals with one: {', '.join(RIVALS)}")
+    values, tried = RIVALS[name].values, dict[float, Point]()
+    most = math.ceil(math.log2(len(values))) + _REFINED + 1
+
+    def good(knob: float) -> bool:
+        (tried[knob],) = frontier(name, scene.train, scene, knobs=[knob], judge=judge)
+        if progress is not None:
+            progress(min(len(tried) / most, 1.0))
+        return tried[knob].sla >= sla_target
+
+    if not good(values[-1]):
+        return Tuned(name, values[-1], RIVALS[name].knob, tried[values[-1]].sla, False)
+    place = bisect_left(values[:-1], True, key=good)
+    low = values[max(place - 1, 0)]
+    high = values[place]
+    for _ in range(_REFINED if low != high else 0):
+        middle = (low + high) / 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    if progress is not None:
+        progress(1.0)
+    return Tuned(name, high, RIVALS[name].knob, tried[high].sla, True)
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:

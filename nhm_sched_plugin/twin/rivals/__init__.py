@@ -29,12 +29,12 @@ class Rival(NamedTuple):
 
 RIVALS: Final[Mapping[str, Rival]] = MappingProxyType(
     {
-        "hpa": Rival(Hpa, "target utilisation", (0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)),
-        "keda": Rival(Keda, "tickets per worker", (1.1, 1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)),
-        "sqrt": Rival(SquareRoot, "beta", (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)),
-        "sqrt-quick": Rival(quick_square_root, "beta", (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)),
-        "seasonal": Rival(Seasonal, "factor on the forecast", (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)),
-        "headroom": Rival(Headroom, "headroom", (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0)),
+        "hpa": Rival(Hpa, "target utilisation", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)),
+        "keda": Rival(Keda, "tickets per worker", (1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.45, 0.3)),
+        "sqrt": Rival(SquareRoot, "beta", (0.0, 0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 9.0)),
+        "sqrt-quick": Rival(quick_square_root, "beta", (0.0, 0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 9.0)),
+        "seasonal": Rival(Seasonal, "factor on the forecast", (0.5, 1.0, 1.25, 1.5, 2.0, 3.0, 4.5, 6.0)),
+        "headroom": Rival(Headroom, "headroom", (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.25, 2.5)),
     }
 )
 """The rivals by name; `replay` also knows `plugin`, `rules`, `static` and `oracle`."""
