@@ -129,7 +129,7 @@ def _notes(plan: Plan, knobs: Sequence[Tuned], seeds: int) -> list[str]:
         + (
             f"the cheapest that starts {100 * plan.rules.sla_target:g} % in time on the training part"
             if found.reached
-            else f"the most room that it can have: {100 * found.sla:.1f} % in time on the training part, less than asked for"
+            else f"the most room that it has: only {100 * found.sla:.1f} % in time on the training part"
         )
         for found in knobs
     ]

@@ -107,7 +107,7 @@ def tuned(
     judge: Callable[[Run], float] | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
-    """The cheapest knob that reaches `sla_target` on the scene's training part; where none does, the one with most room.
+    """The cheapest knob that reaches `sla_target` on the scene's training part; where none does, that with most room.
 
     By bisection, first among the rival's values and then between two of them: more room serves better, but for chance.
     Raises `TraceError` for a name that is no rival.
