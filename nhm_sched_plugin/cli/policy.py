@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,32 @@ if TYPE_CHECKING:
 
 q_table_app = typer.Typer(help="What the policy has learned.", no_args_is_help=True)
 
+MaxDurationOption = Annotated[
+    float | None,
+    typer.Option("--max-duration", metavar="SECONDS", callback=between(1e-3), help="No ticket takes longer than this."),
+]
+ServiceMeanOption = Annotated[
+    float | None,
+    typer.Option(
+        "--service-mean",
+        metavar="SECONDS",
+        callback=between(1e-3),
+        help="Mean of the service times drawn where the log has none; default: 300.",
+    ),
+]
+ServiceSigmaOption = Annotated[
+    float | None,
+    typer.Option("--service-sigma", callback=between(0, 5), help="Their spread: sigma of the lognormal; default: 0.8."),
+]
+VolumeOption = Annotated[
+    float,
+    typer.Option(
+        "--volume",
+        metavar="FACTOR",
+        callback=between(1e-3, 10_000),
+        help="So many times the tickets: copies move by up to a minute.",
+    ),
+]
 TraceArgument = Annotated[
     Path | None, typer.Argument(help="A trace (CSV or SWF); default: the tickets in the database.")
 ]
@@ -44,6 +71,10 @@ def learn(
     mapping: MapOption = None,
     decisions: Annotated[int, typer.Option(callback=between(1), help="Simulated decisions.")] = 100_000,
     seed: int = 0,
+    max_duration: MaxDurationOption = None,
+    service_mean: ServiceMeanOption = None,
+    service_sigma: ServiceSigmaOption = None,
+    volume: VolumeOption = 1.0,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +82,8 @@ def learn(
     from nhm_sched_plugin.twin.learn import pretrain
 
     settings = settings_of(config)
-    trace = _trace(settings, file, pairs(mapping, "--map"))
+    made = _made_of(max_duration, service_mean, service_sigma)
+    trace = _times(partial(_same, _trace(settings, file, pairs(mapping, "--map"), made, seed)), volume, seed)
     with progress("Learning") as update:
         report = pretrain(settings, trace, decisions=decisions, seed=seed, progress=lambda share: update(share, 1.0))
     show(report, as_json, lambda: record(plain(report)))
@@ -88,6 +120,10 @@ def replay(
         bool, typer.Option(help="Sweep the rivals' knobs on the replayed tickets: cost at equal SLA.")
     ] = True,
     jobs: Annotated[int, typer.Option(callback=between(1), help="Worker processes.")] = 1,
+    max_duration: MaxDurationOption = None,
+    service_mean: ServiceMeanOption = None,
+    service_sigma: ServiceSigmaOption = None,
+    volume: VolumeOption = 1.0,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", callback=writable, help="Write everything as JSON.")
     ] = None,
@@ -111,8 +147,13 @@ def replay(
     if load is not None and (file is not None or mapping):
         raise typer.BadParameter(f"--load {load} makes its tickets; leave FILE and --map out")
     settings = settings_of(config)
+    made = _made_of(max_duration, service_mean, service_sigma)
     with progress("Reading the tickets") as update:
-        source = _load(load) if load is not None else _tickets(settings, file, pairs(mapping, "--map"), seeds)
+        source = (
+            _load(load)
+            if load is not None
+            else _tickets(settings, file, pairs(mapping, "--map"), made, volume, range(seed, seed + seeds))
+        )
         report = run(
             source,
             names,
@@ -146,32 +187,56 @@ def _load(name: str) -> Load:
         raise typer.BadParameter(f"--load: {error}") from None
 
 
-def _tickets(settings: Settings, file: Path | None, mapping: dict[str, str], seeds: int) -> Load:
-    """The user's tickets for any seed: service times that a file does not have are drawn anew for each."""
+def _made_of(max_duration: float | None, service_mean: float | None, service_sigma: float | None) -> dict[str, float]:
+    """What the options say of service times."""
+    options = {"max_duration_s": max_duration, "service_mean_s": service_mean, "service_sigma": service_sigma}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _tickets(
+    settings: Settings,
+    file: Path | None,
+    mapping: dict[str, str],
+    made: dict[str, float],
+    volume: float,
+    seeds: range,
+) -> Load:
+    """The user's tickets for any seed: service times that a file does not have, and copies, are drawn anew for each."""
     from nhm_sched_plugin.twin.loads import Load
     from nhm_sched_plugin.twin.traces import read_trace
 
-    if file is None or seeds == 1:
-        return Load.fixed(_trace(settings, file, mapping))
-    first, second = (read_trace(file, mapping=mapping, seed=seed) for seed in (0, 1))
-    if list(first.durations[:100]) == list(second.durations[:100]):
-        return Load.fixed(first)
-    return Load(first.name, "", partial(_seeded, file, mapping))
+    first = _trace(settings, file, mapping, made, seeds[0])
+    make: partial[Trace] = partial(_same, first)
+    if file is not None and len(seeds) > 1:
+        other = read_trace(file, mapping=mapping, seed=seeds[1], **made)
+        if other.durations.tolist() != first.durations.tolist():
+            make = partial(_read_anew, file, mapping, made)
+    drawn = volume != 1 or make.func is not _same
+    return Load(first.name, "", partial(_times, make, volume), drawn=drawn)
 
 
-def _seeded(file: Path, mapping: dict[str, str], seed: int) -> Trace:
+def _same(trace: Trace, seed: int) -> Trace:
+    return trace
+
+
+def _read_anew(file: Path, mapping: dict[str, str], made: dict[str, float], seed: int) -> Trace:
     from nhm_sched_plugin.twin.traces import read_trace
 
-    return read_trace(file, mapping=mapping, seed=seed)
+    return read_trace(file, mapping=mapping, seed=seed, **made)
 
 
-def _trace(settings: Settings, file: Path | None, mapping: dict[str, str]) -> Trace:
+def _times(make: Callable[[int], Trace], volume: float, seed: int) -> Trace:
+    trace = make(seed)
+    return trace if volume == 1 else trace.scaled(volume, seed)
+
+
+def _trace(settings: Settings, file: Path | None, mapping: dict[str, str], made: dict[str, float], seed: int) -> Trace:
     from nhm_sched_plugin.twin.traces import read_records, read_trace
 
     if file is not None:
-        return read_trace(file, mapping=mapping)
+        return read_trace(file, mapping=mapping, seed=seed, **made)
     with records(settings) as store:
-        return read_records(store)
+        return read_records(store, name="the records", seed=seed, **made)
 
 
 @q_table_app.command("show")

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nhm_sched_plugin.twin.classes import TicketClass
     from nhm_sched_plugin.twin.learn import LearnReport, pretrain
     from nhm_sched_plugin.twin.results import ReplayReport
-    from nhm_sched_plugin.twin.simulator import Pool, Run, simulate
+    from nhm_sched_plugin.twin.simulator import Order, Pool, Run, simulate
     from nhm_sched_plugin.twin.traces import Trace
 
-__all__ = ["LearnReport", "Pool", "ReplayReport", "Run", "Trace", "pretrain", "simulate"]
+__all__ = ["LearnReport", "Order", "Pool", "ReplayReport", "Run", "TicketClass", "Trace", "pretrain", "simulate"]
 
 _HOMES = {
     "LearnReport": "learn",
+    "Order": "simulator",
     "Pool": "simulator",
     "ReplayReport": "results",
     "Run": "simulator",
+    "TicketClass": "classes",
     "Trace": "traces",
     "pretrain": "learn",
     "simulate": "simulator",

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.controllers import (
     Clock,
     Kind,
@@ -25,9 +26,9 @@ from nhm_sched_plugin.twin.controllers import (
 from nhm_sched_plugin.twin.forecasts import RollingForecasts
 from nhm_sched_plugin.twin.learn import lead_s, pretrain
 from nhm_sched_plugin.twin.oracle import oracle
-from nhm_sched_plugin.twin.results import Frontier, HourLine, PolicyResult, Scored, in_time, measured
+from nhm_sched_plugin.twin.results import Frontier, HourLine, PolicyResult, Scored, measured
 from nhm_sched_plugin.twin.rivals import RIVALS, Scene
-from nhm_sched_plugin.twin.simulator import Controller, Pool, Run, simulate
+from nhm_sched_plugin.twin.simulator import Controller, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.twin.tuning import Tuned, first_workers, frontier, tuned
 
@@ -46,7 +47,7 @@ class Rules(NamedTuple):
     sla_wait_s: float
     sla_target: float
     learn_decisions: int
-    sla_by_type: Mapping[str, float] | None = None
+    classes: tuple[TicketClass, ...] = ()
 
 
 def checked(policies: Sequence[str]) -> list[str]:
@@ -122,6 +123,7 @@ class Bench:
             settings.limits.max_workers,
             seed,
             self.settings,
+            rules.classes,
             lambda: self.forecasts("own"),
         )
         self.first_workers = first_workers(self.scene)
@@ -133,7 +135,6 @@ class Bench:
                 name,
                 self.scene,
                 sla_target=self.rules.sla_target,
-                judge=self._judge(self.train),
                 progress=self._telling(f"tune {name}"),
             )
             for name in names
@@ -142,12 +143,11 @@ class Bench:
 
     def frontiers(self, names: Sequence[str]) -> list[Frontier]:
         """Every point that the rivals among `names` reach on the replayed tickets, whatever their knob was."""
-        judge = self._judge(self.test)
         return [
             Frontier(
                 name,
                 RIVALS[name].knob,
-                frontier(name, self.test, self.scene, judge=judge, progress=self._telling(f"sweep {name}")),
+                frontier(name, self.test, self.scene, progress=self._telling(f"sweep {name}")),
             )
             for name in dict.fromkeys(name.partition("=")[0] for name in names)
             if name in RIVALS
@@ -274,6 +274,7 @@ class Bench:
             startup_s=rules.startup_s,
             sla_wait_s=rules.sla_wait_s,
             service_s=self.train.service_mean_s,
+            classes=rules.classes,
         )
         scored = Scored(controller, lead_s(rules.startup_s, rules.tick_s))
         began = time.perf_counter()
@@ -285,19 +286,7 @@ class Bench:
             Counter() if decisions is None else decisions,
             time.perf_counter() - began,
             trace=self.test,
-            sla_by_type=rules.sla_by_type,
         )
-
-    def _judge(self, trace: Trace) -> Callable[[Run], float] | None:
-        limits = self.rules.sla_by_type
-        if not limits:
-            return None
-
-        def judge(run: Run) -> float:
-            met, late, _ = in_time(trace, run, limits)
-            return met / (met + late) if met + late else 1.0
-
-        return judge
 
     def _telling(self, what: str) -> Callable[[float], Any] | None:
         progress = self._progress

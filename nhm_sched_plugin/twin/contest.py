@@ -166,10 +166,12 @@ def standings(results: Sequence[SeedResult], reference: str, *, hours: float) ->
     for place, first in enumerate(results[0].policies):
         every = [result.policies[place] for result in results]
         means = {name: _mean([getattr(policy, name) for policy in every], name) for name in _AVERAGED}
-        types = {kind: statistics.fmean([policy.sla_by_type[kind] for policy in every]) for kind in first.sla_by_type}
+        by_class = {
+            kind: statistics.fmean([policy.sla_by_class[kind] for policy in every]) for kind in first.sla_by_class
+        }
         equal, how = _equal_sla(results, place)
         changes = {
-            "sla_by_type": types,
+            "sla_by_class": by_class,
             "equal_sla": equal,
             "equal_sla_how": how,
             "gap_closed": _gap(results, place, hours),

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS, Limits
 from nhm_sched_plugin.decision.rulebook import RuleBook, resolve_rule_book
 from nhm_sched_plugin.settings import Settings
-from nhm_sched_plugin.twin.simulator import STARTING, Pool, simulate
+from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import Action, Decision, Forecast, Outcome, Reason, Recommendation, SchedulingState, Ticket
 
@@ -21,6 +21,7 @@ __all__ = [
     "PluginController",
     "RulesController",
     "StaticController",
+    "instructed",
     "obeyed",
     "static_workers",
 ]
@@ -68,6 +69,13 @@ def obeyed(action: Action, parameters: Mapping[str, Any], state: SchedulingState
         return None
     active = state.active_workers or 0.0
     return max(target, int(active + state.features.get(STARTING, 0.0))) if target >= active else target
+
+
+def instructed(action: Action, parameters: Mapping[str, Any], state: SchedulingState) -> int | Order | None:
+    """What the twin does about an action: `obeyed`, or the new priority weights."""
+    if action is Action.ADJUST_PRIORITY_WEIGHTS:
+        return Order(weights=parameters)
+    return obeyed(action, parameters, state)
 
 
 class StaticController:
@@ -140,7 +148,7 @@ class RulesController:
 
     def on_finished(self, index: int, wait_s: float, now: float) -> None: ...
 
-    def on_tick(self, state: SchedulingState, now: float) -> int | None:
+    def on_tick(self, state: SchedulingState, now: float) -> int | Order | None:
         self.now = now
         if self._before_tick is not None:
             self._before_tick(now)
@@ -150,7 +158,7 @@ class RulesController:
         target = obeyed(answer.action, answer.parameters, state)
         if target is not None:
             self.last_pool_action_at = now
-        return target
+        return instructed(answer.action, answer.parameters, state)
 
 
 class Host(Protocol):
@@ -217,13 +225,13 @@ class PluginController:
                 decision_id=decision_id,
                 ticket_id=self._trace.ticket(index).ticket_id,
                 status="success",
-                actual_duration_ms=self._trace.durations[index] * 1000,
+                actual_duration_ms=float(self._trace.durations[index]) * 1000,
                 sla_met=wait_s <= self._wait_s,
                 finished_at=now,
             )
         )
 
-    def on_tick(self, state: SchedulingState, now: float) -> int | None:
+    def on_tick(self, state: SchedulingState, now: float) -> int | Order | None:
         self._clock.now = now
         if self._before_tick is not None:
             self._before_tick(now)
@@ -242,7 +250,7 @@ class PluginController:
         self._host.applied(decision, applied=True)
         self._count(decision)
         self._open.append((now + self._lead_s, decision, state))
-        return obeyed(decision.action, decision.parameters, state)
+        return instructed(decision.action, decision.parameters, state)
 
     def _count(self, decision: Decision) -> None:
         kind = decision.source.value, decision.action.value, decision.arm.value, decision.reason.value

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.traces import SERVICE_MEAN_S, SERVICE_SIGMA, Trace, TraceError
 
 __all__ = ["LOADS", "Load", "load"]
@@ -33,8 +34,8 @@ class Load(NamedTuple):
     """Unix seconds at which the training part ends; None: `train_fraction` says."""
     drawn: bool = True
     """Whether seeds differ."""
-    sla_by_type: Mapping[str, float] | None = None
-    """Seconds that tickets of each type may wait, where types have an SLA of their own."""
+    classes: tuple[TicketClass, ...] = ()
+    """Of tickets with SLAs of their own, of equal priority where they say nothing else."""
 
     @classmethod
     def fixed(cls, trace: Trace) -> Load:
@@ -173,7 +174,10 @@ LOADS: Final[Mapping[str, Load]] = {
             _two_types,
             7,
             "fast tickets that may wait 30 s among batches of slow ones that may wait 300 s",
-            sla_by_type={"fast": 30.0, "slow": 300.0},
+            classes=(
+                TicketClass("fast", sla_wait_s=30.0, task_type="fast"),
+                TicketClass("slow", sla_wait_s=300.0, task_type="slow"),
+            ),
         ),
     )
 }

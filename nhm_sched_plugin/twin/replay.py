@@ -73,7 +73,7 @@ def replay(
         sla_wait_s=known.planner.sla_wait_s if sla_wait_s is None else sla_wait_s,
         sla_target=sla_target,
         learn_decisions=learn_decisions,
-        sla_by_type=load.sla_by_type,
+        classes=load.classes,
     )
     plan = Plan(load, tuple(names), known, rules, train_fraction)
     train, test = plan.parts(seed)
@@ -140,9 +140,10 @@ def _notes(plan: Plan, knobs: Sequence[Tuned], seeds: int) -> list[str]:
             else "of the policies alone: nothing about these tickets is drawn, so only what draws itself differs"
         )
         notes.append(f"{seeds} seeds, {drawn}; intervals are Student's t, 95 %, over differences paired by seed")
-    if plan.rules.sla_by_type:
-        each = ", ".join(f"{kind} {wait:g} s" for kind, wait in plan.rules.sla_by_type.items())
-        notes.append(f"each task type is judged by its own wait ({each}); controllers see the one for all")
+    if plan.rules.classes:
+        waits = [plan.rules.sla_wait_s if kind.sla_wait_s is None else kind.sla_wait_s for kind in plan.rules.classes]
+        each = ", ".join(f"{kind.name} {wait:g} s" for kind, wait in zip(plan.rules.classes, waits, strict=True))
+        notes.append(f"each class of tickets is judged by its own wait: {each}")
     return notes
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from nhm_sched_plugin.decision.reward import reward
 from nhm_sched_plugin.twin.controllers import Kind
-from nhm_sched_plugin.twin.simulator import Controller, Run
+from nhm_sched_plugin.twin.runs import Run, Waits
+from nhm_sched_plugin.twin.simulator import Controller, Order
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.twin.tuning import Point, Tuned
 from nhm_sched_plugin.types import SchedulingState
@@ -26,9 +24,7 @@ __all__ = [
     "ReplayReport",
     "Scored",
     "SeedResult",
-    "in_time",
     "measured",
-    "percentile",
 ]
 
 
@@ -82,8 +78,8 @@ class PolicyResult(msgspec.Struct, frozen=True, kw_only=True):
     finished: int = 0
     busy_hours: float = 0.0
     """Hours in which workers had a ticket."""
-    sla_by_type: dict[str, float] = {}
-    """Share in time by task type, where types have an SLA of their own."""
+    sla_by_class: dict[str, float] = {}
+    """Share in time by class of tickets, where there are several."""
     cost: float | None = None
     """Worker-hours over the oracle's."""
     gap_closed: Interval | None = None
@@ -169,7 +165,7 @@ class Scored:
         self._open: deque[tuple[float, SchedulingState]] = deque()
         self._sum, self._count = 0.0, 0
 
-    def on_tick(self, state: SchedulingState, now: float) -> int | None:
+    def on_tick(self, state: SchedulingState, now: float) -> int | Order | None:
         while self._open and self._open[0][0] <= now:
             self._sum += reward(self._open.popleft()[1], state)
             self._count += 1
@@ -189,28 +185,22 @@ def measured(
     elapsed_s: float,
     *,
     trace: Trace | None = None,
-    sla_by_type: Mapping[str, float] | None = None,
 ) -> PolicyResult:
-    """A run in figures. `trace` gives the hours worked; `sla_by_type` the waits in seconds that each type may have."""
-    waits = sorted(run.waits)
+    """A run in figures; `trace` gives the hours worked."""
+    waits = Waits.of(run.waits)
     reasons: Counter[str] = Counter()
     for (*_, reason), count in decisions.items():
         reasons[reason] += count
-    met, missed = run.met, run.missed
-    by_type: dict[str, float] = {}
-    if trace is not None and sla_by_type:
-        met, missed, by_type = in_time(trace, run, sla_by_type)
-    judged = met + missed
     return PolicyResult(
         name=name,
-        tickets=len(waits),
-        sla=met / judged if judged else 1.0,
-        missed=missed,
+        tickets=len(run.waits),
+        sla=run.sla,
+        missed=run.missed,
         worker_hours=run.worker_seconds / 3600,
-        wait_mean_s=statistics.fmean(waits) if waits else 0.0,
-        wait_p50_s=percentile(waits, 0.50),
-        wait_p95_s=percentile(waits, 0.95),
-        wait_p99_s=percentile(waits, 0.99),
+        wait_mean_s=waits.mean,
+        wait_p50_s=waits.p50,
+        wait_p95_s=waits.p95,
+        wait_p99_s=waits.p99,
         scale_events=run.changes,
         reward_mean=reward_mean,
         decisions=[Count(*kind, count) for kind, count in decisions.most_common()],
@@ -219,25 +209,8 @@ def measured(
         elapsed_s=elapsed_s,
         finished=run.finished,
         busy_hours=0.0 if trace is None else _busy_s(trace, run) / 3600,
-        sla_by_type=by_type,
+        sla_by_class={kind.name: kind.sla for kind in run.classes} if len(run.classes) > 1 else {},
     )
-
-
-def in_time(trace: Trace, run: Run, sla_by_type: Mapping[str, float]) -> tuple[int, int, dict[str, float]]:
-    """Tickets in time and late, each by the wait that its own type may have, and the shares by type.
-
-    Raises `KeyError` for a type of the trace that has no SLA.
-    """
-    met: Counter[str] = Counter()
-    late: Counter[str] = Counter()
-    for arrival, wait, kind in zip(trace.arrivals, run.waits, trace.task_types, strict=True):
-        limit = sla_by_type[str(kind)]
-        if wait > limit:
-            late[str(kind)] += 1
-        elif arrival + wait < trace.end:  # else it still waits at the end, and nobody knows
-            met[str(kind)] += 1
-    kinds = sorted(met.keys() | late.keys())
-    return met.total(), late.total(), {kind: met[kind] / (met[kind] + late[kind]) for kind in kinds}
 
 
 def _busy_s(trace: Trace, run: Run) -> float:
@@ -245,8 +218,3 @@ def _busy_s(trace: Trace, run: Run) -> float:
 
     starts = np.asarray(trace.arrivals, dtype=float) + np.asarray(run.waits, dtype=float)
     return float(np.clip(trace.end - starts, 0.0, np.asarray(trace.durations, dtype=float)).sum())
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Nearest rank."""
-    return ordered[max(math.ceil(share * len(ordered)), 1) - 1] if ordered else 0.0

@@ -11,17 +11,22 @@ import csv
 import datetime as dt
 import gzip
 import math
-import random
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from nhm_sched_plugin.errors import IngestError
+from nhm_sched_plugin.twin.labels import Labels
 from nhm_sched_plugin.types import Ticket
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from nhm_sched_plugin.store.repository import Store
+
+    Floats = NDArray[np.float64]
 
 __all__ = [
     "SERVICE_MEAN_S",
@@ -38,6 +43,8 @@ SERVICE_MEAN_S: Final = 300.0
 SERVICE_SIGMA: Final = 0.8
 _SHORTEST_S: Final = 1.0
 """Logs with whole seconds say 0 for what took less than one."""
+_NO_TIME_S: Final = 1e-3
+"""No ticket takes less than this."""
 
 
 class TraceError(IngestError, ValueError):
@@ -47,68 +54,87 @@ class TraceError(IngestError, ValueError):
 class Trace:
     """Tickets in order of arrival, between `start` and `end` (Unix seconds).
 
-    `arrivals` Unix seconds and `durations` seconds of service, one of each per ticket; `ids`, `task_types` and
-    `risk_bands` may be empty.
+    `arrivals` (Unix seconds) and `durations` (seconds of service) are float64 arrays with an element per ticket, `ids`
+    is an array of strings, empty when the tickets have no names. Treat them as constant: slices share them.
     """
 
     def __init__(
         self,
-        arrivals: Sequence[float],
-        durations: Sequence[float],
+        arrivals: Sequence[float] | Floats,
+        durations: Sequence[float] | Floats,
         *,
-        ids: Sequence[str] = (),
-        task_types: Sequence[str | None] = (),
-        risk_bands: Sequence[str | None] = (),
+        ids: Sequence[str] | NDArray[Any] = (),
+        task_types: Sequence[str | None] | Labels = (),
+        risk_bands: Sequence[str | None] | Labels = (),
         name: str = "trace",
         start: float | None = None,
         end: float | None = None,
     ) -> None:
-        """Sorts by arrival. Raises `TraceError` for columns of different length, and without tickets or a period."""
-        columns = [column for column in (durations, ids, task_types, risk_bands) if column]
-        if any(len(column) != len(arrivals) for column in columns) or len(durations) != len(arrivals):
+        """Sorts by arrival. Raises `TraceError` for columns of different length, times that are no numbers, and without
+        tickets or a period (or with one that ends before it starts)."""
+        moments, lengths = np.asarray(arrivals, np.float64), np.asarray(durations, np.float64)
+        names = np.asarray(ids, np.dtypes.StringDType())
+        kinds, bands = Labels.of(task_types), Labels.of(risk_bands)
+        optional = [len(column) for column in (names, kinds, bands) if len(column)]
+        if any(length != len(moments) for length in optional) or len(lengths) != len(moments):
             raise TraceError("a trace needs one duration (and id, task type, risk band) per arrival")
-        order = sorted(range(len(arrivals)), key=arrivals.__getitem__)
-        self.arrivals = [float(arrivals[i]) for i in order]
-        self.durations = [max(float(durations[i]), 1e-3) for i in order]
-        self.ids = [ids[i] for i in order] if ids else []
-        self.task_types = [task_types[i] for i in order] if task_types else []
-        self.risk_bands = [risk_bands[i] for i in order] if risk_bands else []
-        self.name = name
-        if not self.arrivals and (start is None or end is None):
+        if not (np.isfinite(moments).all() and np.isfinite(lengths).all()):
+            raise TraceError(f"{name}: every arrival and duration must be a finite number of seconds")
+        if (moments[1:] < moments[:-1]).any():
+            order = np.argsort(moments, kind="stable")
+            moments, lengths = moments[order], lengths[order]
+            names = names[order] if len(names) else names
+            kinds, bands = (column[order] if len(column) else column for column in (kinds, bands))
+        if not len(moments) and (start is None or end is None):
             raise TraceError("a trace without tickets needs a start and an end")
-        self.start = self.arrivals[0] if start is None else start
-        self.end = math.nextafter(self.arrivals[-1], math.inf) if end is None else end
+        self.arrivals, self.ids, self.name = moments, names, name
+        self.durations = lengths if lengths.min(initial=1.0) >= _NO_TIME_S else np.maximum(lengths, _NO_TIME_S)
+        self.kinds, self.bands = kinds, bands
+        self.start = float(moments[0] if start is None else start)
+        self.end = float(math.nextafter(moments[-1], math.inf) if end is None else end)
+        if not self.start <= self.end:
+            raise TraceError(f"{name}: it starts at {self.start} and ends before, at {self.end}")
 
     def __len__(self) -> int:
         return len(self.arrivals)
 
     @property
+    def task_types(self) -> list[str | None]:
+        """One per ticket; empty when the log has none."""
+        return self.kinds.tolist()
+
+    @property
+    def risk_bands(self) -> list[str | None]:
+        """One per ticket; empty when the log has none."""
+        return self.bands.tolist()
+
+    @property
     def service_mean_s(self) -> float:
         """Mean service time; 0 without tickets."""
-        return math.fsum(self.durations) / len(self.durations) if self.durations else 0.0
+        return float(self.durations.mean()) if len(self) else 0.0
 
     @property
     def load(self) -> float:
         """Mean number of busy workers that the tickets need (Erlangs)."""
-        return math.fsum(self.durations) / (self.end - self.start)
+        return float(self.durations.sum()) / (self.end - self.start)
 
     def ticket(self, index: int) -> Ticket:
         """The ticket as a host would submit it."""
         return Ticket(
-            ticket_id=self.ids[index] if self.ids else f"{self.name}-{index}",
-            task_type=self.task_types[index] if self.task_types else None,
-            risk_band=self.risk_bands[index] if self.risk_bands else None,
+            ticket_id=str(self.ids[index]) if len(self.ids) else f"{self.name}-{index}",
+            task_type=self.kinds.at(index),
+            risk_band=self.bands.at(index),
         )
 
     def slice(self, start: float, end: float) -> Trace:
         """The tickets that arrive in [start, end)."""
-        first, last = bisect_left(self.arrivals, start), bisect_left(self.arrivals, end)
+        first, last = np.searchsorted(self.arrivals, (start, end))
         return Trace(
             self.arrivals[first:last],
             self.durations[first:last],
             ids=self.ids[first:last],
-            task_types=self.task_types[first:last],
-            risk_bands=self.risk_bands[first:last],
+            task_types=self.kinds[first:last],
+            risk_bands=self.bands[first:last],
             name=self.name,
             start=start,
             end=end,
@@ -124,26 +150,54 @@ class Trace:
         return self.slice(self.start, cut), self.slice(cut, self.end)
 
     def scaled(self, factor: float, seed: int, jitter_s: float = 60.0) -> Trace:
-        """Volume times `factor`: each ticket kept or copied, copies moved by up to +-`jitter_s`."""
-        draw = random.Random(seed)
-        arrivals, durations = [], []
-        for arrival, duration in zip(self.arrivals, self.durations, strict=True):
-            for copy in range(int(factor) + (draw.random() < factor % 1)):
-                moved = arrival + draw.uniform(-jitter_s, jitter_s) if copy else arrival
-                arrivals.append(min(max(moved, self.start), math.nextafter(self.end, -math.inf)))
-                durations.append(duration)
-        return Trace(arrivals, durations, name=self.name, start=self.start, end=self.end)
+        """Volume times `factor`: each ticket dropped, kept or copied.
+
+        The first copy of a ticket stays where it is, further ones are moved by up to +-`jitter_s`. Ids are not kept.
+        Raises `TraceError` for a factor or jitter that is negative or no number.
+        """
+        if not (0 <= factor < math.inf and 0 <= jitter_s < math.inf):
+            raise TraceError(f"cannot scale by {factor} with a jitter of {jitter_s} s; both must be 0 or more")
+        draw = np.random.default_rng(seed)
+        copies = (draw.random(len(self)) < factor % 1) + int(factor)
+        origin = np.repeat(np.arange(len(self), dtype=np.int32), copies)
+        arrivals = self.arrivals[origin]
+        copied = np.zeros(len(origin), bool)
+        copied[1:] = origin[1:] == origin[:-1]
+        arrivals[copied] += draw.uniform(-jitter_s, jitter_s, np.count_nonzero(copied))
+        arrivals.clip(self.start, math.nextafter(self.end, -math.inf), out=arrivals)
+        return Trace(
+            arrivals,
+            self.durations[origin],
+            task_types=self.kinds[origin] if len(self.kinds) else (),
+            risk_bands=self.bands[origin] if len(self.bands) else (),
+            name=self.name,
+            start=self.start,
+            end=self.end,
+        )
+
+    def capped(self, max_duration_s: float) -> Trace:
+        """No ticket takes longer than that. Raises `TraceError` when it is not above 0."""
+        if not max_duration_s > 0:
+            raise TraceError(f"max_duration_s is {max_duration_s}; it must be above 0")
+        if not len(self) or self.durations.max() <= max_duration_s:
+            return self
+        return Trace(
+            self.arrivals,
+            np.minimum(self.durations, max_duration_s),
+            ids=self.ids,
+            task_types=self.kinds,
+            risk_bands=self.bands,
+            name=self.name,
+            start=self.start,
+            end=self.end,
+        )
 
     def hourly(self) -> list[tuple[float, int]]:
         """(start of the hour, arrivals), every full hour of the period, idle ones included."""
-        first = math.ceil(self.start / 3600)
-        last = math.floor(self.end / 3600)
-        counts = [0] * max(last - first, 0)
-        for arrival in self.arrivals:
-            hour = int(arrival // 3600) - first
-            if 0 <= hour < len(counts):
-                counts[hour] += 1
-        return [(3600.0 * (first + n), count) for n, count in enumerate(counts)]
+        first, last = math.ceil(self.start / 3600), math.floor(self.end / 3600)
+        inside = self.slice(3600.0 * first, 3600.0 * last).arrivals if last > first else self.arrivals[:0]
+        counts = np.bincount((inside // 3600).astype(np.int64) - first, minlength=max(last - first, 0))
+        return [(3600.0 * (first + n), count) for n, count in enumerate(counts.tolist())]
 
     @classmethod
     def from_frame(cls, frame: Any, *, name: str = "store", seed: int = 0, **service: float) -> Trace:
@@ -153,42 +207,65 @@ class Trace:
             stamps = stamps.dt.tz_localize("UTC")
         arrivals = (stamps - dt.datetime.fromtimestamp(0, dt.UTC)).dt.total_seconds().tolist()
         ids, task_types, risk_bands = (
-            frame[name].tolist() if name in frame else [] for name in ("ticket_id", "task_type", "risk_band")
+            frame[column].tolist() if column in frame else [] for column in ("ticket_id", "task_type", "risk_band")
         )
+        durations: Floats | list[float]
         if "actual_duration_ms" in frame:
+            _refuse(name, service)
             durations = [float(duration) / 1000 for duration in frame["actual_duration_ms"]]
         else:
             durations = _drawn(len(arrivals), seed, **service)
         return cls(arrivals, durations, name=name, ids=ids, task_types=task_types, risk_bands=risk_bands)
 
 
-def read_trace(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int = 0, **service: float) -> Trace:
-    """SWF or CSV, by the file's name (`.swf`, `.csv`, each also with `.gz`). Raises `IngestError`."""
+def read_trace(
+    path: Path,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    seed: int = 0,
+    max_duration_s: float = math.inf,
+    **service: float,
+) -> Trace:
+    """SWF or CSV, by the file's name (`.swf`, `.csv`, each also with `.gz`).
+
+    No ticket takes more than `max_duration_s`. `service` (`service_mean_s`, `service_sigma`) says how to draw service
+    times where the file has none, see the module's text. Raises `IngestError`, also when the file has its own and
+    `service` is given.
+    """
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     if kind == "swf":
-        return read_swf(path)
+        _refuse(str(path), service)
+        return read_swf(path, max_duration_s=max_duration_s)
     if kind == "csv":
-        return read_csv(path, mapping=mapping, seed=seed, **service)
+        return read_csv(path, mapping=mapping, seed=seed, **service).capped(max_duration_s)
     raise IngestError(f"{path}: the name ends in {path.suffix!r}; a trace is a .swf or a .csv file (also .gz)")
 
 
-def read_records(store: Store, *, name: str = "the records", seed: int = 0) -> Trace:
+def read_records(
+    store: Store,
+    *,
+    name: str = "the records",
+    seed: int = 0,
+    max_duration_s: float = math.inf,
+    **service: float,
+) -> Trace:
     """The tickets in the records database that have a duration; where none has one, all, with drawn ones.
 
-    Raises `TraceError` when there are no tickets.
+    The arguments are those of `read_trace`. Raises `TraceError` when there are no tickets.
     """
     frame = store.execution_logs()
     if frame.empty:
         raise TraceError("the database holds no tickets; run `nhm-sched ingest FILE` first, or name a trace file")
     known = frame["actual_duration_ms"].notna()
     frame = frame[known] if known.any() else frame.drop(columns="actual_duration_ms")
-    return Trace.from_frame(frame, name=name, seed=seed)
+    return Trace.from_frame(frame, name=name, seed=seed, **service).capped(max_duration_s)
 
 
 def read_swf(path: Path, *, max_duration_s: float = math.inf) -> Trace:
     """Standard Workload Format 2.2: field 1 job number, 2 submit time (s), 4 run time (s), 15 queue number.
 
-    Jobs without a run time (-1) are left out. The header's UnixStartTime makes the times absolute.
+    No job takes more than `max_duration_s`. Jobs without a run time (-1) are left out. The header's UnixStartTime makes
+    the times absolute.
     https://www.cs.huji.ac.il/labs/parallel/workload/swf.html
     """
     origin, arrivals, durations, ids, kinds = 0.0, [], [], [], []
@@ -207,12 +284,12 @@ def read_swf(path: Path, *, max_duration_s: float = math.inf) -> Trace:
         if run_time < 0:
             continue
         arrivals.append(origin + _number(path, number, "submit time", fields[1]))
-        durations.append(min(max(run_time, _SHORTEST_S), max_duration_s))
+        durations.append(max(run_time, _SHORTEST_S))
         ids.append(f"job-{fields[0]}")
         kinds.append(f"queue-{fields[14]}" if len(fields) > 14 and fields[14] != "-1" else "job")
     if not arrivals:
         raise IngestError(f"{path}: no job with a run time in it")
-    return Trace(arrivals, durations, ids=ids, task_types=kinds, name=path.name)
+    return Trace(arrivals, durations, ids=ids, task_types=kinds, name=path.name).capped(max_duration_s)
 
 
 def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int = 0, **service: float) -> Trace:
@@ -234,7 +311,9 @@ def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int 
     stamps = [_stamp(path, number, text) for number, text in enumerate(found["timestamp"], 2)]
     if not stamps:
         raise IngestError(f"{path}: no rows below the header")
+    durations: Floats | list[float]
     if "actual_duration_ms" in found:
+        _refuse(str(path), service)
         numbered = enumerate(found["actual_duration_ms"], 2)
         durations = [_number(path, number, chosen["actual_duration_ms"], text) / 1000 for number, text in numbered]
     else:
@@ -254,10 +333,21 @@ _COLUMNS: Final = ("timestamp", "ticket_id", "task_type", "risk_band", "actual_d
 
 def _drawn(
     count: int, seed: int, *, service_mean_s: float = SERVICE_MEAN_S, service_sigma: float = SERVICE_SIGMA
-) -> list[float]:
+) -> Floats:
     """Lognormal service times; the mean of exp(N(mu, sigma)) is exp(mu + sigma^2 / 2)."""
-    draw, mu = random.Random(seed), math.log(service_mean_s) - service_sigma**2 / 2
-    return [draw.lognormvariate(mu, service_sigma) for _ in range(count)]
+    if not (0 < service_mean_s < math.inf and 0 <= service_sigma < math.inf):
+        raise TraceError(
+            f"service times with mean {service_mean_s} s and sigma {service_sigma}: "
+            "the mean must be above 0, sigma 0 or more"
+        )
+    mu = math.log(service_mean_s) - service_sigma**2 / 2
+    return np.random.default_rng(seed).lognormal(mu, service_sigma, count)
+
+
+def _refuse(name: str, service: Mapping[str, float]) -> None:
+    if service:
+        given = ", ".join(f"{key} {value:g}" for key, value in service.items())
+        raise TraceError(f"{name} has service times of its own; leave out {given}: they are for logs without")
 
 
 def _lines(path: Path) -> Iterable[str]:

@@ -64,6 +64,7 @@ def play(trace: Trace, controller: Controller, scene: Scene) -> Run:
         startup_s=scene.startup_s,
         sla_wait_s=scene.sla_wait_s,
         service_s=scene.train.service_mean_s,
+        classes=scene.classes,
     )
     return simulate(pool, controller, tick_s=scene.tick_s)
 
@@ -74,12 +75,11 @@ def frontier(
     scene: Scene,
     *,
     knobs: Sequence[float] | None = None,
-    judge: Callable[[Run], float] | None = None,
     progress: Progress | None = None,
 ) -> list[Point]:
     """A rival's points on `trace`, one for each knob (default: its own values).
 
-    `judge` says what share of the tickets was in time; default: by the scene's one SLA. Raises `TraceError` (a
+    Raises `TraceError` (a
     ValueError) for a name that is no rival, `ValueError` for a knob that makes no sense.
     """
     if name not in RIVALS:
@@ -88,15 +88,10 @@ def frontier(
     points = []
     for done, knob in enumerate(values, 1):
         run = play(trace, RIVALS[name].make(scene, knob), scene)
-        points.append(Point(knob, (judge or _in_time)(run), run.worker_seconds / 3600))
+        points.append(Point(knob, run.sla, run.worker_seconds / 3600))
         if progress is not None:
             progress(done / len(values))
     return points
-
-
-def _in_time(run: Run) -> float:
-    judged = run.met + run.missed
-    return run.met / judged if judged else 1.0
 
 
 def tuned(
@@ -104,7 +99,6 @@ def tuned(
     scene: Scene,
     *,
     sla_target: float = 0.95,
-    judge: Callable[[Run], float] | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
     """The cheapest knob that reaches `sla_target` on the scene's training part; where none does, that with most room.
@@ -118,7 +112,7 @@ def tuned(
     most = math.ceil(math.log2(len(values))) + _REFINED + 1
 
     def good(knob: float) -> bool:
-        (tried[knob],) = frontier(name, scene.train, scene, knobs=[knob], judge=judge)
+        (tried[knob],) = frontier(name, scene.train, scene, knobs=[knob])
         if progress is not None:
             progress(min(len(tried) / most, 1.0))
         return tried[knob].sla >= sla_target

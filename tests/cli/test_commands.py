@@ -164,6 +164,23 @@ def test_replay_from_a_file_and_from_the_records(nhm: Any, tickets: Path, on_tra
     assert "Replay of the records" in recorded.out
 
 
+def test_a_load_of_ones_own_making(nhm: Any, folder: Path) -> None:
+    arrivals = "".join(f"{1_700_000_000 + 600 * n}\n" for n in range(1000))
+    (folder / "arrivals.csv").write_text(f"timestamp\n{arrivals}", encoding="utf-8")
+
+    def figures(*options: object) -> dict[str, Any]:
+        done = nhm("replay", "arrivals.csv", "--policies", "static", "--json", "out.json", *options)
+        assert (done.code, done.err) == (0, "")
+        found: dict[str, Any] = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+        return found
+
+    plain, drawn = figures(), figures("--service-mean", 50, "--service-sigma", 0.1)
+    assert plain["service_mean_s"] == pytest.approx(300, rel=0.2)
+    assert drawn["service_mean_s"] == pytest.approx(50, rel=0.02)
+    assert figures("--max-duration", 20)["service_mean_s"] <= 20
+    assert figures("--volume", 3)["tickets"] == pytest.approx(3 * plain["tickets"], rel=0.02)
+
+
 def test_hooks(nhm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nhm("hooks", "list", "--json").json == []
     drop_ins = folder / "hooks"

@@ -70,6 +70,9 @@ def test_wrong_variable_and_missing_file(nhm: Any, folder: Path, monkeypatch: py
         (["replay", "x.swf", "--seeds", "0"], "0 is outside what is possible: 1 or more"),
         (["replay", "x.swf", "--tick", "0"], "0.0 is outside what is possible: 1 or more"),
         (["replay", "x.swf", "--json", "no/such/folder.json"], "no/such/folder.json cannot be written"),
+        (["replay", "x.swf", "--volume", "0"], "0.0 is outside what is possible: 0.001 to 10000"),
+        (["learn", "x.swf", "--max-duration", "-5"], "-5.0 is outside what is possible: 0.001 or more"),
+        (["learn", "x.swf", "--service-sigma", "9"], "9.0 is outside what is possible: 0 to 5"),
         (["replay", "x.swf", "--train-fraction", "1.5"], "1.5 is outside what is possible: 0.05 to 0.95"),
         (["hooks", "trace", "--state", "queue=1"], "--state queue=1: no such field; known: queue_depth"),
         (["hooks", "trace", "--state", "queue_depth=many"], "'many' is not a number"),
@@ -93,6 +96,10 @@ def test_wrong_options(nhm: Any, arguments: list[str], told: str) -> None:
         (["replay", "cases.csv"], "no column 'timestamp'"),
         (["replay", "cases.csv", "-m", "timestamp=When"], "both need some"),
         (["replay", "page.html"], "a trace is a .swf or a .csv file"),
+        (
+            ["replay", "done.csv", "--service-mean", "9"],
+            "done.csv has service times of its own; leave out service_mean_s 9",
+        ),
         (["learn"], "the database holds no tickets; run `nhm-sched ingest FILE` first"),
         (["train"], "ingest"),
         (["forecast"], 'forecast.json cannot be read (No such file or directory); run "nhm-sched train"'),
@@ -103,6 +110,7 @@ def test_wrong_options(nhm: Any, arguments: list[str], told: str) -> None:
 )
 def test_what_is_not_there(nhm: Any, folder: Path, arguments: list[str], told: str) -> None:
     (folder / "cases.csv").write_text("CaseID,When\na,2026-01-05T10:00:00\n", encoding="utf-8")
+    (folder / "done.csv").write_text("timestamp,actual_duration_ms\n2026-01-05,9\n", encoding="utf-8")
     result = nhm(*arguments)
     assert result.code == 1
     assert told in result.said

@@ -22,8 +22,9 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HEAVY = {
-    "alembic", "chdb", "clickhouse_connect", "cmdstanpy", "grpc", "holidays", "jinja2", "joblib", "matplotlib",
-    "mlflow", "numpy", "pandas", "prophet", "pyarrow", "rich", "scipy", "sqlalchemy", "statsmodels", "typer",
+    "alembic", "chdb", "clickhouse_connect", "cmdstanpy", "grpc", "gymnasium", "holidays", "jinja2", "joblib",
+    "matplotlib", "mlflow", "numba", "numpy", "pandas", "prophet", "pyarrow", "rich", "scipy", "sqlalchemy",
+    "statsmodels", "typer",
 }  # fmt: skip
 
 

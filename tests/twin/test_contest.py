@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.contest import interval, standings
 from nhm_sched_plugin.twin.loads import LOADS, Load, load
 from nhm_sched_plugin.twin.replay import replay
@@ -140,13 +141,15 @@ def test_each_type_by_its_own_wait() -> None:
     short = trace.slice(trace.start, trace.start + DAY)
     limited = made._replace(make=partial(_same, short), cut=trace.start + DAY / 2)
     report = replay(limited, ("keda",), tick_s=60.0)
-    by_type = report.policies[0].sla_by_type
-    assert set(by_type) == {"fast", "slow"}
-    assert min(by_type.values()) <= report.policies[0].sla <= max(by_type.values())
-    strict = limited._replace(sla_by_type={"fast": 1e-9, "slow": 1e9})
-    by_type = replay(strict, ("keda",), tick_s=60.0).policies[0].sla_by_type
-    assert by_type["slow"] == 1.0
-    assert by_type["fast"] < 1.0
+    by_class = report.policies[0].sla_by_class
+    assert set(by_class) == {"fast", "slow"}
+    assert min(by_class.values()) <= report.policies[0].sla <= max(by_class.values())
+    strict = limited._replace(
+        classes=(TicketClass("fast", 0.0, task_type="fast"), TicketClass("slow", 1e9, task_type="slow"))
+    )
+    by_class = replay(strict, ("keda",), tick_s=60.0).policies[0].sla_by_class
+    assert by_class["slow"] == 1.0
+    assert by_class["fast"] < 1.0
 
 
 def _same(trace: Trace, seed: int) -> Trace:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nhm_sched_plugin.policy.queueing import erlang_c, wait_exceeds
-from nhm_sched_plugin.twin.controllers import StaticController, obeyed, static_workers
-from nhm_sched_plugin.twin.simulator import ARRIVED, STARTING, Pool, simulate
+from nhm_sched_plugin.twin.controllers import StaticController, instructed, obeyed, static_workers
+from nhm_sched_plugin.twin.simulator import ARRIVED, STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import Action, SchedulingState
 
@@ -64,7 +64,7 @@ def test_a_ticket_waits_for_a_worker_that_starts_up() -> None:
     trace = Trace([10.0], [30.0], start=0.0, end=600.0)
     script = Script({0: 1})
     run = simulate(pool(trace, 0), script, tick_s=60)
-    assert run.waits == [110.0], "ordered at 0, ready at 120"
+    assert run.waits.tolist() == [110.0], "ordered at 0, ready at 120"
     assert script.finished == [(0, 110.0, 150.0)]
     assert script.arrived == [0]
     assert (run.met, run.missed, run.finished, run.changes) == (0, 1, 1, 1)
@@ -96,7 +96,7 @@ def test_never_started_tickets_count_once_they_are_late() -> None:
     trace = Trace([0.0, 500.0, 590.0], [1e6, 5.0, 5.0], start=0.0, end=600.0)
     run = simulate(pool(trace, 1), StaticController(1), tick_s=60)
     assert (run.met, run.missed) == (1, 1), "the last one still had time"
-    assert run.waits == [0.0, 100.0, 10.0]
+    assert run.waits.tolist() == [0.0, 100.0, 10.0]
 
 
 def test_sla_window_counts_what_waits_too_long() -> None:
@@ -151,6 +151,9 @@ def test_adding_never_cancels_what_starts_up() -> None:
     assert obeyed(Action.DECREASE_WORKER_POOL, {"target_workers": 3}, state) == 3
     assert obeyed(Action.NO_ACTION, {}, state) is None
     assert obeyed(Action.INCREASE_WORKER_POOL, {}, state) is None
+    weights = {"critical": 4.0, "low": 0.5}
+    assert instructed(Action.ADJUST_PRIORITY_WEIGHTS, weights, state) == Order(None, weights)
+    assert instructed(Action.DECREASE_WORKER_POOL, {"target_workers": 3}, state) == 3
 
 
 def test_states_count_the_arrivals_of_the_last_minutes() -> None:

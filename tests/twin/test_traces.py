@@ -4,6 +4,7 @@ import datetime as dt
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nhm_sched_plugin.errors import IngestError
@@ -21,13 +22,13 @@ def test_swf(tmp_path: Path) -> None:
     path = tmp_path / "log.swf"
     path.write_text(SWF)
     trace = read_trace(path)
-    assert trace.arrivals == [1_000_000.0, 1_001_460.0]
-    assert trace.durations == [1451.0, 1.0], "no run time: left out; 0 s: less than one"
+    assert trace.arrivals.tolist() == [1_000_000.0, 1_001_460.0]
+    assert trace.durations.tolist() == [1451.0, 1.0], "no run time: left out; 0 s: less than one"
     assert trace.task_types == ["job", "queue-1"]
     assert trace.ticket(1).ticket_id == "job-2"
     with gzip.open(tmp_path / "log.swf.gz", "wt") as file:
         file.write(SWF)
-    assert read_trace(tmp_path / "log.swf.gz").arrivals == trace.arrivals
+    assert read_trace(tmp_path / "log.swf.gz").arrivals.tolist() == trace.arrivals.tolist()
 
 
 def test_csv_with_a_mapping(tmp_path: Path) -> None:
@@ -35,15 +36,19 @@ def test_csv_with_a_mapping(tmp_path: Path) -> None:
     path.write_text("CaseID,When,ms\nb,2012-04-16 10:00:30,2000\na,2012-04-16T10:00:00+00:00,1500\n")
     trace = read_csv(path, mapping={"timestamp": "When", "ticket_id": "CaseID", "actual_duration_ms": "ms"})
     start = dt.datetime(2012, 4, 16, 10, tzinfo=dt.UTC).timestamp()
-    assert trace.arrivals == [start, start + 30]
-    assert (trace.ids, trace.durations) == (["a", "b"], [1.5, 2.0])
+    assert trace.arrivals.tolist() == [start, start + 30]
+    assert (trace.ids.tolist(), trace.durations.tolist()) == (["a", "b"], [1.5, 2.0])
 
 
 def test_drawn_service_times_are_lognormal_seeded_and_have_the_mean(tmp_path: Path) -> None:
     path = tmp_path / "arrivals.csv"
     path.write_text("timestamp\n" + "\n".join(str(n) for n in range(20_000)))
     trace = read_csv(path, seed=3)
-    assert trace.durations == read_csv(path, seed=3).durations != read_csv(path, seed=4).durations
+    assert (
+        trace.durations.tolist()
+        == read_csv(path, seed=3).durations.tolist()
+        != read_csv(path, seed=4).durations.tolist()
+    )
     assert trace.service_mean_s == pytest.approx(300, rel=0.03)
     assert read_csv(path, service_mean_s=10.0).service_mean_s == pytest.approx(10, rel=0.03)
 
@@ -80,10 +85,10 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
 
 def test_slices_splits_and_hours() -> None:
     trace = Trace([7200.0, 3600.0, 9000.0], [1.0, 2.0, 3.0], ids=["b", "a", "c"], start=1800.0, end=12_600.0)
-    assert trace.ids == ["a", "b", "c"]
+    assert trace.ids.tolist() == ["a", "b", "c"]
     first, second = trace.split(0.6)
     assert (first.end, second.start) == (7200.0, 7200.0), "cut at a full hour"
-    assert (first.ids, second.ids) == (["a"], ["b", "c"])
+    assert (first.ids.tolist(), second.ids.tolist()) == (["a"], ["b", "c"])
     assert trace.hourly() == [(3600.0, 1), (7200.0, 2)], "full hours only"
     assert trace.load == pytest.approx(6 / 10_800)
     assert len(Trace([], [], start=0.0, end=10.0)) == 0
@@ -95,13 +100,60 @@ def test_scaling_keeps_the_period_and_multiplies_the_volume() -> None:
     assert 2400 < len(trace.scaled(2.5, 1)) < 2600
     assert 430 < len(trace.scaled(0.5, 1)) < 570
     scaled = trace.scaled(3.0, 2)
-    assert scaled.arrivals == sorted(scaled.arrivals) == trace.scaled(3.0, 2).arrivals
+    assert scaled.arrivals.tolist() == sorted(scaled.arrivals) == trace.scaled(3.0, 2).arrivals.tolist()
     assert 0 <= scaled.arrivals[0] <= scaled.arrivals[-1] < 1000
+
+
+def test_scaling_keeps_first_copies_in_place_and_the_labels() -> None:
+    trace = Trace([200.0 * n for n in range(500)], [5.0] * 500, risk_bands=["high", "low"] * 250, start=0.0, end=1e5)
+    scaled = trace.scaled(2.0, 7)
+    assert set(trace.arrivals) <= set(scaled.arrivals)
+    assert len(set(scaled.arrivals)) > 990
+    assert sorted(scaled.risk_bands) == ["high"] * 500 + ["low"] * 500
+    assert trace.scaled(2.0, 7, jitter_s=0.0).arrivals.tolist() == sorted([*trace.arrivals, *trace.arrivals])
+    apart = [min(abs(trace.arrivals - arrival)) for arrival in scaled.arrivals]
+    assert 50 < max(apart) <= 60
+    with pytest.raises(ValueError, match=r"cannot scale by -1"):
+        trace.scaled(-1.0, 7)
+
+
+def test_a_million_tickets_cost_little() -> None:
+    trace = Trace(np.arange(1_000_000.0), np.ones(1_000_000), task_types=["a", "b"] * 500_000)
+    columns = (trace.arrivals, trace.durations, trace.kinds.codes, trace.ids)
+    assert sum(column.nbytes for column in columns) <= 20_000_000
+    part = trace.slice(10.0, 999_990.0)
+    assert np.shares_memory(part.arrivals, trace.arrivals)
+    assert np.shares_memory(part.kinds.codes, trace.kinds.codes)
+
+
+def test_durations_are_capped(tmp_path: Path) -> None:
+    (tmp_path / "log.swf").write_text(SWF)
+    assert read_trace(tmp_path / "log.swf", max_duration_s=60.0).durations.tolist() == [60.0, 1.0]
+    (tmp_path / "log.csv").write_text("timestamp,actual_duration_ms\n1,9000\n2,1000\n")
+    assert read_trace(tmp_path / "log.csv", max_duration_s=2.5).durations.tolist() == [2.5, 1.0]
+    with pytest.raises(ValueError, match="max_duration_s is 0"):
+        read_trace(tmp_path / "log.csv", max_duration_s=0.0)
+
+
+@pytest.mark.parametrize("name", ["log.swf", "log.csv"])
+def test_service_times_are_not_drawn_over_those_of_the_log(tmp_path: Path, name: str) -> None:
+    (tmp_path / "log.swf").write_text(SWF)
+    (tmp_path / "log.csv").write_text("timestamp,actual_duration_ms\n1,9000\n")
+    with pytest.raises(IngestError, match=rf"{name} has service times of its own; leave out service_mean_s 5"):
+        read_trace(tmp_path / name, service_mean_s=5.0)
 
 
 def test_wrong_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="one duration"):
         Trace([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match=r"starts at 5\.0 and ends before, at 1\.0"):
+        Trace([], [], start=5.0, end=1.0)
+    with pytest.raises(ValueError, match="finite"):
+        Trace([1.0, float("nan")], [1.0, 1.0])
+    with pytest.raises(ValueError, match="the mean must be above 0"):
+        Trace.from_frame(
+            pytest.importorskip("pandas").DataFrame({"timestamp": []}, dtype="datetime64[ns]"), service_mean_s=0
+        )
     with pytest.raises(ValueError, match="start and an end"):
         Trace([], [])
 
@@ -117,5 +169,9 @@ def test_from_the_store() -> None:
         }
     )
     trace = Trace.from_frame(frame)
-    assert (trace.ids, trace.durations, trace.risk_bands) == (["a", "b"], [0.25, 0.5], ["low", "high"])
+    assert (trace.ids.tolist(), trace.durations.tolist(), trace.risk_bands) == (
+        ["a", "b"],
+        [0.25, 0.5],
+        ["low", "high"],
+    )
     assert trace.start == dt.datetime(2024, 1, 1, tzinfo=dt.UTC).timestamp()

@@ -5,7 +5,6 @@ import random
 import pytest
 
 from nhm_sched_plugin.twin.rivals import RIVALS, Scene
-from nhm_sched_plugin.twin.simulator import Run
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.twin.tuning import Point, cost_at, first_workers, frontier, pareto, tuned
 
@@ -40,15 +39,6 @@ def test_the_cheapest_knob_that_reaches_the_target() -> None:
     assert (out_of_reach.knob, out_of_reach.sla) == (points[-1].knob, points[-1].sla)
     assert 0 < shares[-1] <= 1.0
     assert tuned("hpa", scene, sla_target=0.0).knob == RIVALS["hpa"].values[0], "nothing is asked, nothing is paid"
-
-
-def test_who_judges_decides() -> None:
-    scene = Scene(bursts())
-
-    def half(run: Run) -> float:
-        return 0.5
-
-    assert {point.sla for point in frontier("keda", scene.train, scene, knobs=[1.0, 0.5], judge=half)} == {0.5}
 
 
 def test_wrong_requests() -> None:

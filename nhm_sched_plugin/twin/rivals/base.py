@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.simulator import STARTING
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import SchedulingState
@@ -35,6 +36,8 @@ class Scene(NamedTuple):
     seed: int = 0
     settings: Settings | None = None
     """The replay's settings, for controllers that need more of them."""
+    classes: tuple[TicketClass, ...] = ()
+    """Of tickets with SLAs and priorities of their own."""
     forecasts: Callable[[], RollingForecasts | None] | None = None
     """Makes the forecasts that the plugin and the rules get too: fitted on `train`, moved by `advance(now)`."""
 
