@@ -141,11 +141,15 @@ def _compiled(function: Function, **options: Any) -> Function:
 
 
 def _forgive(made: Any) -> None:
-    """A disk that fills up later costs the cache, not the run."""
-    save = made._cache.save_overload
+    """What becomes of the cache later (a full disk, a removed folder, a damaged file) costs time, not the run."""
+    cache = made._cache
+    cache.load_overload, cache.save_overload = _attempt(cache.load_overload), _attempt(cache.save_overload)
 
-    def attempt(*args: Any) -> None:
-        with contextlib.suppress(OSError):
-            save(*args)
 
-    made._cache.save_overload = attempt
+def _attempt(action: Callable[..., Any]) -> Callable[..., Any]:
+    def attempt(*args: Any) -> Any:
+        with contextlib.suppress(Exception):
+            return action(*args)
+        return None
+
+    return attempt

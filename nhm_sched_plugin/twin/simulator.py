@@ -29,11 +29,14 @@ from nhm_sched_plugin.types import SchedulingState
 if TYPE_CHECKING:
     from nhm_sched_plugin.twin.layout import Floats, Sim
 
-__all__ = ["STARTING", "Controller", "Hour", "Order", "Pool", "Run", "TicketClass", "simulate"]
+__all__ = ["ARRIVED", "STARTING", "Controller", "Hour", "Order", "Pool", "Run", "TicketClass", "simulate"]
 
 _HOUR: Final = 3600.0
 STARTING: Final = "starting_workers"
 """The state's feature with the number of workers ordered and not yet ready."""
+ARRIVED: Final = {"arrivals_60s": 60.0, "arrivals_300s": 300.0, "arrivals_900s": 900.0}
+"""The state's features with the number of tickets that arrived in the last so many seconds."""
+_WINDOWS: Final = np.array(list(ARRIVED.values()))
 
 
 class Order(NamedTuple):
@@ -249,8 +252,14 @@ class Pool:
             avg_task_duration_ms=None if service_s != service_s else service_s * 1000.0,
             sla_compliance_rate=_known(compliance),
             resource_cpu_avg=_known(utilisation),
-            features={STARTING: starting},
+            features={STARTING: starting, **self._arrived()},
         )
+
+    def _arrived(self) -> dict[str, float]:
+        """Tickets that arrived in (now - seconds, now]."""
+        come = self.sim.arrivals[: self.sim.n.item(layout.COMING)]
+        counts = len(come) - np.searchsorted(come, self.now - _WINDOWS, side="right")
+        return dict(zip(ARRIVED, map(float, counts.tolist()), strict=True))
 
     def overdue(self) -> int:
         """Tickets waiting that have missed their SLA already."""

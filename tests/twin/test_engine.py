@@ -322,3 +322,16 @@ def test_without_a_folder_to_write_to_it_compiles_anew(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1.5\n"
+
+
+def test_a_cache_that_breaks_later_does_not_stop_a_run(tmp_path: Path) -> None:
+    """As a full disk would: here a file takes the folder's place before anything is compiled."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import shutil\nfrom nhm_sched_plugin.twin.compiled import CACHE, compiled\n"
+        "@compiled\ndef half(number):\n    return number / 2\n"
+        "shutil.rmtree(CACHE)\nCACHE.touch()\nprint(half(3))\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=False)
+    assert (done.stdout, done.stderr) == ("1.5\n", "")

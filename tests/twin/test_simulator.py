@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nhm_sched_plugin.policy.queueing import erlang_c, wait_exceeds
 from nhm_sched_plugin.twin.controllers import StaticController, instructed, obeyed, static_workers
-from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
+from nhm_sched_plugin.twin.simulator import ARRIVED, STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import Action, SchedulingState
 
@@ -154,3 +154,21 @@ def test_adding_never_cancels_what_starts_up() -> None:
     weights = {"critical": 4.0, "low": 0.5}
     assert instructed(Action.ADJUST_PRIORITY_WEIGHTS, weights, state) == Order(None, weights)
     assert instructed(Action.DECREASE_WORKER_POOL, {"target_workers": 3}, state) == 3
+
+
+def test_states_count_the_arrivals_of_the_last_minutes() -> None:
+    trace = Trace([10.0, 100.0, 350.0, 400.0, 401.0], [500.0] * 5, start=0.0, end=1200.0)
+    seen: dict[float, tuple[float, ...]] = {}
+
+    class Watching(StaticController):
+        def on_tick(self, state: SchedulingState, now: float) -> int | None:
+            seen[now] = tuple(state.features[name] for name in ARRIVED)
+            return None
+
+    simulate(Pool(trace, workers=2, startup_s=0.0, sla_wait_s=60.0), Watching(2), tick_s=50.0)
+    assert seen[400.0] == (1.0, 1.0, 3.0), (
+        "100 is just out of the five minutes; a tick comes before an arrival at its moment"
+    )
+    assert seen[450.0] == (2.0, 3.0, 5.0)
+    assert seen[0.0] == (0.0, 0.0, 0.0)
+    assert seen[950.0] == (0.0, 0.0, 4.0), "waiting tickets count too; the one of second 10 is out"
