@@ -34,9 +34,9 @@ __all__ = ["ARRIVED", "STARTING", "Controller", "Hour", "Order", "Pool", "Run", 
 _HOUR: Final = 3600.0
 STARTING: Final = "starting_workers"
 """The state's feature with the number of workers ordered and not yet ready."""
-ARRIVED: Final = {"arrivals_60s": 60.0, "arrivals_300s": 300.0, "arrivals_900s": 900.0}
-"""The state's features with the number of tickets that arrived in the last so many seconds."""
-_WINDOWS: Final = np.array(list(ARRIVED.values()))
+ARRIVED: Final = {"arrivals_last_hour" if span == _HOUR else f"arrivals_{span:.0f}s": span for span in layout.SPANS_S}
+"""The state's features with the number of tickets that arrived in the last so many seconds: (now - seconds, now]."""
+_FEATURES: Final = (STARTING, *ARRIVED)  # as they stand in `Sim.seen`
 
 
 class Order(NamedTuple):
@@ -245,21 +245,15 @@ class Pool:
     def state(self) -> SchedulingState:
         """What a scheduler can measure now; never anything about the future."""
         engine.observe(self.sim)
-        queue, active, service_s, compliance, utilisation, starting = self.sim.seen.tolist()
+        queue, active, service_s, compliance, utilisation, *features = self.sim.seen.tolist()
         return SchedulingState(
             queue_depth=queue,
             active_workers=active,
             avg_task_duration_ms=None if service_s != service_s else service_s * 1000.0,
             sla_compliance_rate=_known(compliance),
             resource_cpu_avg=_known(utilisation),
-            features={STARTING: starting, **self._arrived()},
+            features=dict(zip(_FEATURES, features, strict=True)),
         )
-
-    def _arrived(self) -> dict[str, float]:
-        """Tickets that arrived in (now - seconds, now]."""
-        come = self.sim.arrivals[: self.sim.n.item(layout.COMING)]
-        counts = len(come) - np.searchsorted(come, self.now - _WINDOWS, side="right")
-        return dict(zip(ARRIVED, map(float, counts.tolist()), strict=True))
 
     def overdue(self) -> int:
         """Tickets waiting that have missed their SLA already."""

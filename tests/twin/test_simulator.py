@@ -157,7 +157,7 @@ def test_adding_never_cancels_what_starts_up() -> None:
 
 
 def test_states_count_the_arrivals_of_the_last_minutes() -> None:
-    trace = Trace([10.0, 100.0, 350.0, 400.0, 401.0], [500.0] * 5, start=0.0, end=1200.0)
+    trace = Trace([10.0, 100.0, 350.0, 400.0, 401.0], [500.0] * 5, start=0.0, end=4000.0)
     seen: dict[float, tuple[float, ...]] = {}
 
     class Watching(StaticController):
@@ -166,9 +166,32 @@ def test_states_count_the_arrivals_of_the_last_minutes() -> None:
             return None
 
     simulate(Pool(trace, workers=2, startup_s=0.0, sla_wait_s=60.0), Watching(2), tick_s=50.0)
-    assert seen[400.0] == (1.0, 1.0, 3.0), (
+    assert list(ARRIVED) == [
+        *("arrivals_15s", "arrivals_60s", "arrivals_120s", "arrivals_300s", "arrivals_900s", "arrivals_last_hour")
+    ]
+    assert seen[400.0] == (0.0, 1.0, 1.0, 1.0, 3.0, 3.0), (
         "100 is just out of the five minutes; a tick comes before an arrival at its moment"
     )
-    assert seen[450.0] == (2.0, 3.0, 5.0)
-    assert seen[0.0] == (0.0, 0.0, 0.0)
-    assert seen[950.0] == (0.0, 0.0, 4.0), "waiting tickets count too; the one of second 10 is out"
+    assert seen[450.0] == (0.0, 2.0, 3.0, 3.0, 5.0, 5.0)
+    assert seen[0.0] == (0.0,) * 6
+    assert seen[950.0] == (0.0, 0.0, 0.0, 0.0, 4.0, 5.0), "waiting tickets count too; the one of second 10 is out"
+    assert seen[3950.0] == (0.0, 0.0, 0.0, 0.0, 0.0, 2.0), "that of second 350 is an hour old"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    arrivals=st.lists(st.integers(-50, 5000).map(float), max_size=40),
+    looks=st.lists(st.integers(0, 5200).map(float), min_size=1, max_size=12),
+    capacity=st.sampled_from([None, 1]),
+)
+def test_however_often_somebody_looks_arrivals_are_counted_right(
+    arrivals: list[float], looks: list[float], capacity: int | None
+) -> None:
+    trace = Trace(arrivals, [70.0] * len(arrivals), start=0.0, end=5200.0)
+    watched = Pool(trace, workers=1, startup_s=0.0, sla_wait_s=60.0, capacity=capacity)
+    for now in sorted(looks):
+        watched.advance(now)
+        features = watched.state().features
+        for name, span in ARRIVED.items():
+            expected = sum(now - span < arrival < now for arrival in arrivals)  # one at `now` itself is still to come
+            assert features[name] == expected, (name, now)
