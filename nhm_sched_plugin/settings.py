@@ -85,9 +85,9 @@ class ExperimentSettings(Tree):
     treatment_group_pct: Fraction = 0.8
     """The rest; both add up to 1."""
     min_samples: Annotated[int, Field(ge=2)] = 1000
-    """Outcomes in each group before a comparison counts. Accepted, not used yet."""
+    """Outcomes in each group before a comparison counts (`nhm-sched shadow report`, `nhm-sched experiment result`)."""
     confidence_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """How sure a comparison has to be. Accepted, not used yet."""
+    """How sure a comparison has to be: the level of its intervals and of the test that may be looked at daily."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> ExperimentSettings:

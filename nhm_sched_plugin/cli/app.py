@@ -39,6 +39,8 @@ ORDER = (
     "q-table",
     "replay",
     "drain",
+    "shadow",
+    "experiment",
     "explain",
     "hooks",
     "doctor",

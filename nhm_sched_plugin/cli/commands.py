@@ -5,7 +5,16 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from nhm_sched_plugin.cli import backtest, checks, demo, forecasts, policy, quality, records  # noqa: F401 - they register themselves
+from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
+    backtest,
+    checks,
+    demo,
+    experiments,
+    forecasts,
+    policy,
+    quality,
+    records,
+)
 from nhm_sched_plugin.cli.app import app
 from nhm_sched_plugin.cli.show import log_to_terminal
 

@@ -128,6 +128,7 @@ def _name_next(data: ReportData, output: Path, state: Path, program: str) -> Non
     data.options = f"-c {output / CONFIG_FILE}"
     wanted = [
         *((f"explain {example.decision['decision_id']}", "one decision's story") for example in data.examples[:1]),
+        ("shadow report --since all", "whether the policy should decide more"),
         ("models", "the forecasters, each with its errors"),
         ("q-table show", "what the policy has learned"),
         ("doctor", "whether everything is in order"),

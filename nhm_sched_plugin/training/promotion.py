@@ -1,7 +1,8 @@
 """From staging to production: four criteria, checked and named.
 
 1. Backtest MAPE under the limit. 2. No worse than the model in production on the same backtest. 3. An A/B or switchback
-test won at p < 0.05 (tag `experiment_p_value`). 4. Somebody approved it. The very first model needs 1 and 4 only.
+test won at p < 0.05 (tag `experiment_p_value`, written by `note_experiment`). 4. Somebody approved it. The very first
+model needs 1 and 4 only.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from nhm_sched_plugin.errors import RegistryError
 from nhm_sched_plugin.training.registry import ModelVersion, Registry
 
 if TYPE_CHECKING:
+    from nhm_sched_plugin.experiment.arms import Comparison
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["approve", "missing_criteria", "promote"]
+__all__ = ["approve", "missing_criteria", "note_experiment", "promote"]
 
 SIGNIFICANCE: Final = 0.05
 P_VALUE_TAG: Final = "experiment_p_value"
@@ -29,6 +31,34 @@ def approve(settings: Settings, name: str, version: str, by: str, clock: Callabl
     registry = Registry.of(settings)
     registry.tag(name, version, "approved_by", by.strip())
     registry.tag(name, version, "approved_at", f"{clock():.0f}")
+
+
+def note_experiment(
+    settings: Settings,
+    name: str,
+    version: str,
+    reward: Comparison,
+    sla: Comparison,
+    clock: Callable[[], float] = time.time,
+) -> float:
+    """Note at a version that treatment did better than control while it served; returns the p-value noted.
+
+    It is the always-valid one, so that looking again every day until it is small is no cheating. Raises `RegistryError`
+    for an unknown version, too little data, or a treatment that did no better or cost SLA; then nothing is noted.
+    """
+    following = reward.sequential
+    why = reward.reason or ("" if following is None else following.reason)
+    if not why and reward.difference is not None and reward.difference <= 0:
+        why = f"treatment did no better than control ({reward.difference:+.4f} in mean reward)"
+    if not why and sla.high is not None and sla.high < 0:
+        why = f"treatment cost SLA ({sla.low:+.4f} to {sla.high:+.4f})"
+    if why or following is None or following.p_value is None:
+        raise RegistryError(f"nothing to note at {name} version {version}: {why or 'the arms were not compared'}")
+    registry = Registry.of(settings)
+    registry.tag(name, version, P_VALUE_TAG, f"{following.p_value:.6g}")
+    registry.tag(name, version, "experiment_difference", f"{reward.difference:.6g}")
+    registry.tag(name, version, "experiment_at", f"{clock():.0f}")
+    return following.p_value
 
 
 def promote(settings: Settings, name: str, version: str) -> ModelVersion:
@@ -60,7 +90,10 @@ def missing_criteria(found: ModelVersion, current: ModelVersion | None, max_mape
         elif error is not None and error > rival:
             missing.append(f"2. the model in production is better on the same backtest ({rival:.1f} %)")
         if not _significant(found.tags.get(P_VALUE_TAG)):
-            missing.append(f"3. no A/B or switchback test with p < {SIGNIFICANCE:g} is recorded")
+            missing.append(
+                f"3. no A/B or switchback test with p < {SIGNIFICANCE:g} is recorded: "
+                f"nhm-sched experiment result {found.name} {found.version}"
+            )
     if not found.tags.get("approved_by"):
         missing.append(f"4. nobody approved it: nhm-sched approve {found.name} {found.version} --by WHO")
     return missing

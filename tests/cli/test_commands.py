@@ -29,6 +29,8 @@ COMMANDS = {
     "q-table",
     "replay",
     "drain",
+    "shadow",
+    "experiment",
     "explain",
     "hooks",
     "doctor",

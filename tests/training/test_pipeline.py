@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 
 from nhm_sched_plugin.errors import IngestError, RegistryError
+from nhm_sched_plugin.experiment.arms import Comparison, Observed, compare
 from nhm_sched_plugin.forecasting import SnapshotForecaster, read_table
 from nhm_sched_plugin.settings import ProphetSettings, Settings, load_settings
 from nhm_sched_plugin.training import Registry, approve, model_name, promote, republish, train
 from nhm_sched_plugin.training import __main__ as command
 from nhm_sched_plugin.training.data import from_store
 from nhm_sched_plugin.training.fitting import SliceTask, fit_slice
-from nhm_sched_plugin.training.promotion import missing_criteria
+from nhm_sched_plugin.training.promotion import missing_criteria, note_experiment
 
 NOW = 1_750_000_000.0
 
@@ -197,6 +198,15 @@ def test_above_the_limit_the_grid_is_tried(monkeypatch: pytest.MonkeyPatch) -> N
         assert 0.01 <= point.seasonality_prior_scale <= 10
 
 
+def experiment(effect: float, samples: int = 100) -> Comparison:
+    """120 blocks of ten decisions, half of them treated, with that effect."""
+    draw = np.random.default_rng(1)
+    treated = np.repeat(draw.random(120) < 0.5, 10)
+    value = effect * treated + draw.normal(0, 0.3, 1200)
+    seen = Observed(value, treated, np.repeat(np.arange(120), 10), np.full(1200, 0.5))
+    return compare("reward", seen, min_samples=samples)
+
+
 def test_promotion_asks_for_every_criterion(trained: Any) -> None:
     settings, _, _ = trained
     name = model_name(360)
@@ -216,6 +226,21 @@ def test_promotion_asks_for_every_criterion(trained: Any) -> None:
     with pytest.raises(RegistryError, match=r"3\. no A/B") as caught:
         promote(settings, name, newest.version)
     assert "4. nobody" in str(caught.value)
+    assert f"nhm-sched experiment result {name} {newest.version}" in str(caught.value)
+    # A treatment that did no better, cost SLA, or was seen too little is no evidence; one that did better is.
+    for reward, sla, told in (
+        (experiment(-0.5), experiment(0.0), "did no better than control"),
+        (experiment(0.5), experiment(-0.5), "cost SLA"),
+        (experiment(0.5, samples=10_000), experiment(0.0), "experiment.min_samples is 10,000"),
+    ):
+        with pytest.raises(RegistryError, match=told):
+            note_experiment(settings, name, newest.version, reward, sla)
+    assert note_experiment(settings, name, newest.version, experiment(0.5), experiment(0.0)) < 0.05
+    with pytest.raises(RegistryError, match="cannot go") as caught:
+        promote(settings, name, newest.version)
+    assert "3." not in str(caught.value)
+    with pytest.raises(RegistryError, match="no version"):
+        note_experiment(settings, name, "99", experiment(0.5), experiment(0.0))
     with pytest.raises(RegistryError, match="no version"):
         promote(settings, name, "99")
 
