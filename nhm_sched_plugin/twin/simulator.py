@@ -258,7 +258,7 @@ class Pool:
     def _arrived(self) -> dict[str, float]:
         """Tickets that arrived in (now - seconds, now]."""
         come = self.sim.arrivals[: self.sim.n.item(layout.COMING)]
-        counts = len(come) - np.searchsorted(come, self.now - _WINDOWS, side="right")
+        counts = len(come) - come.searchsorted(self.now - _WINDOWS, side="right")
         return dict(zip(ARRIVED, map(float, counts.tolist()), strict=True))
 
     def overdue(self) -> int:
