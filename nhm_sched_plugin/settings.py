@@ -122,6 +122,8 @@ class PlannerSettings(Tree):
     """How long a new worker takes until it can start a ticket."""
     sla_wait_s: Annotated[float, Field(gt=0)] = 60.0
     """A ticket meets its SLA when it starts within this time."""
+    late_cost: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    """What a late ticket costs, in tickets' worth of work: calibration weighs it against idle workers."""
 
 
 class FallbackSettings(Tree):
@@ -230,6 +232,11 @@ class Settings(BaseSettings):
     def retrain_path(self) -> Path:
         """Where a host whose forecast has drifted asks for a retrain."""
         return self.forecast_table_path.with_name("retrain.json")
+
+    @property
+    def planner_path(self) -> Path:
+        """The calibrated planner."""
+        return self.data_dir / "snapshots" / "planner.json"
 
     @property
     def q_table_path(self) -> Path:

@@ -1,0 +1,184 @@
+"""Calibration of the planner in the twin: the coefficients of `policy.demand` that cost least on a trace and its variations.
+
+Cost is worker-seconds plus `late_cost` tickets' worth of work for each late ticket, over the worker-seconds of the
+clairvoyant oracle. It is measured by running the pool, with its start-up time, cooldown and limits, and minimised by
+CMA-ES (Hansen & Ostermeier 2001; the `cmaes` library), since a simulated cost has no gradient worth following.
+Training sees the trace itself, a busier overlay of it, and the trace with flash crowds (`scenarios`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from nhm_sched_plugin.policy.demand import COEFFICIENTS, DemandModel
+from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.twin import layout, pilot
+from nhm_sched_plugin.twin.forecasts import SeasonalGuess
+from nhm_sched_plugin.twin.oracle import oracle
+from nhm_sched_plugin.twin.scenarios import overlaid, with_flash_crowds
+from nhm_sched_plugin.twin.traces import Trace, TraceError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["GENERATIONS", "calibrate", "dispersion"]
+
+GENERATIONS: Final = 40
+_MOST_TICKETS: Final = 300_000
+"""The most recent ones; more cost time and say little new of the next minutes."""
+_MOST_DAYS: Final = 28
+_COPIES: Final = 3
+_START: Final = (2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 1.0, 0.3, 0.2, 0.2, 0.5, 0.5, 0.1)
+"""Square-root staffing with a little trend: where the search begins."""
+_SCALE: Final = (1.2, 0.03, 0.4, 0.4, 0.13, 0.1, 0.1, 0.05, 0.4, 0.23, 0.12, 0.12, 0.35, 0.35, 0.1)
+"""How far it looks in each direction at first."""
+
+
+class _Scene(NamedTuple):
+    """A trace, ready to be run many times."""
+
+    trace: Trace
+    offered: NDArray[np.float64]
+    oracle_s: float
+    work_s: float
+    """Mean service time."""
+
+
+class _Outcome(NamedTuple):
+    cost: float
+    """Worker-seconds over the oracle's."""
+    late: float
+    """Share of the tickets."""
+
+
+def dispersion(trace: Trace) -> float:
+    """Index of dispersion of the tickets per minute, given the pace of the hour before (at least 1, Poisson)."""
+    edges = np.arange(trace.start, trace.end + 60.0, 60.0)
+    minutes = np.histogram(trace.arrivals, edges)[0].astype(float)
+    if len(minutes) < 2:
+        return 1.0
+    total = np.concatenate([[0.0], np.cumsum(minutes)])
+    begins = np.maximum(np.arange(len(minutes)) - 59, 0)
+    pace = (total[1:] - total[begins]) / (np.arange(len(minutes)) - begins + 1)
+    pace = np.maximum(pace, 0.05)
+    return max(1.0, float(((minutes - pace) ** 2).sum() / pace.sum()))
+
+
+def calibrate(
+    settings: Settings,
+    trace: Trace,
+    *,
+    tick_s: float = 15.0,
+    generations: int = GENERATIONS,
+    seed: int = 0,
+    warm: Sequence[float] | None = None,
+    progress: Callable[[float], Any] | None = None,
+) -> DemandModel:
+    """Fit the planner to `trace` for the start-up time, SLA wait, limits and `planner.late_cost` of the settings.
+
+    `warm` coefficients are where the search begins, of an earlier calibration. `progress` gets the share done, in
+    [0, 1]. The same seed gives the same model. Raises `TraceError` for a trace without tickets.
+    """
+    from cmaes import CMA
+
+    if not len(trace):
+        raise TraceError(f"{trace.name}: no tickets to calibrate the planner on")
+    trace = _recent(trace)
+    planner = settings.planner
+    scenes = [
+        _scene(variation, planner.startup_s)
+        for variation in (trace, overlaid(trace, _COPIES), with_flash_crowds(trace, seed))
+    ]
+    spread = dispersion(trace)
+
+    def run(scene: _Scene, coefficients: NDArray[np.float64]) -> _Outcome:
+        return _run(settings, scene, coefficients, spread, tick_s)
+
+    def loss(coefficients: NDArray[np.float64]) -> float:
+        total = 0.0
+        for scene in scenes:
+            outcome = run(scene, coefficients)
+            total += outcome.cost + planner.late_cost * outcome.late * len(scene.trace) * scene.work_s / scene.oracle_s
+        return total / len(scenes)
+
+    origin = np.array(_START if warm is None else warm, np.float64)
+    scale = np.array(_SCALE) + 0.1 * np.abs(origin)
+    search = CMA(mean=np.zeros(len(COEFFICIENTS)), sigma=1.0, seed=seed)
+    best, least = origin, loss(origin)
+    for generation in range(generations):
+        told = []
+        for _ in range(search.population_size):
+            asked = search.ask()
+            found = loss(origin + scale * asked)
+            told.append((asked, found))
+            if found < least:
+                best, least = origin + scale * asked, found
+        search.tell(told)
+        if progress is not None:
+            progress((generation + 1) / generations)
+    centre = origin + scale * search.mean
+    if loss(centre) < least:
+        best = centre
+    own = run(scenes[0], best)
+    return DemandModel(
+        coefficients=tuple(best.tolist()),
+        dispersion=spread,
+        startup_s=planner.startup_s,
+        sla_wait_s=planner.sla_wait_s,
+        late_cost=planner.late_cost,
+        service_s=scenes[0].work_s,
+        tickets=len(trace),
+        start=trace.start,
+        end=trace.end,
+        sla=1.0 - own.late,
+        cost=own.cost,
+    )
+
+
+def _recent(trace: Trace) -> Trace:
+    start = max(trace.start, trace.end - _MOST_DAYS * 86_400.0)
+    if len(trace) > _MOST_TICKETS:
+        start = max(start, float(trace.arrivals[-_MOST_TICKETS]))
+    recent = trace if start == trace.start else trace.slice(start, trace.end)
+    return recent if len(recent) else trace
+
+
+def _scene(trace: Trace, startup_s: float) -> _Scene:
+    guess = SeasonalGuess(trace)
+    work_s = trace.service_mean_s
+    hours = max(1, math.ceil((trace.end - trace.start) / 3600.0))
+    rates = [guess.rate(trace.start + 3600.0 * hour + startup_s) for hour in range(hours)]
+    return _Scene(trace, np.array(rates) * work_s / 3600.0, max(oracle(trace, startup_s).worker_seconds, 1.0), work_s)
+
+
+def limits_of(settings: Settings) -> NDArray[np.float64]:
+    """The settings' limits as `pilot.order` takes them."""
+    limits = settings.limits
+    step = limits.max_step if limits.max_step is not None else limits.max_workers
+    return np.array([limits.min_workers, limits.max_workers, step, limits.cooldown_s], np.float64)
+
+
+def _run(
+    settings: Settings, scene: _Scene, coefficients: NDArray[np.float64], spread: float, tick_s: float
+) -> _Outcome:
+    planner, trace = settings.planner, scene.trace
+    sim = layout.new_sim(
+        trace.arrivals,
+        trace.durations,
+        start=trace.start,
+        end=trace.end,
+        workers=min(max(math.ceil(1.2 * trace.load), settings.limits.min_workers, 1), settings.limits.max_workers),
+        startup_s=planner.startup_s,
+        sla_wait_s=(planner.sla_wait_s,),
+        service_s=scene.work_s,
+        room=math.ceil(planner.startup_s / tick_s) + 8,
+    )
+    marks, counts = pilot.windows()
+    pilot.fly(sim, tick_s, marks, counts, pilot.WINDOWS, scene.offered, spread, coefficients, limits_of(settings))
+    waits = np.where(np.isnan(sim.started), trace.end, sim.started) - trace.arrivals
+    late = float((waits > planner.sla_wait_s).mean())
+    return _Outcome(sim.t.item(layout.WORKER_S) / scene.oracle_s, late)
