@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from nhm_sched_plugin.host import SchedulerHost
+from nhm_sched_plugin.policy.planner import Planner
 from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.twin.calibrate import calibrate
 from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.controllers import (
     Clock,
     Kind,
+    PlannerController,
     PluginController,
     RulesController,
     StaticController,
@@ -30,11 +33,12 @@ from nhm_sched_plugin.twin.results import Frontier, HourLine, PolicyResult, Scor
 from nhm_sched_plugin.twin.rivals import RIVALS, Scene
 from nhm_sched_plugin.twin.simulator import Controller, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
-from nhm_sched_plugin.twin.tuning import Tuned, first_workers, frontier, tuned
+from nhm_sched_plugin.twin.tuning import Tuned, first_workers, frontier, play, tuned
 
 __all__ = ["POLICIES", "Bench", "Progress", "Rules", "checked"]
 
-POLICIES: Final = ("plugin", "rules", *RIVALS, "static", "oracle")
+POLICIES: Final = ("plugin", "planner", "rules", *RIVALS, "static", "oracle")
+_HEADROOMS: Final = (0.8, 0.9, 1.0, 1.15, 1.3)
 Progress = Callable[[str, float], Any]
 """Gets what is being done and the share of it that is done, in [0, 1]."""
 
@@ -169,10 +173,14 @@ class Bench:
         if ":" in name:
             return self._simulated(name, _factory(name)(self.scene))
         forecasts = self.forecasts(name)
+        served, advance = (None, None) if forecasts is None else (forecasts.served, forecasts.advance)
+        if name == "planner":
+            self._prepare_planner()
+            return self._simulated(name, PlannerController(self.settings, served, advance, self._best_headroom()))
         if name == "rules":
-            served, advance = (None, None) if forecasts is None else (forecasts.served, forecasts.advance)
             rules = RulesController(self.settings, served, advance)
             return self._simulated(name, rules, rules.decisions)
+        self._prepare_planner()
         self._prepare_table()
         return self._plugin(forecasts)
 
@@ -226,6 +234,42 @@ class Bench:
                 before_tick=advance,
             )
             return self._simulated("plugin", controller, controller.decisions)
+
+    def _prepare_planner(self) -> None:
+        """The user's calibration where it was made for this start-up and SLA wait, else one of the training part."""
+        path, users = self.settings.planner_path, self._users.planner_path
+        if path.exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if users.exists():
+            shutil.copyfile(users, path)
+            if Planner(self.settings).model is not None:
+                self.notes.append(f"planner: calibrated as in a copy of {users}")
+                return
+        model = calibrate(
+            self.settings,
+            self.train,
+            tick_s=self.rules.tick_s,
+            seed=self.seed,
+            progress=self._telling("calibrate the planner"),
+        )
+        model.save(path)
+        self.notes.append(
+            f"planner: calibrated on the training part; {100 * model.sla:.1f} % in time there at"
+            f" {model.cost:.2f} times the oracle's cost"
+        )
+
+    def _best_headroom(self) -> float:
+        """The constant factor on the planned room that costs least on the training part."""
+        late_cost = self.settings.planner.late_cost * self.train.service_mean_s
+
+        def loss(headroom: float) -> float:
+            run = play(self.train, PlannerController(self.settings, headroom=headroom), self.scene)
+            return run.worker_seconds + late_cost * run.missed
+
+        best = min(_HEADROOMS, key=loss)
+        self.notes.append(f"planner: {best:g} of its room, the best constant on the training part")
+        return best
 
     def _prepare_table(self) -> None:
         path, users, decisions = self.settings.q_table_path, self._users.q_table_path, self.rules.learn_decisions
