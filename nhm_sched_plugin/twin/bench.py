@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from nhm_sched_plugin.decision.gate import volume_threshold
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.policy.planner import Planner
 from nhm_sched_plugin.settings import Settings
@@ -34,6 +35,7 @@ from nhm_sched_plugin.twin.rivals import RIVALS, Scene
 from nhm_sched_plugin.twin.simulator import Controller, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.twin.tuning import Tuned, first_workers, frontier, play, tuned
+from nhm_sched_plugin.types import SchedulingState
 
 __all__ = ["POLICIES", "Bench", "Progress", "Rules", "checked"]
 
@@ -182,6 +184,7 @@ class Bench:
             return self._simulated(name, rules, rules.decisions)
         self._prepare_planner()
         self._prepare_table()
+        self._tell_the_gate()
         return self._plugin(forecasts)
 
     def _oracle(self) -> PolicyResult:
@@ -271,6 +274,18 @@ class Bench:
         self.notes.append(f"planner: {best:g} of its room, the best constant on the training part")
         return best
 
+    def _tell_the_gate(self) -> None:
+        if self._users.optimizer.forecast_volume_threshold is not None:
+            return
+        workers, service_ms = float(self.first_workers), 1000 * self.train.service_mean_s
+        default = volume_threshold(SchedulingState(active_workers=workers, avg_task_duration_ms=service_ms))
+        figure = "" if default is None else f"; for the {workers:g} workers at the beginning it is {default:,.0f}"
+        self.notes.append(
+            "plugin: asked at any load, since optimizer.forecast_volume_threshold is not set. By default that is "
+            "80 % of the pool's capacity; below it the rules decide, which is most of the time, and the replay would "
+            f"mostly measure them. To see the gate, set the key, in tickets an hour{figure}"
+        )
+
     def _prepare_table(self) -> None:
         path, users, decisions = self.settings.q_table_path, self._users.q_table_path, self.rules.learn_decisions
         if users.exists():
@@ -341,10 +356,14 @@ def _isolated(settings: Settings, folder: Path, rules: Rules, seed: int) -> Sett
     """The user's settings, at full rollout, seeded, and with nothing of theirs in reach of a write."""
     tuning = settings.ml.scheduling
     tuning = tuning.model_copy(update={"seed": (tuning.seed or 0) + seed})
+    optimizer = settings.optimizer
+    if optimizer.forecast_volume_threshold is None:  # the policy is asked at any load, see `Bench._tell_the_gate`
+        optimizer = optimizer.model_copy(update={"forecast_volume_threshold": 0.0})
     planner = {"startup_s": rules.startup_s, "sla_wait_s": rules.sla_wait_s}
     return settings.model_copy(
         update={
             "data_dir": folder,
+            "optimizer": optimizer,
             "planner": settings.planner.model_copy(update=planner),
             "ml": settings.ml.model_copy(update={"scheduling": tuning}),
             "rollout": settings.rollout.model_copy(update={"percentage": 100}),
