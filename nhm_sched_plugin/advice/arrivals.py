@@ -1,4 +1,4 @@
-"""The live arrival counter: how many tickets came in the last hour, and in each of the hours before it."""
+"""The live arrival counter: how many tickets came in the last seconds, minutes and hour, and in each hour before it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Final
 
 from nhm_sched_plugin.forecasting.live import MAX_TASK_TYPES, Counted
 from nhm_sched_plugin.forks import renew_after_fork
+from nhm_sched_plugin.policy.demand import ARRIVED, WINDOWS_S
 
 __all__ = ["KEPT_HOURS", "ArrivalCounter"]
 
 KEPT_HOURS: Final = 72
 """Completed hours in memory."""
 
+_BIN_S = 5.0
+"""Resolution of the windows."""
+_BINS = int(WINDOWS_S[-1] / _BIN_S) + 1
 _MINUTES = 60
 _HOUR = 3600.0
 _BACK_MINUTES = 2
@@ -38,6 +42,9 @@ class ArrivalCounter:
     def after_fork(self) -> None:
         """A child sees its own part of the tickets: the hours of its parent say nothing of it."""
         self._lock = threading.Lock()
+        self._so_far = 0
+        self._bin: int | None = None
+        self._before = [0] * _BINS
         self._hours: deque[Counted] = deque(maxlen=KEPT_HOURS)
         self._hour: int | None = None
         self._whole = False
@@ -51,6 +58,8 @@ class ArrivalCounter:
         with self._lock:
             if minute != self._minute or self._hour is None:
                 self._move(minute)
+            self._advance(int(now // _BIN_S))
+            self._so_far += 1
             self._counts[minute % _MINUTES] += 1
             self._total += 1
             self._in_hour += 1
@@ -59,6 +68,28 @@ class ArrivalCounter:
                 counts = self._by_type
                 if task_type in counts or len(counts) < MAX_TASK_TYPES:
                     counts[task_type] = counts.get(task_type, 0) + 1
+
+    def lately(self, now: float) -> dict[str, float] | None:
+        """Tickets of the last seconds and minutes by the features' names (`ARRIVED`); None before the first ticket.
+
+        Counted in bins of five seconds: a window is at most that much longer than its name says.
+        """
+        with self._lock:
+            if self._bin is None:
+                return None
+            self._advance(int(now // _BIN_S))
+            newest, so_far, before = self._bin, self._so_far, self._before
+            return {name: float(so_far - before[(newest - bins) % _BINS]) for name, bins in _LATELY}
+
+    def _advance(self, to: int) -> None:
+        """Opens the bins up to this one; each remembers how many tickets came before it."""
+        newest = self._bin
+        if newest is None or to < newest - _BINS:  # the first ticket, or the clock went far back
+            self._so_far, self._before, self._bin = 0, [0] * _BINS, to
+        elif to > newest:
+            for opened in range(max(newest + 1, to - _BINS + 1), to + 1):
+                self._before[opened % _BINS] = self._so_far
+            self._bin = to
 
     def last_hour(self, now: float) -> int:
         """Tickets that arrived in the 60 minutes up to now, the current one included."""
@@ -116,3 +147,6 @@ class ArrivalCounter:
         for idle in range(max(self._hour + 1, hour - KEPT_HOURS), hour):
             self._hours.append(Counted(idle * _HOUR, None if blind else 0, {}))
         self._hour, self._whole, self._in_hour, self._by_type = hour, not blind, 0, {}
+
+
+_LATELY = [(name, int(window / _BIN_S)) for name, window in ARRIVED.items()]

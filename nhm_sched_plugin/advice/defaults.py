@@ -99,7 +99,10 @@ class DefaultHooks:
 
     @hookimpl(trylast=True)
     def nhm_sched_collect_state(self, ticket: Ticket | None) -> Mapping[str, float]:
-        return {"arrivals_last_hour": float(self.arrivals.last_hour(self._clock()))}
+        now = self._clock()
+        lately = self.arrivals.lately(now)
+        # The rule books read the hour's count; before the first ticket nobody knows whether tickets are shown at all.
+        return {"arrivals_last_hour": float(self.arrivals.last_hour(now))} if lately is None else lately
 
     @hookimpl(trylast=True)
     def nhm_sched_recommend(

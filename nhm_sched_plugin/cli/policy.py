@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,14 +25,15 @@ from nhm_sched_plugin.cli.app import (
 )
 from nhm_sched_plugin.cli.show import as_json as json_text
 from nhm_sched_plugin.cli.show import out, plain, progress, record, show, table, written
+from nhm_sched_plugin.errors import IngestError
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings
+    from nhm_sched_plugin.twin.loads import Load
     from nhm_sched_plugin.twin.traces import Trace
 
 q_table_app = typer.Typer(help="What the policy has learned.", no_args_is_help=True)
 
-Load = dict[str, float | None]
 MaxDurationOption = Annotated[
     float | None,
     typer.Option("--max-duration", metavar="SECONDS", callback=between(1e-3), help="No ticket takes longer than this."),
@@ -76,8 +82,8 @@ def learn(
     from nhm_sched_plugin.twin.learn import pretrain
 
     settings = settings_of(config)
-    load: Load = {"max_duration_s": max_duration, "service_mean_s": service_mean, "service_sigma": service_sigma}
-    trace = _trace(settings, file, pairs(mapping, "--map"), load, volume, seed)
+    made = _made_of(max_duration, service_mean, service_sigma)
+    trace = _times(partial(_same, _trace(settings, file, pairs(mapping, "--map"), made, seed)), volume, seed)
     with progress("Learning") as update:
         report = pretrain(settings, trace, decisions=decisions, seed=seed, progress=lambda share: update(share, 1.0))
     show(report, as_json, lambda: record(plain(report)))
@@ -86,12 +92,34 @@ def learn(
 @app.command()
 def replay(
     file: TraceArgument = None,
-    policies: Annotated[str, typer.Option(help="Comma-separated: plugin, rules, static.")] = "plugin,rules,static",
+    load: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A made load instead: smooth, flash, regime, outage, two-types.")
+    ] = None,
+    policies: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: plugin, rules, hpa, keda, sqrt, sqrt-quick, seasonal, headroom, static, oracle, or "
+            "MODULE:FACTORY of your own; a rival is tuned unless its knob is given: hpa=0.7."
+        ),
+    ] = "plugin,rules,hpa,keda,sqrt,seasonal,headroom,static,oracle",
     mapping: MapOption = None,
     train_fraction: Annotated[
         float, typer.Option(callback=between(0.05, 0.95), help="Share of the time to train on.")
     ] = 0.7,
-    seed: int = 0,
+    seeds: Annotated[int, typer.Option(callback=between(1), help="How many draws to repeat it with.")] = 5,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    tick: Annotated[float, typer.Option(callback=between(1), help="Seconds between control decisions.")] = 15.0,
+    startup: Annotated[
+        float | None,
+        typer.Option(callback=between(0), help="Seconds until a new worker can start. Default: as configured."),
+    ] = None,
+    sla_target: Annotated[
+        float, typer.Option(callback=between(0.5, 0.9999), help="Share in time that the rivals are tuned to.")
+    ] = 0.95,
+    frontier: Annotated[
+        bool, typer.Option(help="Sweep the rivals' knobs on the replayed tickets: cost at equal SLA.")
+    ] = True,
+    jobs: Annotated[int, typer.Option(callback=between(1), help="Worker processes.")] = 1,
     max_duration: MaxDurationOption = None,
     service_mean: ServiceMeanOption = None,
     service_sigma: ServiceSigmaOption = None,
@@ -107,28 +135,41 @@ def replay(
 ) -> None:
     """Run the same tickets through several policies and compare SLA, cost and waits."""
     from nhm_sched_plugin.observe.summary import print_summary
-    from nhm_sched_plugin.twin.replay import POLICIES
+    from nhm_sched_plugin.twin.bench import checked
     from nhm_sched_plugin.twin.replay import replay as run
     from nhm_sched_plugin.twin.summary import report_data
 
-    names = list(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
-    unknown = [name for name in names if name not in POLICIES]
-    if unknown or not names:
-        wrong = repr(unknown[0]) if unknown else "none"
-        raise typer.BadParameter(f"--policies names {wrong}; known: {', '.join(POLICIES)}")
+    began = time.monotonic()
+    try:
+        names = checked([name.strip() for name in policies.split(",") if name.strip()])
+    except IngestError as error:
+        raise typer.BadParameter(f"--policies: {error}") from None
+    if load is not None and (file is not None or mapping):
+        raise typer.BadParameter(f"--load {load} makes its tickets; leave FILE and --map out")
     settings = settings_of(config)
-    load: Load = {"max_duration_s": max_duration, "service_mean_s": service_mean, "service_sigma": service_sigma}
-    trace = _trace(settings, file, pairs(mapping, "--map"), load, volume, seed)
-    with progress("Replaying") as update:
+    made = _made_of(max_duration, service_mean, service_sigma)
+    with progress("Reading the tickets") as update:
+        source = (
+            _load(load)
+            if load is not None
+            else _tickets(settings, file, pairs(mapping, "--map"), made, volume, range(seed, seed + seeds))
+        )
         report = run(
-            trace,
+            source,
             names,
             settings,
             train_fraction=train_fraction,
+            tick_s=tick,
+            startup_s=startup,
+            sla_target=sla_target,
             seed=seed,
-            progress=lambda _, share: update(share, 1.0),
+            seeds=seeds,
+            frontier_seeds=int(frontier),
+            jobs=jobs,
+            progress=lambda what, share: update(share, 1.0, what[:1].upper() + what[1:]),
         )
-    data = report_data(report)
+    data = report_data(report, shlex.join(["nhm-sched", *sys.argv[1:]]))
+    data.duration_s = time.monotonic() - began
     written(json_path, json_text(report.to_dict()))
     if report_path is not None:
         from nhm_sched_plugin.observe.report import render_report
@@ -137,18 +178,65 @@ def replay(
     print_summary(data, out)
 
 
-def _trace(
-    settings: Settings, file: Path | None, mapping: dict[str, str], load: Load, volume: float, seed: int
-) -> Trace:
+def _load(name: str) -> Load:
+    from nhm_sched_plugin.twin.loads import load
+
+    try:
+        return load(name)
+    except IngestError as error:
+        raise typer.BadParameter(f"--load: {error}") from None
+
+
+def _made_of(max_duration: float | None, service_mean: float | None, service_sigma: float | None) -> dict[str, float]:
+    """What the options say of service times."""
+    options = {"max_duration_s": max_duration, "service_mean_s": service_mean, "service_sigma": service_sigma}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _tickets(
+    settings: Settings,
+    file: Path | None,
+    mapping: dict[str, str],
+    made: dict[str, float],
+    volume: float,
+    seeds: range,
+) -> Load:
+    """The user's tickets for any seed: service times that a file does not have, and copies, are drawn anew for each."""
+    from nhm_sched_plugin.twin.loads import Load
+    from nhm_sched_plugin.twin.traces import read_trace
+
+    first = _trace(settings, file, mapping, made, seeds[0])
+    make: partial[Trace] = partial(_same, first)
+    if file is not None and len(seeds) > 1:
+        other = read_trace(file, mapping=mapping, seed=seeds[1], **made)
+        if other.durations.tolist() != first.durations.tolist():
+            make = partial(_read_anew, file, mapping, made)
+    drawn = volume != 1 or make.func is not _same
+    return Load(first.name, "", partial(_times, make, volume), drawn=drawn)
+
+
+def _same(trace: Trace, seed: int) -> Trace:
+    return trace
+
+
+def _read_anew(file: Path, mapping: dict[str, str], made: dict[str, float], seed: int) -> Trace:
+    from nhm_sched_plugin.twin.traces import read_trace
+
+    return read_trace(file, mapping=mapping, seed=seed, **made)
+
+
+def _times(make: Callable[[int], Trace], volume: float, seed: int) -> Trace:
+    trace = make(seed)
+    return trace if volume == 1 else trace.scaled(volume, seed)
+
+
+def _trace(settings: Settings, file: Path | None, mapping: dict[str, str], made: dict[str, float], seed: int) -> Trace:
     from nhm_sched_plugin.twin.traces import read_records, read_trace
 
-    given: dict[str, Any] = {key: value for key, value in load.items() if value is not None}
     if file is not None:
-        trace = read_trace(file, mapping=mapping, seed=seed, **given)
-    else:
-        with records(settings) as store:
-            trace = read_records(store, seed=seed, **given)
-    return trace if volume == 1 else trace.scaled(volume, seed)
+        return read_trace(file, mapping=mapping, seed=seed, **made)
+    with records(settings) as store:
+        return read_records(store, name="the records", seed=seed, **made)
 
 
 @q_table_app.command("show")

@@ -43,9 +43,9 @@ err = Console(stderr=True)
 
 
 class Update(Protocol):
-    """Moves a progress bar."""
+    """Moves a progress bar; `what` renames it."""
 
-    def __call__(self, done: float, total: float | None = None) -> None: ...
+    def __call__(self, done: float, total: float | None = None, what: str | None = None) -> None: ...
 
 
 class _Lines(logging.Handler):
@@ -149,8 +149,8 @@ def progress(what: str) -> Iterator[Update]:
 
 
 def _mover(bars: Progress, task: TaskID) -> Update:
-    def update(done: float, total: float | None = None) -> None:
-        bars.update(task, completed=done, total=total)
+    def update(done: float, total: float | None = None, what: str | None = None) -> None:
+        bars.update(task, completed=done, total=total, description=what)  # None leaves a description as it is
 
     return update
 

@@ -26,10 +26,12 @@ from nhm_sched_plugin.types import SchedulingState
 
 __all__ = [
     "EPSILON",
+    "GAP_FLOOR",
     "SLA_FLOOR",
     "WEIGHTS",
     "calculate_reward",
     "components",
+    "gap_closed",
     "growth",
     "reward",
     "sla_delta",
@@ -50,6 +52,8 @@ WEIGHTS: Final[Mapping[str, float]] = {
 SLA_FLOOR: Final = 0.05
 """Smallest gap that an SLA delta is measured against: below it noise would look like triumph."""
 EPSILON: Final = 1e-9
+GAP_FLOOR: Final = 1e-3
+"""Smallest lead of the oracle over the rules, as a share of the oracle's figure, that counts as a gap to close."""
 
 
 def reward(before: SchedulingState, after: SchedulingState) -> float:
@@ -82,6 +86,27 @@ def components(before: Metrics, after: Metrics) -> dict[str, float]:
         "efficiency": growth(*efficiency) if efficiency else 0.0,
         "cost": 0.0 - growth(*cost) if cost else 0.0,  # 0.0 - x, so that no change is 0.0 and not -0.0
     }
+
+
+def gap_closed(policy: Mapping[str, float], rules: Mapping[str, float], oracle: Mapping[str, float]) -> float | None:
+    """The share of the gap between the rules and a clairvoyant oracle that a policy closes, in [-1, 1].
+
+    Each argument maps the names of `WEIGHTS` to a figure over the same arrivals, of a day or more: `sla` as a share,
+    `throughput` in tickets per hour, `efficiency` as the share of paid time that is worked, `cost` in worker-hours.
+    Per component `(policy - rules) / (oracle - rules)`, clipped to [-1, 1]; then the mean with the weights of the
+    reward. A component is left out where the oracle is not better than the rules by `GAP_FLOOR`: there is nothing to
+    close, as where the rules are cheaper because they let tickets wait. 0 = as good as the rules, 1 = clairvoyant;
+    None when no component has a gap. Raises `KeyError` for a figure that is missing.
+    """
+    total = weights = 0.0
+    for name, weight in WEIGHTS.items():
+        better = -1.0 if name == "cost" else 1.0
+        gap = better * (oracle[name] - rules[name])
+        if gap <= GAP_FLOOR * abs(oracle[name]):
+            continue
+        total += weight * max(-1.0, min(1.0, better * (policy[name] - rules[name]) / gap))
+        weights += weight
+    return total / weights if weights else None
 
 
 def _lookup(metrics: Metrics) -> _Lookup:

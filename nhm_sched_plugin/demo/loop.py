@@ -290,7 +290,7 @@ def _simulate(
     decisions: Counter[Kind] | None = None,
 ) -> PolicyResult:
     from nhm_sched_plugin.twin.learn import lead_s
-    from nhm_sched_plugin.twin.replay import Scored, measured
+    from nhm_sched_plugin.twin.results import Scored, measured
     from nhm_sched_plugin.twin.simulator import Pool, simulate
     from nhm_sched_plugin.twin.summary import shown
 

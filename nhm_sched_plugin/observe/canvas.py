@@ -137,7 +137,7 @@ def time_axis(axes: Any, wide: bool) -> None:
     made: Any = dates  # its constructors carry no types
     axes.margins(x=0.005)
     first, last = axes.get_xlim()  # in days
-    axes.xaxis.set_major_locator(made.AutoDateLocator(minticks=3, maxticks=8 if wide else 5))
+    axes.xaxis.set_major_locator(made.AutoDateLocator(minticks=2, maxticks=8 if wide else 5))
     form = "%-d %b" if 2 < last - first < 400 else "%b %Y" if last > first + 2 else "%H:%M"
     axes.xaxis.set_major_formatter(made.DateFormatter(form))
     axes.grid(axis="x", visible=False)

@@ -154,7 +154,7 @@ def outcomes(policies: Sequence[PolicyResult], target_pct: float | None) -> Capt
         "the bars the worker-hours that this took (shorter is cheaper)."
     )
     first, means = policies[0], []
-    for other in policies[1:]:
+    for other in policies[1:4]:  # a sentence each; the table has them all
         parts = []
         if first.sla_pct is not None and other.sla_pct is not None:
             gap = first.sla_pct - other.sla_pct
@@ -170,6 +170,24 @@ def outcomes(policies: Sequence[PolicyResult], target_pct: float | None) -> Capt
         verdict = "is met" if first.sla_pct >= target_pct else "is missed"
         means.append(f"The target of {target_pct:g} % {verdict} by {first.name}.")
     return Caption(see, " ".join(means))
+
+
+def trade(data: ReportData) -> Caption:
+    """SLA over cost."""
+    see = "Each mark is one way of deciding: the higher, the more tickets were in time; the further left, the cheaper."
+    if data.frontiers:
+        see += " The lines show what the rivals can reach on these tickets when somebody turns their knob."
+    if any(policy.name == "oracle" for policy in data.policies):
+        see += " The star knows every arrival beforehand."
+    first = data.policies[0]
+    if first.equal_sla_ratio is None:
+        return Caption(see, "Read both together; each alone is easy.")
+    share = abs(1 - first.equal_sla_ratio)
+    word = "less" if first.equal_sla_ratio < 1 else "more"
+    return Caption(
+        see,
+        f"{first.name} paid {words.percent(share, 1)} {word} than the best rival would for the same service.",
+    )
 
 
 def decisions(data: ReportData) -> Caption:

@@ -13,6 +13,7 @@ from nhm_sched_plugin.observe import canvas, words
 from nhm_sched_plugin.observe.canvas import Plot
 from nhm_sched_plugin.observe.report_data import (
     DecisionCount,
+    Frontier,
     HorizonError,
     HourLoad,
     Phase,
@@ -22,7 +23,7 @@ from nhm_sched_plugin.observe.report_data import (
 from nhm_sched_plugin.observe.series import buckets, rolling_mean, shares
 from nhm_sched_plugin.types import Arm
 
-__all__ = ["confidence", "decisions", "errors", "load", "outcomes", "rewards", "workers"]
+__all__ = ["confidence", "decisions", "errors", "load", "outcomes", "rewards", "trade", "workers"]
 
 
 def load(hours: Sequence[HourLoad], phases: Sequence[Phase]) -> Plot:
@@ -109,6 +110,8 @@ def policy_colours(policies: Sequence[PolicyResult]) -> dict[str, tuple[str, Any
             result[policy.name] = (canvas.SERIES[0], "-")
         elif policy.name == "static":
             result[policy.name] = (canvas.MUTED, canvas.DASHES[2])
+        elif policy.name == "oracle":
+            result[policy.name] = (canvas.INK, canvas.DASHES[1])
         else:
             result[policy.name] = next(rest, (canvas.SERIES[7], canvas.DASHES[5]))
     return result
@@ -199,6 +202,53 @@ def outcomes(policies: Sequence[PolicyResult], target_pct: float | None) -> Plot
         return figure
 
     return canvas.both("outcomes", draw)
+
+
+_MARKS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+
+
+def trade(policies: Sequence[PolicyResult], frontiers: Sequence[Frontier]) -> Plot:
+    """SLA over cost: a point for each policy, a line for what each rival can do, a star for the oracle.
+
+    The axes show the policies; lines go on outside.
+    """
+    colours = policy_colours(policies)
+    shown = [
+        (policy, policy.cost_ratio, policy.sla_pct)
+        for policy in policies
+        if policy.cost_ratio is not None and policy.sla_pct is not None
+    ]
+
+    def draw(wide: bool) -> Any:
+        figure, ((axes,),) = canvas.figure(wide, 4.6 if wide else 4.9)
+        for frontier in frontiers:
+            colour, dash = colours.get(frontier.name, (canvas.MUTED, "-"))
+            costs, served = zip(*frontier.points, strict=True)
+            axes.plot(costs, served, color=colour, linestyle=dash, linewidth=1.3, alpha=0.75, zorder=2)
+        for place, (policy, cost, sla) in enumerate(shown):
+            oracle = policy.name == "oracle"
+            axes.scatter(
+                [cost],
+                [sla],
+                s=190 if oracle else 130 if place == 0 else 75,
+                marker="*" if oracle else _MARKS[place % len(_MARKS)],
+                color=colours[policy.name][0],
+                edgecolors=canvas.PAPER,
+                linewidths=0.8,
+                zorder=5 if place == 0 else 4,
+                label=canvas.short(policy.name),
+            )
+        left, right = min(cost for _, cost, _ in shown), max(cost for _, cost, _ in shown)
+        lowest = min(sla for _, _, sla in shown)
+        width, height = max(right - left, 0.1), max(100 - lowest, 0.5)
+        axes.set_xlim(left - 0.06 * width, right + 0.06 * width)
+        axes.set_ylim(lowest - 0.15 * height, 100 + 0.06 * height)
+        axes.set_xlabel("worker-hours, as a multiple of the oracle's (left is cheaper)")
+        axes.set_ylabel("tickets in time, percent")
+        canvas.legend(figure, axes, 5 if wide else 3)
+        return figure
+
+    return canvas.both("trade", draw)
 
 
 _FIELDS: Final = (("action", "what was done"), ("source", "who decided"), ("arm", "rollout group"), ("reason", "why"))

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from nhm_sched_plugin.observe import captions, story, words
 from nhm_sched_plugin.observe.captions import Caption
 from nhm_sched_plugin.observe.page import write_page
-from nhm_sched_plugin.observe.report_data import Example, PolicyResult, ReportData
+from nhm_sched_plugin.observe.report_data import Difference, Example, PolicyResult, ReportData
 
 __all__ = ["render_report"]
 
@@ -52,7 +52,7 @@ def render_report(data: ReportData, path: Path) -> Path:
         path,
         data=data,
         cards=captions.cards(data),
-        sections=[build(data) for build in _SECTIONS],
+        sections=[section for build in _SECTIONS if (section := build(data)) is not None],
         stories=[_story(example, data) for example in data.examples],
         made=words.when(data.generated_at if data.generated_at is not None else time.time(), seconds=False),
         took="" if data.duration_s is None else words.duration(round(data.duration_s)),
@@ -108,16 +108,26 @@ def _outcomes(data: ReportData) -> Section:
     from nhm_sched_plugin.observe import plots
 
     head = ["", "Started in time", "Worker-hours", "Wait: half below", "95 % below", "99 % below", "Changes", "Reward"]
+    extra = [title for title, known, _ in _EXTRA if any(known(policy) for policy in data.policies)]
     return Section(
         name,
         title,
         captions.outcomes(data.policies, data.sla_target_pct),
         plots.outcomes(data.policies, data.sla_target_pct),
-        Table(head, [_policy_row(policy) for policy in data.policies], _policy_note(data)),
+        Table([*head, *extra], [_policy_row(policy, extra) for policy in data.policies], _policy_note(data)),
     )
 
 
-def _policy_row(policy: PolicyResult) -> list[str]:
+_EXTRA: Final[tuple[tuple[str, Callable[[PolicyResult], Any], Callable[[PolicyResult], str]], ...]] = (
+    ("Cost (oracle 1)", lambda policy: policy.cost_ratio, lambda policy: _ratio(policy.cost_ratio)),
+    ("Cost at equal SLA", lambda policy: policy.equal_sla_ratio, lambda policy: _ratio(policy.equal_sla_ratio)),
+    ("Gap closed", lambda policy: policy.gap_closed_pct is not None, lambda policy: _pct(policy.gap_closed_pct)),
+    ("Decided by", lambda policy: policy.decided_by, lambda policy: policy.decided_by or "–"),
+)
+"""Columns that only some reports have: title, whether a policy has it, what it says."""
+
+
+def _policy_row(policy: PolicyResult, extra: Sequence[str]) -> list[str]:
     waits = [policy.wait_p50_s, policy.wait_p95_s, policy.wait_p99_s]
     return [
         f"{policy.name} ({policy.note})" if policy.note else policy.name,
@@ -126,14 +136,64 @@ def _policy_row(policy: PolicyResult) -> list[str]:
         *("–" if wait is None else words.duration(wait) for wait in waits),
         _int(policy.scale_events),
         "–" if policy.reward_mean is None else f"{policy.reward_mean:+.3f}",
+        *(say(policy) for title, _, say in _EXTRA if title in extra),
     ]
 
 
 def _policy_note(data: ReportData) -> str:
     note = "Every row had the same tickets. “Changes” is how often the number of workers was changed."
+    if any(policy.equal_sla_ratio for policy in data.policies):
+        note += " “Cost at equal SLA” is over what the best rival needs for the same service, whatever its knob."
+    if any(policy.gap_closed_pct is not None for policy in data.policies):
+        note += " “Gap closed”: 0 % is as good as the rules, 100 % as good as knowing every arrival."
+    if data.seeds and data.seeds > 1:
+        note += f" Figures are means of {data.seeds} seeds."
     if data.sla_wait_s is None:
         return note
     return f"A ticket is in time when it starts within {words.duration(data.sla_wait_s)}. {note}"
+
+
+def _trade(data: ReportData) -> Section | None:
+    """Only of replays: elsewhere nobody knows what the oracle would have paid."""
+    name, title = "trade", "Service against cost"
+    if not any(policy.cost_ratio is not None and policy.sla_pct is not None for policy in data.policies):
+        return None
+    from nhm_sched_plugin.observe import plots
+
+    return Section(name, title, captions.trade(data), plots.trade(data.policies, data.frontiers))
+
+
+def _differences(data: ReportData) -> Section | None:
+    """Only of replays over several seeds."""
+    name, title = "differences", "How sure the differences are"
+    rows = [
+        [policy.name, *(_difference(policy.differences.get(figure), unit) for figure, _, unit in _COMPARED)]
+        for policy in data.policies
+        if policy.differences
+    ]
+    if not rows:
+        return None
+    head = [f"Against {data.policies[0].name}", *(heading for _, heading, _ in _COMPARED)]
+    note = "In brackets: 95 % confidence intervals, paired by seed (Student's t). One that spans 0 may be chance."
+    return Section(name, title, table=Table(head, rows, note))
+
+
+_COMPARED: Final = (
+    ("sla_pct", "Started in time (points)", " "),
+    ("cost_ratio", "Cost (of the oracle's)", " "),
+    ("wait_p95_s", "95 % wait below", " s"),
+    ("wait_p99_s", "99 % wait below", " s"),
+)
+
+
+def _difference(found: Difference | None, unit: str) -> str:
+    if found is None:
+        return "–"
+    digits = 0 if "s" in unit else 2
+    mean = f"{found.mean:+.{digits}f}{unit.rstrip()}"
+    if found.low is None or found.high is None:
+        return mean
+    return f"{mean} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
 
 
 def _decisions(data: ReportData) -> Section:
@@ -181,10 +241,12 @@ def _confidence(data: ReportData) -> Section:
     return Section(name, title, captions.confidence(values, threshold), plots.confidence(values, threshold))
 
 
-_SECTIONS: Final[tuple[Callable[[ReportData], Section], ...]] = (
+_SECTIONS: Final[tuple[Callable[[ReportData], Section | None], ...]] = (
     _load,
     _errors,
     _outcomes,
+    _trade,
+    _differences,
     _workers,
     _decisions,
     _rewards,
@@ -205,6 +267,10 @@ def _story(example: Example, data: ReportData) -> Story:
 
 def _pct(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f} %"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _int(value: int | None) -> str:

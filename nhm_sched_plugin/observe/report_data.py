@@ -12,7 +12,9 @@ import msgspec
 
 __all__ = [
     "DecisionCount",
+    "Difference",
     "Example",
+    "Frontier",
     "HorizonError",
     "HourLoad",
     "Phase",
@@ -61,6 +63,23 @@ class HorizonError(msgspec.Struct, frozen=True, kw_only=True):
     """Hours compared."""
 
 
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """How much more of something one way of deciding had than the first one, over several seeds."""
+
+    mean: float
+    low: float | None = None
+    """Lower end of the 95 % confidence interval, paired by seed."""
+    high: float | None = None
+
+
+class Frontier(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rival can do, over its knob."""
+
+    name: str
+    points: list[tuple[float, float]]
+    """(cost as a multiple of the oracle's, tickets in time in percent), the cheapest first."""
+
+
 class PolicyResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one way of deciding did with the same tickets."""
 
@@ -80,6 +99,16 @@ class PolicyResult(msgspec.Struct, frozen=True, kw_only=True):
     """(epoch, arrivals since the point before, workers, tickets waiting), in order of time."""
     note: str = ""
     """A word on what this way is: `8 workers, always`."""
+    cost_ratio: float | None = None
+    """Worker-hours as a multiple of the clairvoyant oracle's."""
+    decided_by: str = ""
+    """Who made the decisions: `policy 61 %, rules 39 %`."""
+    gap_closed_pct: float | None = None
+    """Share of the reward gap between rules and oracle that was closed, percent."""
+    equal_sla_ratio: float | None = None
+    """Worker-hours as a multiple of what the best rival needs for the same SLA."""
+    differences: dict[str, Difference] = {}
+    """To the first policy: `sla_pct` (points), `cost_ratio`, `wait_p95_s`, `wait_p99_s`."""
 
 
 class DecisionCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +155,10 @@ class ReportData(msgspec.Struct, kw_only=True):
     horizon_errors: list[HorizonError] = []
     policies: list[PolicyResult] = []
     """The plugin first, then what it is compared with."""
+    frontiers: list[Frontier] = []
+    """What rivals reach when their knobs are turned."""
+    seeds: int | None = None
+    """Seeds that the policies' figures are means of."""
     sla_target_pct: float | None = 95.0
     sla_wait_s: float | None = None
     """A ticket meets its SLA when it starts within this many seconds."""

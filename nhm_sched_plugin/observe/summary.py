@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from nhm_sched_plugin.observe import words
-from nhm_sched_plugin.observe.report_data import DecisionCount, PolicyResult, ReportData
+from nhm_sched_plugin.observe.report_data import DecisionCount, Difference, PolicyResult, ReportData
 from nhm_sched_plugin.observe.series import coverage, total_error
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def print_summary(data: ReportData, console: Console) -> None:
     console.print(Text(data.title, style="bold"))
     if data.subtitle:
         console.print(Text(data.subtitle, style="dim"))
-    for build in (_errors, _policies, _decisions, _rewards):
+    for build in (_errors, _policies, _differences, _decisions, _rewards):
         grid = build(data)
         if grid is None:
             continue
@@ -103,21 +103,63 @@ def _policies(data: ReportData) -> _Grid | None:
         return None
     wait = f"within {words.duration(data.sla_wait_s)}" if data.sla_wait_s else "in time"
     target = "" if data.sla_target_pct is None else f" (target {data.sla_target_pct:g} %)"
+    compared = any(policy.cost_ratio is not None for policy in data.policies)
     rows = [
         [
             f"{policy.name} ({policy.note})" if policy.note else policy.name,
             _shown(policy.sla_pct, _pct),
             _shown(policy.worker_hours, words.number),
-            _shown(policy.wait_p95_s, words.duration),
+            _shown(policy.wait_p95_s, _seconds if compared else words.duration),
             _shown(policy.scale_events, words.number),
         ]
         for policy in data.policies
     ]
+    head = ["way of deciding", "SLA met", "worker-hours", "95 % wait less than", "pool changes"]
+    if compared:  # more columns, so shorter ones
+        head = ["policy", "SLA met", "hours", "95 % wait", "changes"]
+    for title, known in _MORE.items():
+        cells = [known(policy) for policy in data.policies]
+        if any(cell is not None for cell in cells):
+            head.append(title)
+            for row, cell in zip(rows, cells, strict=True):
+                row.append(cell or "–")
+    of = f", means of {data.seeds} seeds" if data.seeds and data.seeds > 1 else ""
+    to = "; cost 1 is the oracle's" if compared else ""
+    return _Grid(f"Service and cost on the same tickets: started {wait}{target}{of}{to}", head, rows)
+
+
+_MORE: Final[dict[str, Callable[[PolicyResult], str | None]]] = {
+    "cost": lambda policy: None if policy.cost_ratio is None else f"{policy.cost_ratio:.2f}",
+    "at equal SLA": lambda policy: None if policy.equal_sla_ratio is None else f"{policy.equal_sla_ratio:.2f}",
+    "gap closed": lambda policy: None if policy.gap_closed_pct is None else f"{policy.gap_closed_pct:.0f} %",
+}
+"""Columns that only replays have: worker-hours over the oracle's, and over the best rival's at the same SLA."""
+
+
+def _seconds(value: float) -> str:
+    return f"{words.number(value)} s"
+
+
+def _differences(data: ReportData) -> _Grid | None:
+    compared = [policy for policy in data.policies if policy.differences]
+    if not compared:
+        return None
+    rows = [
+        [policy.name, *(_bounded(policy.differences.get(figure)) for figure in ("sla_pct", "cost_ratio"))]
+        for policy in compared
+    ]
+    first = data.policies[0].name
     return _Grid(
-        f"Service and cost on the same tickets: started {wait}{target}",
-        ["way of deciding", "SLA met", "worker-hours", "95 % wait less than", "pool changes"],
-        rows,
+        f"Differences to {first} (95 % confidence intervals, paired by seed)", ["", "SLA, points", "cost"], rows
     )
+
+
+def _bounded(found: Difference | None) -> str:
+    if found is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.2f}"
+    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
 def _decisions(data: ReportData) -> _Grid | None:

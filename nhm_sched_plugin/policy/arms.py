@@ -1,4 +1,4 @@
-"""The arms of the Q-table, and which of them a need for workers offers: plain arithmetic that the twin compiles as well.
+"""The arms of the Q-table: plain arithmetic that the twin compiles as well.
 
 An arm is an action, with `+` or `-` when it was executed with a target above or below the capacity planner's by more than
 `NEAR` and by a worker at least: the rules' "grow" and the planner's are different things.
@@ -11,13 +11,10 @@ from typing import Final
 
 from nhm_sched_plugin.types import Action
 
-__all__ = ["AMPLE", "ARMS", "LEAN", "NEAR", "arm_index", "spread", "within"]
+__all__ = ["ACTIONS", "ARMS", "NEAR", "arm_index", "within"]
 
 NEAR: Final = 0.02
 """Targets closer than this to the planner's (relative) are the same arm."""
-AMPLE: Final = 1.5
-LEAN: Final = 0.7
-"""How much of the planner's margin over what is in the system the two variations of its target keep."""
 ACTIONS: Final = tuple(Action)
 ARMS: Final = tuple(f"{action.value}{side}" for action in ACTIONS for side in ("", "+", "-"))
 """The arms' names, by `arm_index`."""
@@ -29,11 +26,6 @@ def arm_index(action: int, target: float, planned: float) -> int:
     if math.isnan(difference) or abs(difference) < 1.0 or abs(difference) <= NEAR * abs(planned):
         return 3 * action
     return 3 * action + (1 if difference > 0.0 else 2)
-
-
-def spread(in_system: float, need: float, factor: float) -> float:
-    """A target with `factor` times the planner's margin over what is in the system, in whole workers."""
-    return float(math.ceil(in_system + factor * (need - in_system) - 1e-9))
 
 
 def within(target: float, active: float, low: float, high: float, step: float) -> float:

@@ -21,7 +21,7 @@ The coefficients are fitted in the twin (`twin/calibrate.py`) to the least cost 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,10 +29,19 @@ import msgspec
 
 from nhm_sched_plugin.errors import ModelError
 
-__all__ = ["COEFFICIENTS", "WINDOWS_S", "DemandModel", "expected", "needed"]
+__all__ = ["ARRIVED", "COEFFICIENTS", "WINDOWS_S", "DemandModel", "expected", "needed"]
 
 WINDOWS_S: Final = (15.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 """Seconds over which arrivals are counted, in the order of `needed`'s arguments."""
+ARRIVED: Final = {
+    "arrivals_15s": 15.0,
+    "arrivals_60s": 60.0,
+    "arrivals_120s": 120.0,
+    "arrivals_300s": 300.0,
+    "arrivals_900s": 900.0,
+    "arrivals_last_hour": 3600.0,
+}
+"""The state's features that hold those counts."""
 COEFFICIENTS: Final = (
     "constant",
     "in_system",
@@ -113,12 +122,9 @@ class DemandModel(msgspec.Struct, frozen=True, kw_only=True):
     cost: float
     """Worker-seconds there, over those of the clairvoyant oracle."""
 
-    def needed(
-        self, in_system: float, arrived: Sequence[float] | None, service_s: float, offered: float | None
-    ) -> float:
-        """See the module's `needed`; `arrived` has a count per window of `WINDOWS_S`. Without counts: a steady state."""
-        if arrived is None:
-            arrived = [window / service_s * in_system for window in WINDOWS_S]
+    def needed(self, in_system: float, features: Mapping[str, float], service_s: float, offered: float | None) -> float:
+        """See the module's `needed`. A count that `features` does not have is taken to be that of a steady state."""
+        arrived = [features.get(name, window / service_s * in_system) for name, window in ARRIVED.items()]
         level = math.nan if offered is None else offered
         return needed(in_system, *arrived, service_s, level, self.dispersion, self.coefficients)
 

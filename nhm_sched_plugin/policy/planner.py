@@ -1,5 +1,9 @@
 """The capacity planner: how many workers the pool needs, and which actions make sense now.
 
+Once calibrated (`nhm-sched learn` writes `settings.planner_path`), the need is that of `policy.demand`: what is in the
+system and came lately, what the forecast expects, and as much room as late tickets and idle workers cost, measured in the
+twin. Until then, and where the host measures too little for it, it comes from queueing theory:
+
 Offered load a = forecast rate x mean service time, at the 0.7 quantile of the forecast - the newsvendor's choice when
 a missing worker costs 2.3 times an idle one - and never less than what is busy now: forecasts miss bursts. Workers for
 it: the fewest with P(wait > SLA) <= 5 % (see `queueing`). On top, the backlog that will be left when a new worker can
@@ -8,13 +12,14 @@ start, spread over the tickets an extra worker can start within the SLA wait:
     backlog = max(0, queue + (mean load - workers) x start-up / service time)
     extra   = backlog / (1 + SLA wait / service time)
 
-Scale-in is never justified by a forecast alone: its target is at least the workers busy now plus the tickets waiting,
-it takes at most a tenth of the pool at a time, because the next burst often comes right after the last, and it waits
-while recent tickets miss their SLA.
+Scale-in is never justified by a forecast alone: its target is at least the workers busy now plus the tickets waiting.
+Uncalibrated it takes at most a tenth of the pool at a time, because the next burst often comes right after the last, and
+waits while recent tickets miss their SLA; calibration has weighed both.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Final
@@ -22,13 +27,21 @@ from typing import Final
 import msgspec
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
+from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.policy.demand import DemandModel
+from nhm_sched_plugin.policy.qtable import stamp
 from nhm_sched_plugin.policy.queueing import workers_for
 from nhm_sched_plugin.policy.state_key import SLA_TARGET
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Action, Forecast, ForecastPoint, SchedulingState
 
-__all__ = ["Candidate", "Plan", "Planner", "explain"]
+__all__ = ["AMPLE", "LEAN", "Candidate", "Plan", "Planner", "explain"]
 
+_log = logging.getLogger(__name__)
+AMPLE: Final = 1.5
+"""The candidate with more room than planned, in times the planned room above what is in the system,"""
+LEAN: Final = 0.7
+"""and the one with less."""
 LEVEL: Final = 0.7
 _Z70: Final = 0.5244  # the standard normal's 0.7 quantile
 _Z90: Final = 1.2816
@@ -65,7 +78,11 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     """Workers for the backlog, part of `need`."""
     queue: float
     basis: str
-    """`forecast` or `measured` (busy workers)."""
+    """`calibrated`, `forecast` or `measured` (busy workers)."""
+    in_system: int | None = None
+    """Busy workers and waiting tickets; None: not measured."""
+    ordered: int | None = None
+    """Active workers and those that start up."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -76,9 +93,17 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Planner:
-    """Computes `Plan`s from `settings.planner` and `settings.limits`. Stateless, so safe in any thread."""
+    """Computes `Plan`s from `settings.planner`, `settings.limits` and the calibration. Safe in any thread.
+
+    `refresh`, in the background, takes over a newer calibration. One that cannot be read, or that was made for another
+    start-up time or SLA wait than the settings have, is left out: `problem` says why.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.path = settings.planner_path
+        self.model: DemandModel | None = None
+        self.problem = ""
+        self._stamp: tuple[int, int, int] | None = None
         self.startup_s = settings.planner.startup_s
         self.wait_s = settings.planner.sla_wait_s
         limits = settings.limits
@@ -88,6 +113,30 @@ class Planner:
         self._lead_points = 1 + math.ceil(self.startup_s / 3600)
         # By identity; the forecast is kept beside its rates, so its id cannot be taken by another.
         self._known_rates: dict[int, tuple[tuple[ForecastPoint, ...], tuple[float | None, float | None]]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the calibration when its file is new. Never raises."""
+        found = stamp(self.path)
+        if found == self._stamp:
+            return
+        self._stamp, self.model, self.problem = found, None, ""
+        try:
+            model = DemandModel.load(self.path)
+        except FileNotFoundError:
+            return
+        except ModelError as error:
+            self.problem = str(error)
+        else:
+            made_for, asked = (model.startup_s, model.sla_wait_s), (self.startup_s, self.wait_s)
+            if made_for == asked:
+                self.model = model
+                return
+            self.problem = (
+                f"{self.path}: was made for planner.startup_s, sla_wait_s = {made_for[0]:g}, {made_for[1]:g} s, but they"
+                f" are {asked[0]:g}, {asked[1]:g} s; run `nhm-sched learn --recalibrate`"
+            )
+        _log.error("%s. Until then the planner is not calibrated.", self.problem)
 
     def plan(self, state: SchedulingState, forecast: Forecast | None = None) -> Plan:
         """What the pool needs in this state. Never raises on absent or non-finite fields."""
@@ -101,6 +150,8 @@ class Planner:
         duration = state.avg_task_duration_ms
         service_s = duration / 1000 if duration is not None and _LEAST_MS <= duration < _MOST else 0.0
         mean, upper, peak = self._rates(state, forecast)
+        if self.model is not None and busy is not None and queue_known and service_s:
+            return self._calibrated(self.model, state, active, busy + math.ceil(queue), queue, service_s, mean)
         if service_s and upper is not None and mean is not None:
             load, mean_load, basis = upper * service_s / 3600, mean * service_s / 3600, "forecast"
             if busy is not None and busy > load:
@@ -126,18 +177,41 @@ class Planner:
             ahead = need if peak == upper else self._clip(workers_for(peak * service_s / 3600, waits), active)
         return Plan(active, need, keep, ahead, load, extra, queue, basis)
 
+    def _calibrated(
+        self,
+        model: DemandModel,
+        state: SchedulingState,
+        active: int,
+        in_system: int,
+        queue: float,
+        service_s: float,
+        rate: float | None,
+    ) -> Plan:
+        features = state.features
+        counted = features if "arrivals_15s" in features else {}  # else nobody shows the plugin the tickets
+        offered = None if rate is None else rate * service_s / 3600
+        need = self._clip(math.ceil(model.needed(in_system, counted, service_s, offered) - 1e-9), active)
+        starting = _known(features.get("starting_workers")) or 0.0
+        return Plan(
+            active, need, need, None, float(in_system), max(need - in_system, 0), queue, "calibrated", in_system,
+            active + int(starting),
+        )  # fmt: skip
+
     def candidates(self, plan: Plan, state: SchedulingState) -> list[Candidate]:
         """The actions that make sense, the planner's own choice first."""
-        found = [Candidate(_NO_ACTION, {})]
         active, need, keep = plan.active, plan.need, plan.keep
         if active is None or need is None:
-            return found
-        if need > active:
-            found.insert(0, _pool(_INCREASE, need, need))
-        elif keep is not None and not plan.queue and active - keep > _DEAD_BAND * active and _met(state):
-            found.insert(0, _pool(_DECREASE, keep, keep))
-        if plan.peak is not None and plan.peak > max(active, need):
-            found.append(_pool(_PREEMPTIVE, plan.peak, plan.peak))
+            return [Candidate(_NO_ACTION, {})]
+        if plan.in_system is not None:
+            found = self._around(plan, need, plan.in_system, active)
+        else:
+            found = [Candidate(_NO_ACTION, {})]
+            if need > active:
+                found.insert(0, _pool(_INCREASE, need, need))
+            elif keep is not None and not plan.queue and active - keep > _DEAD_BAND * active and _met(state):
+                found.insert(0, _pool(_DECREASE, keep, keep))
+            if plan.peak is not None and plan.peak > max(active, need):
+                found.append(_pool(_PREEMPTIVE, plan.peak, plan.peak))
         if plan.queue >= active:
             # More than a worker-round waits: which tickets go first now matters.
             found.append(Candidate(_WEIGHTS, dict(BACKLOG_WEIGHTS)))
@@ -146,8 +220,26 @@ class Planner:
                 found.append(Candidate(_BALANCE, {"strategy": "least_loaded"}))
         return found
 
+    def _around(self, plan: Plan, need: int, in_system: int, active: int) -> list[Candidate]:
+        """The planned number of workers, one with more room, one with less, and leaving it; each as an action."""
+        ordered = active if plan.ordered is None else plan.ordered
+        room, found = need - in_system, []
+        for target in (need, math.ceil(in_system + AMPLE * room), math.ceil(in_system + LEAN * room)):
+            target = self._clip(target, active)
+            if target > ordered:
+                ahead = target > need and not plan.queue
+                found.append(_pool(_PREEMPTIVE if ahead else _INCREASE, target, need))
+            elif target < active and plan.queue < 1:
+                found.append(_pool(_DECREASE, target, need))
+            else:
+                found.append(Candidate(_NO_ACTION, {}))
+        found.append(Candidate(_NO_ACTION, {}))
+        return [candidate for place, candidate in enumerate(found) if candidate not in found[:place]]
+
     def planned(self, plan: Plan, action: Action) -> int | None:
         """The planner's own target for a pool action, also when the action is no candidate."""
+        if plan.in_system is not None:
+            return plan.need
         if action is _INCREASE:
             return plan.need
         if action is _DECREASE:
@@ -215,6 +307,14 @@ def explain(plan: Plan, action: Action, parameters: Mapping[str, int | float | s
     if active is None:
         return "The number of workers is unknown."
     waiting = f", {plan.queue:.0f} waiting" if plan.queue else ""
+    if plan.basis == "calibrated":
+        room = f"{plan.in_system} tickets are in the system{waiting}"
+        if action is _NO_ACTION:
+            return f"{room}; the pool of {active} is what the coming minutes need ({plan.need})."
+        if action in POOL_ACTIONS:
+            target = parameters.get("target_workers")
+            planned = "" if target == plan.need else f" (planned: {plan.need})"
+            return f"{room}; with room for what may come until a new worker starts: {target} workers{planned}, {active} are active."
     if action in POOL_ACTIONS:
         target = parameters.get("target_workers")
         if action is _PREEMPTIVE:

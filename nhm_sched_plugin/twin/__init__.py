@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nhm_sched_plugin.twin.classes import TicketClass
     from nhm_sched_plugin.twin.learn import LearnReport, pretrain
-    from nhm_sched_plugin.twin.replay import ReplayReport
+    from nhm_sched_plugin.twin.results import ReplayReport
     from nhm_sched_plugin.twin.simulator import Order, Pool, Run, simulate
     from nhm_sched_plugin.twin.traces import Trace
 
@@ -17,7 +17,7 @@ _HOMES = {
     "LearnReport": "learn",
     "Order": "simulator",
     "Pool": "simulator",
-    "ReplayReport": "replay",
+    "ReplayReport": "results",
     "Run": "simulator",
     "TicketClass": "classes",
     "Trace": "traces",

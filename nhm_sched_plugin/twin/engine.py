@@ -27,6 +27,7 @@ from nhm_sched_plugin.twin.chance import uniform
 from nhm_sched_plugin.twin.compiled import compiled, inner
 from nhm_sched_plugin.twin.layout import (
     ACTIVE,
+    ARRIVALS,
     ARRIVED,
     BEGUN,
     BUSY,
@@ -41,6 +42,7 @@ from nhm_sched_plugin.twin.layout import (
     FAULTS,
     FINISHED,
     FORGOTTEN,
+    GONE_BY,
     HAZARD,
     IDLE,
     LATE,
@@ -55,6 +57,7 @@ from nhm_sched_plugin.twin.layout import (
     RECENT,
     RECENT_MET,
     SERVICE_S,
+    SPANS_S,
     STARTED,
     STARTING,
     TICKET,
@@ -313,9 +316,23 @@ def advance(sim: Any, until: float, watch: bool) -> int:
     return REACHED
 
 
+@inner
+def _count_arrivals(sim: Any) -> None:
+    n, arrivals = sim.n, sim.arrivals
+    for span in range(len(SPANS_S)):
+        at, oldest = n[GONE_BY + span], sim.t[NOW] - SPANS_S[span]
+        while at < n[COMING] and arrivals[at] <= oldest:
+            at += 1
+        n[GONE_BY + span] = at
+        sim.seen[ARRIVALS + span] = n[COMING] - at
+
+
 @compiled
 def observe(sim: Any) -> None:
-    """Brings `sim.seen` and the counts of late and recent tickets up to now. Nothing else changes."""
+    """Brings `sim.seen` and the counts of late and recent tickets up to now. Nothing else changes.
+
+    Whatever it counts is counted once on the way in and once on the way out, however often this is called.
+    """
     n, seen, now = sim.n, sim.seen, sim.t[NOW]
     oldest = now - sim.t[WINDOW_S]
     while n[FORGOTTEN] < n[BEGUN]:
@@ -343,3 +360,4 @@ def observe(sim: Any) -> None:
     seen[COMPLIANCE] = met_lately / judged if judged > 0 else math.nan
     seen[UTILISATION] = (n[BUSY] - n[DRAINING]) / workers if workers > 0 else math.nan
     seen[ON_THE_WAY] = n[STARTING]
+    _count_arrivals(sim)

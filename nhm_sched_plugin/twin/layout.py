@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["UNLIMITED", "Sim", "new_sim", "with_room"]
+__all__ = ["SPANS_S", "UNLIMITED", "Sim", "new_sim", "with_room"]
 
 UNLIMITED: Final = 2**62
+SPANS_S: Final = (15.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
+"""Arrivals are counted over the last so many seconds, see `ARRIVALS`."""
 
 
 class Sim(NamedTuple):
@@ -55,11 +57,11 @@ class Sim(NamedTuple):
     tally: NDArray[np.int64]
     """[C, 9] counts by class, see `ARRIVED` and what follows it."""
     n: NDArray[np.int64]
-    """[13] counts, see `COMING` and what follows it."""
+    """[19] counts, see `COMING` and what follows it."""
     t: Floats
     """[12] times and rates, see `NOW` and what follows it."""
     seen: Floats
-    """[6] what a scheduler can measure, as of the last `observe`; see `QUEUE` and what follows it."""
+    """[12] what a scheduler can measure, as of the last `observe`; see `QUEUE` and what follows it."""
     random: NDArray[np.uint64]
     """[2] states of the random numbers, see `STARTS` and `FAULTS`."""
 
@@ -97,6 +99,8 @@ LIMIT: Final = 11
 """Most tickets in the system."""
 TICKET: Final = 12
 """The ticket of the last event."""
+GONE_BY: Final = 13
+"""And what follows it, for each of `SPANS_S`: tickets that arrived before that span (as of the last `observe`)."""
 
 # t[...]
 NOW: Final = 0
@@ -130,6 +134,8 @@ COMPLIANCE: Final = 3
 UTILISATION: Final = 4
 """NaN without workers."""
 ON_THE_WAY: Final = 5
+ARRIVALS: Final = 6
+"""And what follows it: tickets that arrived in (now - span, now], for each of `SPANS_S`."""
 
 STARTS: Final = 0
 FAULTS: Final = 1
@@ -160,7 +166,7 @@ def new_sim(
     `engine.scale_to`. Nothing is checked here.
     """
     count, kinds = len(arrivals), len(sla_wait_s)
-    n, t = np.zeros(13, np.int64), np.zeros(12)
+    n, t = np.zeros(GONE_BY + len(SPANS_S), np.int64), np.zeros(12)
     n[IDLE], n[LIMIT] = workers, limit
     t[NOW], t[END], t[WINDOW_S], t[SERVICE_S], t[READY] = start, end, window_s, service_s, math.inf
     t[STARTUP_S], t[STARTUP_SIGMA] = startup_s, math.sqrt(math.log1p(startup_cv**2))
@@ -186,7 +192,7 @@ def new_sim(
         tally=np.zeros((kinds, 9), np.int64),
         n=n,
         t=t,
-        seen=np.zeros(6),
+        seen=np.zeros(ARRIVALS + len(SPANS_S)),
         random=random[:2].astype(np.uint64),
     )
 

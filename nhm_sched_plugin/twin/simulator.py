@@ -29,11 +29,14 @@ from nhm_sched_plugin.types import SchedulingState
 if TYPE_CHECKING:
     from nhm_sched_plugin.twin.layout import Floats, Sim
 
-__all__ = ["STARTING", "Controller", "Hour", "Order", "Pool", "Run", "TicketClass", "simulate"]
+__all__ = ["ARRIVED", "STARTING", "Controller", "Hour", "Order", "Pool", "Run", "TicketClass", "simulate"]
 
 _HOUR: Final = 3600.0
 STARTING: Final = "starting_workers"
 """The state's feature with the number of workers ordered and not yet ready."""
+ARRIVED: Final = {"arrivals_last_hour" if span == _HOUR else f"arrivals_{span:.0f}s": span for span in layout.SPANS_S}
+"""The state's features with the number of tickets that arrived in the last so many seconds: (now - seconds, now]."""
+_FEATURES: Final = (STARTING, *ARRIVED)  # as they stand in `Sim.seen`
 
 
 class Order(NamedTuple):
@@ -242,14 +245,14 @@ class Pool:
     def state(self) -> SchedulingState:
         """What a scheduler can measure now; never anything about the future."""
         engine.observe(self.sim)
-        queue, active, service_s, compliance, utilisation, starting = self.sim.seen.tolist()
+        queue, active, service_s, compliance, utilisation, *features = self.sim.seen.tolist()
         return SchedulingState(
             queue_depth=queue,
             active_workers=active,
             avg_task_duration_ms=None if service_s != service_s else service_s * 1000.0,
             sla_compliance_rate=_known(compliance),
             resource_cpu_avg=_known(utilisation),
-            features={STARTING: starting},
+            features=dict(zip(_FEATURES, features, strict=True)),
         )
 
     def overdue(self) -> int:

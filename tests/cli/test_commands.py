@@ -152,6 +152,15 @@ def test_replay_from_a_file_and_from_the_records(nhm: Any, tickets: Path, on_tra
     assert "Replay of day.one.csv" in done.out
     assert [row["name"] for row in json.loads(figures.read_text(encoding="utf-8"))["policies"]] == ["rules", "static"]
     assert "Replay of day.one.csv" in page.read_text(encoding="utf-8")
+    made = nhm("replay", "--load", "two-types", "--policies", "static,oracle", "--seeds", 2, "--tick", 60,
+               "--startup", 600, "--no-frontier", "--json", figures)  # fmt: skip
+    assert made.code == 0
+    assert "means of 2 seeds" in " ".join(made.out.split())
+    assert "Differences to static" in made.out
+    found = json.loads(figures.read_text(encoding="utf-8"))
+    assert (found["startup_s"], found["tick_s"], len(found["seeds"])) == (600.0, 60.0, 2)
+    assert found["policies"][0]["differences"] == {}
+    assert found["policies"][1]["cost"] == 1.0
     recorded = nhm("replay", "--policies", "static", "-c", on_trained)
     assert recorded.code == 0
     assert "Replay of the records" in recorded.out

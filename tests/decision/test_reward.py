@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nhm_sched_plugin.decision.reward import WEIGHTS, calculate_reward, components, reward
+from nhm_sched_plugin.decision.reward import WEIGHTS, calculate_reward, components, gap_closed, reward
 from nhm_sched_plugin.types import SchedulingState
 
 NUMBERS = st.none() | st.floats() | st.integers() | st.floats(0, 1)
@@ -117,3 +117,33 @@ def test_more_sla_is_never_worth_less(before: float, one: float, other: float) -
     assert calculate_reward(start, {"sla_compliance_rate": low}) <= calculate_reward(
         start, {"sla_compliance_rate": high}
     )
+
+
+RULES = {"sla": 0.90, "throughput": 100.0, "efficiency": 0.5, "cost": 200.0}
+ORACLE = {"sla": 1.00, "throughput": 110.0, "efficiency": 0.9, "cost": 100.0}
+
+
+def test_the_gap_is_closed_from_the_rules_to_the_oracle() -> None:
+    assert gap_closed(RULES, RULES, ORACLE) == 0.0
+    assert gap_closed(ORACLE, RULES, ORACLE) == pytest.approx(1.0)
+    half = {name: (RULES[name] + ORACLE[name]) / 2 for name in WEIGHTS}
+    assert gap_closed(half, RULES, ORACLE) == pytest.approx(0.5)
+    assert gap_closed(RULES | {"sla": 1.0}, RULES, ORACLE) == pytest.approx(0.4)
+    assert gap_closed(RULES | {"cost": 150.0}, RULES, ORACLE) == pytest.approx(0.1 * 0.5)
+
+
+def test_each_share_of_the_gap_is_clipped() -> None:
+    assert gap_closed(RULES | {"cost": 10.0}, RULES, ORACLE) == pytest.approx(0.1), (
+        "cheaper than the oracle: 1, not 1.9"
+    )
+    assert gap_closed(RULES | {"sla": 0.1}, RULES, ORACLE) == pytest.approx(-0.4), "-1, not -8"
+
+
+def test_components_without_a_gap_are_left_out() -> None:
+    only_sla = ORACLE | {"throughput": 100.05, "efficiency": 0.5, "cost": 200.0}
+    assert gap_closed(RULES | {"sla": 0.95, "cost": 900.0}, RULES, only_sla) == pytest.approx(0.5)
+    cheap_rules = ORACLE | {"cost": 250.0}  # the rules save money by letting tickets wait: nothing to close there
+    assert gap_closed(RULES | {"sla": 1.0, "cost": 240.0}, RULES, cheap_rules) == pytest.approx(0.4 / 0.9)
+    assert gap_closed(RULES, RULES, RULES) is None
+    with pytest.raises(KeyError, match="efficiency"):
+        gap_closed({"sla": 1.0, "throughput": 1.0}, RULES, ORACLE)

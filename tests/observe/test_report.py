@@ -18,7 +18,9 @@ from nhm_sched_plugin.observe import captions
 from nhm_sched_plugin.observe.report import render_report
 from nhm_sched_plugin.observe.report_data import (
     DecisionCount,
+    Difference,
     Example,
+    Frontier,
     HourLoad,
     PolicyResult,
     ReportData,
@@ -303,3 +305,46 @@ def test_importing_the_report_draws_in_no_plot_library() -> None:
     rooms = ", ".join(f"nhm_sched_plugin.observe.{name}" for name in ("report", "plots", "summary", "report_data"))
     code = f"import sys, {rooms}; print({{'matplotlib', 'jinja2', 'rich', 'numpy'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def rivals() -> ReportData:
+    """A replay against rivals: costs, a frontier, intervals."""
+    surely = {"sla_pct": Difference(mean=-1.5, low=-2.0, high=-1.0), "wait_p95_s": Difference(mean=12.0)}
+    return ReportData(
+        policies=[
+            PolicyResult(name="plugin", sla_pct=98.0, worker_hours=120, cost_ratio=1.2, equal_sla_ratio=0.9,
+                         gap_closed_pct=61.0, decided_by="the learned policy 70 %"),
+            PolicyResult(name="keda", sla_pct=96.5, worker_hours=130, cost_ratio=1.3, differences=surely),
+            PolicyResult(name="oracle", sla_pct=100.0, worker_hours=100, cost_ratio=1.0),
+        ],
+        frontiers=[Frontier(name="keda", points=[(1.1, 90.0), (1.3, 96.5), (2.0, 99.9)])],
+        seeds=5,
+    )  # fmt: skip
+
+
+def test_rivals_are_drawn_and_compared(tmp_path: Path) -> None:
+    page = render_report(rivals(), tmp_path / "r.html").read_text(encoding="utf-8")
+    seen = Reader(page)
+    assert {"trade", "differences"} <= set(seen.ids)
+    said = " ".join(" ".join(seen.words).split())
+    assert "plugin paid 10.0 % less than the best rival would for the same service." in said
+    assert "The lines show what the rivals can reach" in said
+    assert "The star knows every arrival beforehand." in said
+    assert "-1.50 (-2.00 to -1.00)" in said
+    assert "+12 s" in said
+    assert "Figures are means of 5 seeds." in said
+    assert "the learned policy 70 %" in said
+    dearer = msgspec.structs.replace(rivals().policies[0], equal_sla_ratio=1.25)
+    assert "25.0 % more" in captions.trade(ReportData(policies=[dearer])).means
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(rivals(), console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "at equal SLA" in printed
+    assert "61 %" in printed
+    assert "-1.50 (-2.00 to -1.00)" in printed
+
+
+def test_a_report_without_rivals_does_not_speak_of_them(sample: ReportData, tmp_path: Path) -> None:
+    seen = Reader(render_report(sample, tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert not {"trade", "differences"} & set(seen.ids)
+    assert "oracle" not in " ".join(seen.words)

@@ -79,7 +79,7 @@ def test_replay_side_by_side(tmp_path: Path) -> None:
 
 
 def test_wrong_requests(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown policy 'magic'; known: plugin, rules, static"):
+    with pytest.raises(ValueError, match="unknown policy 'magic'; known: plugin, rules, hpa, keda"):
         replay(daily(1), ("magic",), settings(tmp_path))
     with pytest.raises(ValueError, match="both need some"):
         replay(Trace([0.0], [1.0], start=0.0, end=9e4), ("static",), settings(tmp_path))

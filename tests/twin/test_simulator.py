@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nhm_sched_plugin.policy.queueing import erlang_c, wait_exceeds
 from nhm_sched_plugin.twin.controllers import StaticController, instructed, obeyed, static_workers
-from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
+from nhm_sched_plugin.twin.simulator import ARRIVED, STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import Action, SchedulingState
 
@@ -154,3 +154,44 @@ def test_adding_never_cancels_what_starts_up() -> None:
     weights = {"critical": 4.0, "low": 0.5}
     assert instructed(Action.ADJUST_PRIORITY_WEIGHTS, weights, state) == Order(None, weights)
     assert instructed(Action.DECREASE_WORKER_POOL, {"target_workers": 3}, state) == 3
+
+
+def test_states_count_the_arrivals_of_the_last_minutes() -> None:
+    trace = Trace([10.0, 100.0, 350.0, 400.0, 401.0], [500.0] * 5, start=0.0, end=4000.0)
+    seen: dict[float, tuple[float, ...]] = {}
+
+    class Watching(StaticController):
+        def on_tick(self, state: SchedulingState, now: float) -> int | None:
+            seen[now] = tuple(state.features[name] for name in ARRIVED)
+            return None
+
+    simulate(Pool(trace, workers=2, startup_s=0.0, sla_wait_s=60.0), Watching(2), tick_s=50.0)
+    assert list(ARRIVED) == [
+        *("arrivals_15s", "arrivals_60s", "arrivals_120s", "arrivals_300s", "arrivals_900s", "arrivals_last_hour")
+    ]
+    assert seen[400.0] == (0.0, 1.0, 1.0, 1.0, 3.0, 3.0), (
+        "100 is just out of the five minutes; a tick comes before an arrival at its moment"
+    )
+    assert seen[450.0] == (0.0, 2.0, 3.0, 3.0, 5.0, 5.0)
+    assert seen[0.0] == (0.0,) * 6
+    assert seen[950.0] == (0.0, 0.0, 0.0, 0.0, 4.0, 5.0), "waiting tickets count too; the one of second 10 is out"
+    assert seen[3950.0] == (0.0, 0.0, 0.0, 0.0, 0.0, 2.0), "that of second 350 is an hour old"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    arrivals=st.lists(st.integers(-50, 5000).map(float), max_size=40),
+    looks=st.lists(st.integers(0, 5200).map(float), min_size=1, max_size=12),
+    capacity=st.sampled_from([None, 1]),
+)
+def test_however_often_somebody_looks_arrivals_are_counted_right(
+    arrivals: list[float], looks: list[float], capacity: int | None
+) -> None:
+    trace = Trace(arrivals, [70.0] * len(arrivals), start=0.0, end=5200.0)
+    watched = Pool(trace, workers=1, startup_s=0.0, sla_wait_s=60.0, capacity=capacity)
+    for now in sorted(looks):
+        watched.advance(now)
+        features = watched.state().features
+        for name, span in ARRIVED.items():
+            expected = sum(now - span < arrival < now for arrival in arrivals)  # one at `now` itself is still to come
+            assert features[name] == expected, (name, now)
