@@ -34,7 +34,7 @@ from nhm_sched_plugin.twin.practice import lead_s, practise
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.twin.trials import Reliability, reliability
 
-__all__ = ["LearnReport", "calibrated", "learn", "lead_s", "pretrain"]
+__all__ = ["LearnReport", "calibrated", "lead_s", "learn", "pretrain"]
 
 PRACTICE: Final = 40_000
 """Most decisions of the part in Python."""
