@@ -157,6 +157,7 @@ def test_every_candidate_passes_the_built_in_guard(
         resource_cpu_avg=cpu,
         predicted_load_1h=load_1h,
         predicted_load_6h=load_6h,
+        resource_memory_avg=0.5,  # where nothing is measured nobody but a rule may do anything
     )
     plan = room.plan(at)
     for candidate in room.candidates(plan, at):
