@@ -19,7 +19,18 @@ from typing import Final
 
 from nhm_sched_plugin.policy.qtable import RULES, Cell, QTable
 
-__all__ = ["BRAKE", "CEILING", "LEAVE_AT", "MIN_TRIALS", "MIN_VISITS", "UNSEEN", "confidence", "live_odds", "preferred", "value"]
+__all__ = [
+    "BRAKE",
+    "CEILING",
+    "LEAVE_AT",
+    "MIN_TRIALS",
+    "MIN_VISITS",
+    "UNSEEN",
+    "confidence",
+    "live_odds",
+    "preferred",
+    "value",
+]
 
 MIN_VISITS: Final = 30
 """Real rewards of both arms below which they cannot brake."""

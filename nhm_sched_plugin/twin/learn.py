@@ -207,14 +207,24 @@ def pretrain(
 
 
 def _digest(
-    settings: Settings, trace: Trace, model: DemandModel, table: QTable, decisions: int, practice: int, tick_s: float, seed: int
+    settings: Settings,
+    trace: Trace,
+    model: DemandModel,
+    table: QTable,
+    decisions: int,
+    practice: int,
+    tick_s: float,
+    seed: int,
 ) -> str:
     """Of all that the result of a run depends on."""
     found = hashlib.sha256()
     for array in (trace.arrivals, trace.durations):
         found.update(array.tobytes())
     about = (
-        *(tree.model_dump_json() for tree in (settings.planner, settings.limits, settings.fallback, settings.ml.scheduling)),
+        *(
+            tree.model_dump_json()
+            for tree in (settings.planner, settings.limits, settings.fallback, settings.ml.scheduling)
+        ),
         msgspec.json.encode(model).decode(),
         *(trace.start, trace.end, decisions, practice, tick_s, seed),
     )

@@ -222,7 +222,11 @@ def _late(sim: Any) -> float:
 @inner
 def _copy(source: Any, into: Any) -> None:
     for at in range(len(source.started)):
-        into.started[at], into.following[at], into.begun[at] = source.started[at], source.following[at], source.begun[at]
+        into.started[at], into.following[at], into.begun[at] = (
+            source.started[at],
+            source.following[at],
+            source.begun[at],
+        )
     for at in range(source.n[BUSY]):
         into.ends[at], into.holders[at] = source.ends[at], source.holders[at]
     for at in range(source.n[ORDERS]):

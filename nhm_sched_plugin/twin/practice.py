@@ -121,7 +121,11 @@ class _Learner:
         done = self._done
         done.actions[chosen.action.value] = done.actions.get(chosen.action.value, 0) + 1
         step = Experience(
-            decision_id=f"{done.episodes}-{now:.0f}", state=full, action=chosen.action, reward=0.0, parameters=parameters
+            decision_id=f"{done.episodes}-{now:.0f}",
+            state=full,
+            action=chosen.action,
+            reward=0.0,
+            parameters=parameters,
         )
         self._open.append((now + self._lead_s, step))
         done.made += 1

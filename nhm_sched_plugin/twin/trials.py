@@ -58,9 +58,7 @@ class Move(NamedTuple):
 
     def like(self, other: Move) -> bool:
         """Whether both would be executed alike."""
-        return self.action is other.action and (
-            self.action not in POOL_ACTIONS or self.target == other.target
-        )
+        return self.action is other.action and (self.action not in POOL_ACTIONS or self.target == other.target)
 
 
 class Trials:
@@ -225,7 +223,9 @@ def reliability(
     """
     asker = _Asker(settings, table, model, tick_s, seed)
     if trace.end - trace.start < WARM_S + asker.trials.horizon_s + tick_s or not len(trace):
-        raise TraceError(f"{trace.name}: {trace.end - trace.start:.0f} s with {len(trace)} tickets are too short to try")
+        raise TraceError(
+            f"{trace.name}: {trace.end - trace.start:.0f} s with {len(trace)} tickets are too short to try"
+        )
     windows = Windows(settings, trace, seed, 0.0)
     while len(asker.said) + asker.same < trials:
         window = windows.draw(asker.draw, WINDOW_S)
