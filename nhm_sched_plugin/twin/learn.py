@@ -6,8 +6,8 @@
 3. Practice: fewer episodes in Python, with the real rule book, whose actions get their visits there. At random ticks
    the moment is tried with every action (`trials`): the trials that confidence is counted from.
 
-State key, reward, arms, rule book and Q-table are the live path's own. The forecast is a seasonal mean of the trace, not its
-future. Episodes are seeded by their number: an interrupted run goes on from its checkpoint to the same result.
+State key, reward, arms, rule book and Q-table are the live path's own. The forecast is a seasonal mean of the trace,
+not its future. Episodes are seeded by their number: an interrupted run goes on from its checkpoint to the same result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nhm_sched_plugin.twin.practice import lead_s, practise
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.twin.trials import Reliability, reliability
 
-__all__ = ["LearnReport", "calibrated", "learn", "lead_s", "pretrain"]
+__all__ = ["LearnReport", "calibrated", "lead_s", "learn", "pretrain"]
 
 PRACTICE: Final = 40_000
 """Most decisions of the part in Python."""

@@ -1,7 +1,7 @@
 """Q-learning in the twin, compiled: a whole episode in one call, and trials of one action from a copied moment.
 
-The state index, the arms, the reward and the planner are the live path's own functions, compiled. What an episode learns
-goes into a `Values`, arrays of states x arms that `learn` turns into the Q-table.
+The state index, the arms, the reward and the planner are the live path's own functions, compiled. What an episode
+learns goes into a `Values`, arrays of states x arms that `learn` turns into the Q-table.
 """
 
 from __future__ import annotations
