@@ -1,7 +1,7 @@
 """The arms of the Q-table: plain arithmetic that the twin compiles as well.
 
-An arm is an action, with `+` or `-` when it was executed with a target above or below the capacity planner's by more than
-`NEAR` and by a worker at least: the rules' "grow" and the planner's are different things.
+An arm is an action, with `+` or `-` when it was executed with a target above or below the capacity planner's, by
+more than `NEAR` and by a worker at least: the rules' "grow" and the planner's are different things.
 """
 
 from __future__ import annotations

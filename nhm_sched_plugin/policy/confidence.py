@@ -1,13 +1,14 @@
 """How sure is it that an arm is at least as good as what the rules would do? Counted, not computed.
 
-In the twin, at random control ticks, the same moment is continued with the rules' action and with each other, the planner
-following both (`twin/trials.py`). An arm wins where it costs no more. Confidence is the posterior mean of a Beta: as many
-wins and trials as were counted in the state, and before them `PRIOR_TRIALS` at the arm's own frequency over all states
-(empirical Bayes: C. Morris 1983, "Parametric empirical Bayes inference"). Below `MIN_TRIALS` it is at most `UNSEEN`.
+In the twin, at random control ticks, the same moment is continued with the rules' action and with each other, the
+planner following both (`twin/trials.py`). An arm wins where it costs no more. Confidence is the posterior mean of a
+Beta: as many wins and trials as were counted in the state, and before them `PRIOR_TRIALS` at the arm's own frequency
+over all states (empirical Bayes: C. Morris 1983, "Parametric empirical Bayes inference", JASA 78). Below `MIN_TRIALS` it
+is at most `UNSEEN`.
 
 The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at P < `BRAKE`
-that the arm is at least as good, confidence is that P, whatever the twin found. Rewards that follow each other overlap in time, so
-`DEPENDENCE` of them count as one.
+that the arm is at least as good, confidence is that P, whatever the twin found. Rewards that follow each other overlap
+in time, so `DEPENDENCE` of them count as one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ from typing import Final
 
 from nhm_sched_plugin.policy.qtable import RULES, Cell, QTable
 
-__all__ = ["BRAKE", "CEILING", "LEAVE_AT", "MIN_TRIALS", "MIN_VISITS", "UNSEEN", "confidence", "live_odds", "preferred", "value"]
+__all__ = [
+    "BRAKE",
+    "CEILING",
+    "LEAVE_AT",
+    "MIN_TRIALS",
+    "MIN_VISITS",
+    "UNSEEN",
+    "confidence",
+    "live_odds",
+    "preferred",
+    "value",
+]
 
 MIN_VISITS: Final = 30
 """Real rewards of both arms below which they cannot brake."""

@@ -45,7 +45,7 @@ def state_index(
     load_6h: float,
     utilisation: float,
 ) -> int:
-    """Where the state is in `KEYS`. Plain arithmetic on numbers, NaN for unknown: the twin compiles the very same code."""
+    """Where the state is in `KEYS`. Plain arithmetic, NaN for unknown: the twin compiles the very same code."""
     if not 0 <= workers < _INF:
         return _NO_METRICS_INDEX
     workers = max(workers, 1.0)

@@ -6,8 +6,8 @@
 3. Practice: fewer episodes in Python, with the real rule book, whose actions get their visits there. At random ticks
    the moment is tried with every action (`trials`): the trials that confidence is counted from.
 
-State key, reward, arms, rule book and Q-table are the live path's own. The forecast is a seasonal mean of the trace, not its
-future. Episodes are seeded by their number: an interrupted run goes on from its checkpoint to the same result.
+State key, reward, arms, rule book and Q-table are the live path's own. The forecast is a seasonal mean of the trace,
+not its future. Episodes are seeded by their number: an interrupted run goes on from its checkpoint to the same result.
 """
 
 from __future__ import annotations
@@ -207,14 +207,24 @@ def pretrain(
 
 
 def _digest(
-    settings: Settings, trace: Trace, model: DemandModel, table: QTable, decisions: int, practice: int, tick_s: float, seed: int
+    settings: Settings,
+    trace: Trace,
+    model: DemandModel,
+    table: QTable,
+    decisions: int,
+    practice: int,
+    tick_s: float,
+    seed: int,
 ) -> str:
     """Of all that the result of a run depends on."""
     found = hashlib.sha256()
     for array in (trace.arrivals, trace.durations):
         found.update(array.tobytes())
     about = (
-        *(tree.model_dump_json() for tree in (settings.planner, settings.limits, settings.fallback, settings.ml.scheduling)),
+        *(
+            tree.model_dump_json()
+            for tree in (settings.planner, settings.limits, settings.fallback, settings.ml.scheduling)
+        ),
         msgspec.json.encode(model).decode(),
         *(trace.start, trace.end, decisions, practice, tick_s, seed),
     )

@@ -1,7 +1,7 @@
 """Q-learning in the twin, compiled: a whole episode in one call, and trials of one action from a copied moment.
 
-The state index, the arms, the reward and the planner are the live path's own functions, compiled. What an episode learns
-goes into a `Values`, arrays of states x arms that `learn` turns into the Q-table.
+The state index, the arms, the reward and the planner are the live path's own functions, compiled. What an episode
+learns goes into a `Values`, arrays of states x arms that `learn` turns into the Q-table.
 """
 
 from __future__ import annotations
@@ -222,7 +222,11 @@ def _late(sim: Any) -> float:
 @inner
 def _copy(source: Any, into: Any) -> None:
     for at in range(len(source.started)):
-        into.started[at], into.following[at], into.begun[at] = source.started[at], source.following[at], source.begun[at]
+        into.started[at], into.following[at], into.begun[at] = (
+            source.started[at],
+            source.following[at],
+            source.begun[at],
+        )
     for at in range(source.n[BUSY]):
         into.ends[at], into.holders[at] = source.ends[at], source.holders[at]
     for at in range(source.n[ORDERS]):

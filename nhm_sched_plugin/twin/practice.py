@@ -1,7 +1,7 @@
 """Practice: episodes with the real rule book and the real planner, and trials at random ticks.
 
-Half of the episodes are the planner's, a quarter the rules', so that states are those that either leads to; in the rest anything
-is executed. All of it is learned from, the rules' actions too.
+Two fifths of the episodes are the planner's and two fifths the rules', so that states are those that either leads to;
+in the rest anything is executed. All of it is learned from, the rules' actions too.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["lead_s", "practise"]
 
 VARIED: Final = 0.2
 """Share of the episodes on variations of the trace: few, since confidence is to be true of days as they come."""
-_PLANNERS, _RULES = 0.5, 0.25
-TRIALS_EVERY_S: Final = 120.0
+_PLANNERS, _RULES = 0.4, 0.4
+TRIALS_EVERY_S: Final = 30.0
 """Simulated time between two trials, on average."""
 
 
@@ -121,7 +121,11 @@ class _Learner:
         done = self._done
         done.actions[chosen.action.value] = done.actions.get(chosen.action.value, 0) + 1
         step = Experience(
-            decision_id=f"{done.episodes}-{now:.0f}", state=full, action=chosen.action, reward=0.0, parameters=parameters
+            decision_id=f"{done.episodes}-{now:.0f}",
+            state=full,
+            action=chosen.action,
+            reward=0.0,
+            parameters=parameters,
         )
         self._open.append((now + self._lead_s, step))
         done.made += 1

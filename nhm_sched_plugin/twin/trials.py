@@ -1,4 +1,4 @@
-"""Trials: the same simulated moment continued with different actions, to count how often one costs no more than another.
+"""Trials: one simulated moment continued with different actions, to count how often one costs no more than another.
 
 At a random control tick the simulation is copied. Each copy executes one action once and is then left to the calibrated
 planner for twenty minutes and a start-up, with the same tickets. What it costs is what calibration minimises: worker-
@@ -40,7 +40,7 @@ WINDOW_S: Final = 4 * 3600.0
 """Length of an episode with trials; copies of a short one are cheap."""
 BINS: Final = 10
 _SAME: Final = 1e-9
-_EVERY_S: Final = 300.0
+_EVERY_S: Final = 60.0
 """Between two trials, on average."""
 
 
@@ -58,9 +58,7 @@ class Move(NamedTuple):
 
     def like(self, other: Move) -> bool:
         """Whether both would be executed alike."""
-        return self.action is other.action and (
-            self.action not in POOL_ACTIONS or self.target == other.target
-        )
+        return self.action is other.action and (self.action not in POOL_ACTIONS or self.target == other.target)
 
 
 class Trials:
@@ -212,7 +210,7 @@ def reliability(
     trace: Trace,
     model: DemandModel,
     *,
-    trials: int = 2000,
+    moments: int = 10_000,
     tick_s: float = 15.0,
     seed: int = 0,
     progress: Callable[[float], Any] | None = None,
@@ -225,15 +223,17 @@ def reliability(
     """
     asker = _Asker(settings, table, model, tick_s, seed)
     if trace.end - trace.start < WARM_S + asker.trials.horizon_s + tick_s or not len(trace):
-        raise TraceError(f"{trace.name}: {trace.end - trace.start:.0f} s with {len(trace)} tickets are too short to try")
+        raise TraceError(
+            f"{trace.name}: {trace.end - trace.start:.0f} s with {len(trace)} tickets are too short to try"
+        )
     windows = Windows(settings, trace, seed, 0.0)
-    while len(asker.said) + asker.same < trials:
+    while asker.moments < moments:
         window = windows.draw(asker.draw, WINDOW_S)
         pool = pool_of(window, settings)
         asker.begin(pool, window)
         simulate(pool, asker, tick_s=tick_s)
         if progress is not None:
-            progress(min((len(asker.said) + asker.same) / trials, 1.0))
+            progress(min(asker.moments / moments, 1.0))
     return score(asker.said, asker.came_true, asker.same, settings.optimizer.recommendation_confidence_threshold)
 
 
@@ -251,6 +251,7 @@ class _Asker:
         self._gate = settings.optimizer.recommendation_confidence_threshold
         self._cooldown_s = settings.limits.cooldown_s
         self._share = tick_s / _EVERY_S
+        self.moments = 0
         self.said: list[float] = []
         self.came_true: list[bool] = []
         self.same = 0
@@ -274,6 +275,7 @@ class _Asker:
         if own.action is Action.DECREASE_WORKER_POOL and not self._may_remove(now):
             own, said = rules, None  # the guard would refuse it
         elif self.trials.possible(now) and self.draw.random() < self._share:
+            self.moments += 1
             if said is None or own.like(rules):
                 self.same += 1
             else:
