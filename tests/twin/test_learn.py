@@ -167,7 +167,9 @@ def test_the_kernels_candidates_are_the_planners(tmp_path: Path) -> None:
         need = pilot.need_now(pool.sim, marks, counts, pilot.WINDOWS, math.nan, MODEL.dispersion, weights)
         count = lessons.offers(pool.sim, need, True, limits_of(settings), room, found)
         mine = {ARMS[at] for at in found[:count]}
-        theirs = {arm_of(c.action, c.parameters, planner.planned(plan, c.action)) for c in planner.candidates(plan, state)}
+        theirs = {
+            arm_of(c.action, c.parameters, planner.planned(plan, c.action)) for c in planner.candidates(plan, state)
+        }
         first = planner.candidates(plan, state)[0]
         assert ARMS[found[0]] == arm_of(first.action, first.parameters, planner.planned(plan, first.action))
         assert mine == theirs
