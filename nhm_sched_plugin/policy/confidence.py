@@ -3,12 +3,12 @@
 In the twin, at random control ticks, the same moment is continued with the rules' action and with each other, the
 planner following both (`twin/trials.py`). An arm wins where it costs no more. Confidence is the posterior mean of a
 Beta: as many wins and trials as were counted in the state, and before them `PRIOR_TRIALS` at the arm's own frequency
-over all states (empirical Bayes: C. Morris 1983, "Parametric empirical Bayes inference", JASA 78). Below `MIN_TRIALS` it
-is at most `UNSEEN`.
+over all states (empirical Bayes: C. Morris 1983, "Parametric empirical Bayes inference", JASA 78). Below `MIN_TRIALS`
+it is at most `UNSEEN`.
 
-The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at P < `BRAKE`
-that the arm is at least as good, confidence is that P, whatever the twin found. Rewards that follow each other overlap
-in time, so `DEPENDENCE` of them count as one.
+The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at P <
+`BRAKE` that the arm is at least as good, confidence is that P, whatever the twin found. Rewards that follow each other
+overlap in time, so `DEPENDENCE` of them count as one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ MIN_VISITS: Final = 30
 """Real rewards of both arms below which they cannot brake."""
 MIN_TRIALS: Final = 30
 """Trials below which the answer is never above `UNSEEN`, and nothing is said about what an arm saves."""
-PRIOR_TRIALS: Final = 10
+PRIOR_TRIALS: Final = 50
+"""Trials follow each other closely and overlap: so many of them are worth a few independent ones."""
 UNSEEN: Final = 0.5
 """Confidence without evidence: as likely worse as better."""
 CEILING: Final = 0.99
@@ -46,8 +47,8 @@ LEAVE_AT: Final = 0.95
 """How sure it must be that another arm costs less than the planner's before the planner is left."""
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
-_TRIAL_DEPENDENCE: Final = 4
-"""The same for trials: their horizons overlap by less."""
+_TRIAL_DEPENDENCE: Final = 10
+"""The same for trials."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()

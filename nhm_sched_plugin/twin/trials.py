@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -176,13 +176,23 @@ class Reliability(msgspec.Struct, frozen=True, kw_only=True):
     same: int
     """Moments at which the policy recommended what the rules do. They are right for certain and count for nothing."""
     followed: float
-    """Share of the other moments whose confidence passed the gate at 0.7."""
+    """Share of the other moments whose confidence passed the gate."""
     followed_won: float
     """Share of those in which the recommendation cost no more than the rules' action."""
+    saved_followed: float = 0.0
+    """Worker-seconds saved against the rules' action, on average of those that passed the gate,"""
+    saved_refused: float = 0.0
+    """and of those that did not: above 0, the gate refuses actions that cost less on average but win seldom."""
 
 
-def score(said: list[float], came_true: list[bool], same: int = 0, gate: float = 0.7) -> Reliability:
-    """Calibration of probabilities against what came true."""
+def score(
+    said: Sequence[float],
+    came_true: Sequence[bool],
+    same: int = 0,
+    gate: float = 0.7,
+    saved: Sequence[float] = (),
+) -> Reliability:
+    """Calibration of probabilities against what came true; `saved` worker-seconds of each, where they are known."""
     told, found = np.array(said, np.float64), np.array(came_true, np.float64)
     places = np.minimum((told * BINS).astype(int), BINS - 1)
     bins, ece = [], 0.0
@@ -193,6 +203,7 @@ def score(said: list[float], came_true: list[bool], same: int = 0, gate: float =
         bins.append(Bin(place / BINS, (place + 1) / BINS, count, mean, frequency))
         ece += abs(mean - frequency) * count / max(len(told), 1)
     passed = told >= gate
+    savings = np.array(saved if saved else np.zeros(len(told)), np.float64)
     return Reliability(
         bins=bins,
         ece=ece,
@@ -201,6 +212,8 @@ def score(said: list[float], came_true: list[bool], same: int = 0, gate: float =
         same=same,
         followed=float(passed.mean()) if len(told) else 0.0,
         followed_won=float(found[passed].mean()) if passed.any() else 0.0,
+        saved_followed=float(savings[passed].mean()) if passed.any() else 0.0,
+        saved_refused=float(savings[~passed].mean()) if (~passed).any() else 0.0,
     )
 
 
@@ -234,7 +247,9 @@ def reliability(
         simulate(pool, asker, tick_s=tick_s)
         if progress is not None:
             progress(min(asker.moments / moments, 1.0))
-    return score(asker.said, asker.came_true, asker.same, settings.optimizer.recommendation_confidence_threshold)
+    return score(
+        asker.said, asker.came_true, asker.same, settings.optimizer.recommendation_confidence_threshold, asker.saved
+    )
 
 
 class _Asker:
@@ -254,6 +269,7 @@ class _Asker:
         self.moments = 0
         self.said: list[float] = []
         self.came_true: list[bool] = []
+        self.saved: list[float] = []
         self.same = 0
 
     def begin(self, pool: Pool, window: Window) -> None:
@@ -282,6 +298,7 @@ class _Asker:
                 mine, theirs = self.trials.losses([own, rules], self._rules.last_pool_action_at)
                 self.said.append(said.confidence)
                 self.came_true.append(no_worse(mine, theirs))
+                self.saved.append(theirs - mine)
         chosen = own if said is not None and said.confidence >= self._gate else rules
         target = obeyed(chosen.action, chosen.parameters, full)
         if target is not None:
