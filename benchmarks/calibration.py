@@ -2,8 +2,8 @@
 
     python -m benchmarks.calibration [--load flash,regime | --trace FILE --volume 6] [--startup 120] [--json]
 
-`nhm-sched learn` on the training part of made loads (`twin/loads.py`), or on the first seven tenths of a trace; then the
-policy is asked at random ticks of the rest, and what it says is tried against what the rules do (`twin/trials.py`).
+`nhm-sched learn` on the training part of made loads (`twin/loads.py`), or on the first seven tenths of a trace; then
+the policy is asked at random ticks of the rest, and what it says is tried against what the rules do (`twin/trials.py`).
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def line(name: str, seed: int, found: Reliability) -> str:
     verdict = "aim" if found.ece <= TARGET else "must" if found.ece <= MUST else "MISSED"
     return (
         f"{name} seed {seed}: calibration error {found.ece:.3f} ({verdict}), Brier {found.brier:.3f},"
-        f" {found.trials} trials, {found.followed:.0%} pass the gate and win {found.followed_won:.0%}; they save {found.saved_followed:.0f}"
-        f" worker-seconds each, the refused {found.saved_refused:.0f}"
+        f" {found.trials} trials; {found.followed:.0%} pass the gate and win {found.followed_won:.0%}."
+        " Saved against the rules, in worker-seconds:"
+        f" {found.saved_followed:.0f} by each of these, {found.saved_refused:.0f} by each refused"
     )
 
 

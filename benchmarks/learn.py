@@ -3,7 +3,8 @@
     python -m benchmarks.learn [--decisions 1000000] [--runs 3] [--load flash] [--json]
 
 Compiled episodes of Q-learning on a made load (`twin/loads.py`), windows of twelve hours with a decision every 15 s:
-seconds of the processor, compilation left out. Then the part with the rule book and the trials that confidence is counted from.
+seconds of the processor, compilation left out. Then the part with the rule book and the trials that confidence is
+counted from.
 """
 
 from __future__ import annotations
