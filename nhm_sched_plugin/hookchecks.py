@@ -31,6 +31,7 @@ SPECIFIED: Final[Mapping[str, tuple[str, ...]]] = {
 OURS_ALONE: Final = "nhm_sched_decide"
 """The one hook that nobody else may answer: whoever decides would bypass the gate and the rollout."""
 
+_TOO_LARGE: Final = 1 << 63
 _ANSWERS: Final[Mapping[str, type]] = {
     "nhm_sched_health": list,
     "nhm_sched_make_sinks": list,
@@ -65,7 +66,7 @@ def accepted(hook_name: str, plugin_name: str, answer: Any) -> Any:
         if wrong:
             raise TypeError(f"answered with a list that holds a {type(wrong[0]).__name__}; expected Health")
     if isinstance(answer, msgspec.Struct):
-        answer = _checked(answer)
+        answer = _checked(answer, expected)
     if isinstance(answer, Recommendation):
         return msgspec.structs.replace(answer, source=f"{CUSTOM}{plugin_name}")
     return answer
@@ -78,7 +79,7 @@ def accepted_from_part(method: str, answer: Any) -> Any:
         return answer
     if not isinstance(answer, expected):
         raise TypeError(f"{method} answered with a {type(answer).__name__}; expected {expected.__name__} or None")
-    answer = _checked(answer)
+    answer = _checked(answer, expected)
     if isinstance(answer, Forecast) and known(answer.predicted_volume) is None:
         raise ValueError(f"{method} predicted a volume of {answer.predicted_volume}; expected a finite number")
     return answer
@@ -94,11 +95,18 @@ def _features(answer: Mapping[Any, Any]) -> dict[str, float]:
     return features
 
 
-def _checked(answer: Any) -> Any:
-    """The same struct with every field of its type: msgspec itself checks nothing when one is constructed."""
-    answer = msgspec.convert(msgspec.to_builtins(answer, enc_hook=_number), type(answer))
-    if isinstance(answer, Recommendation) and not 0.0 <= answer.confidence <= 1.0:
-        raise ValueError(f"confidence {answer.confidence} is not within [0, 1]")
+def _checked(answer: Any, expected: type) -> Any:
+    """The same struct with every field of its type: msgspec itself checks nothing when one is constructed.
+
+    Of a subclass the fields alone are taken: one that computes them could tell guards and host different things.
+    """
+    answer = msgspec.convert(msgspec.to_builtins(answer, enc_hook=_number), expected)
+    if isinstance(answer, Recommendation):
+        if not 0.0 <= answer.confidence <= 1.0:
+            raise ValueError(f"confidence {answer.confidence} is not within [0, 1]")
+        large = [name for name, value in answer.parameters.items() if type(value) is int and abs(value) >= _TOO_LARGE]
+        if large:
+            raise ValueError(f"parameter {large[0]!r} has more than 63 bits, which cannot be written down")
     return answer
 
 

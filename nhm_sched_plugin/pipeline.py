@@ -239,7 +239,8 @@ class Pipeline:
             return gate.confident(candidate.confidence, threshold) and not self._vetoes(ticket, state, candidate)
 
         other = policy.explore(ticket, state, forecast, admissible)
-        return advice if other is None else Advice(other, None)
+        # Asked again, since a policy may have been told no and answer with it all the same.
+        return Advice(other, None) if other is not None and admissible(other) else advice
 
     def _fall_back(
         self, ticket: Ticket | None, state: SchedulingState, reason: Reason

@@ -122,7 +122,7 @@ class PlannerSettings(Tree):
     """How long a new worker takes until it can start a ticket."""
     sla_wait_s: Annotated[float, Field(gt=0)] = 60.0
     """A ticket meets its SLA when it starts within this time."""
-    late_cost: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    late_cost: Annotated[float, Field(gt=0, le=1000)] = 25.0
     """What a late ticket costs, in tickets' worth of work: calibration weighs it against idle workers."""
 
 

@@ -178,13 +178,18 @@ def replay(
         names = checked([name.strip() for name in policies.split(",") if name.strip()])
     except IngestError as error:
         raise typer.BadParameter(f"--policies: {error}") from None
-    if load is not None and (file is not None or mapping):
-        raise typer.BadParameter(f"--load {load} makes its tickets; leave FILE and --map out")
-    settings = settings_of(config)
     made = _made_of(max_duration, service_mean, service_sigma)
+    if load is not None and (file is not None or mapping or made):
+        options = ["--max-duration", "--service-mean", "--service-sigma"]
+        values = [file, mapping, max_duration, service_mean, service_sigma]
+        given = [
+            name for name, value in zip(["FILE", "--map", *options], values, strict=True) if value not in (None, [])
+        ]
+        raise typer.BadParameter(f"--load {load} makes its tickets; leave {' and '.join(given)} out")
+    settings = settings_of(config)
     with progress("Reading the tickets") as update:
         source = (
-            _load(load)
+            _load(load, volume)
             if load is not None
             else _tickets(settings, file, pairs(mapping, "--map"), made, volume, range(seed, seed + seeds))
         )
@@ -212,11 +217,12 @@ def replay(
     print_summary(data, out)
 
 
-def _load(name: str) -> Load:
+def _load(name: str, volume: float) -> Load:
     from nhm_sched_plugin.twin.loads import load
 
     try:
-        return load(name)
+        made = load(name)
+        return made._replace(make=partial(_times, made.make, volume))
     except IngestError as error:
         raise typer.BadParameter(f"--load: {error}") from None
 

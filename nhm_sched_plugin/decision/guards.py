@@ -47,16 +47,19 @@ class Limits:
 
         `now` and `last_pool_action_at` (of the last *applied* pool action, None when there was none) are Unix seconds.
         Guards by name: `active_workers` (the pool's size is unknown), `parameters` (no integer `target_workers`),
-        `direction`, `limits`, `max_step`, `measurements`, `backlog`, `cooldown`.
+        `direction`, `limits`, `max_step`, `measurements`, `backlog`, `cooldown`. What does not touch the pool passes as
+        long as anything at all is measured.
         """
         if recommendation.action not in POOL_ACTIONS:
-            return None
+            return _BLIND if _blind(state) else None
         active = known(state.active_workers)
         if active is None:
             return Veto(guard="active_workers", reason="the number of active workers is unknown")
         target = recommendation.parameters.get("target_workers")
         if type(target) is not int:
             return Veto(guard="parameters", reason=f"target_workers is {target!r}; a pool action needs an integer")
+        if known(target) is None:  # Python refuses to print, and records cannot hold, what has thousands of digits
+            return Veto(guard="parameters", reason="target_workers is larger than any number of workers")
         if recommendation.action == Action.DECREASE_WORKER_POOL:
             return self._check_removal(state, active, target, now, last_pool_action_at)
         return self._check_addition(recommendation.action, active, target)
@@ -76,7 +79,7 @@ class Limits:
         if recommendation.action not in POOL_ACTIONS:
             return recommendation
         active, target = known(state.active_workers), recommendation.parameters.get("target_workers")
-        if active is not None and type(target) is int:
+        if active is not None and type(target) is int and known(target) is not None:
             allowed = self._nearest_allowed(recommendation.action, active, target)
             if allowed != target:
                 if (allowed >= active) if allowed > target else (allowed <= active):
@@ -130,7 +133,8 @@ class Limits:
         if queue is not None and queue >= 1:
             return Veto(guard="backlog", reason=f"{queue:g} tickets wait; workers are removed only when none does")
         # The distance either way: after the clock was set back far, a stamp in the future must not block for hours.
-        if last_pool_action_at is not None and abs(now - last_pool_action_at) < self.cooldown_s:
+        # "Not at least" instead of "less than": a clock that says NaN blocks.
+        if last_pool_action_at is not None and not abs(now - last_pool_action_at) >= self.cooldown_s:
             elapsed = max(0.0, now - last_pool_action_at)
             return Veto(
                 guard="cooldown",
@@ -146,6 +150,20 @@ class Limits:
             reason=f"target_workers {target} is {abs(target - active):g} away from {active:g};"
             f" limits.max_step is {self.max_step}",
         )
+
+
+_BLIND: Final = Veto(guard="measurements", reason="nothing is measured; without metrics the rules decide")
+
+
+def _blind(state: SchedulingState) -> bool:
+    return (
+        known(state.queue_depth) is None
+        and known(state.active_workers) is None
+        and known(state.resource_cpu_avg) is None
+        and known(state.avg_task_duration_ms) is None
+        and known(state.sla_compliance_rate) is None
+        and known(state.resource_memory_avg) is None
+    )
 
 
 def _wrong_direction(action: Action, active: float, target: int) -> Veto:

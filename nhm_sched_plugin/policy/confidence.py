@@ -1,14 +1,16 @@
-"""How sure is it that an arm is at least as good as what the rules would do? Counted, not computed.
+"""How sure is it that an arm is at least as good as what the rules would do? A posterior of what it saves.
 
 In the twin, at random control ticks, the same moment is continued with the rules' action and with each other, the
-planner following both (`twin/trials.py`). An arm wins where it costs no more. Confidence is the posterior mean of a
-Beta: as many wins and trials as were counted in the state, and before them `PRIOR_TRIALS` at the arm's own frequency
-over all states (empirical Bayes: C. Morris 1983, "Parametric empirical Bayes inference", JASA 78). Below `MIN_TRIALS`
-it is at most `UNSEEN`.
+planner following both (`twin/trials.py`). What an arm saves over the rules' action is mostly a little idle time one way
+or the other, and rarely a crowd that waits or does not: single trials say little, their mean is what counts. So
+confidence is P(mean saving in this state >= 0), from a normal random-effects model: states differ around the arm's own
+mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986, "Meta-analysis in clinical trials"),
+and a state with few trials of its own is believed to be like the others. Trials overlap, so `TRIAL_DEPENDENCE` of them
+count as one. Below `MIN_TRIALS` the answer is at most `UNSEEN`.
 
-The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at P <
-`BRAKE` that the arm is at least as good, confidence is that P, whatever the twin found. Rewards that follow each other
-overlap in time, so `DEPENDENCE` of them count as one.
+The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at
+P < `BRAKE` that the arm is at least as good, confidence is that P, whatever the twin found. Rewards that follow each
+other overlap in time, so `DEPENDENCE` of them count as one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Final
 
-from nhm_sched_plugin.policy.qtable import RULES, Cell, QTable
+from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable
 
 __all__ = [
     "BRAKE",
@@ -26,8 +28,10 @@ __all__ = [
     "LEAVE_AT",
     "MIN_TRIALS",
     "MIN_VISITS",
+    "TRIAL_DEPENDENCE",
     "UNSEEN",
     "confidence",
+    "inferior",
     "live_odds",
     "preferred",
     "value",
@@ -37,8 +41,6 @@ MIN_VISITS: Final = 30
 """Real rewards of both arms below which they cannot brake."""
 MIN_TRIALS: Final = 30
 """Trials below which the answer is never above `UNSEEN`, and nothing is said about what an arm saves."""
-PRIOR_TRIALS: Final = 50
-"""Trials follow each other closely and overlap: so many of them are worth a few independent ones."""
 UNSEEN: Final = 0.5
 """Confidence without evidence: as likely worse as better."""
 CEILING: Final = 0.99
@@ -47,8 +49,8 @@ LEAVE_AT: Final = 0.95
 """How sure it must be that another arm costs less than the planner's before the planner is left."""
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
-_TRIAL_DEPENDENCE: Final = 10
-"""The same for trials."""
+TRIAL_DEPENDENCE: Final = 10
+"""The same for trials: half a minute apart, and twenty minutes long."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()
@@ -60,21 +62,42 @@ def value(cell: Cell, learning_rate: float) -> float:
     return cell.q / -math.expm1(cell.visits * math.log1p(-learning_rate)) if cell.visits else 0.0
 
 
-def confidence(table: QTable, state: str, arm: str, rules_arm: str) -> float:
-    """P(`arm` is at least as good here as the rules' `rules_arm`), in [0, `CEILING`]."""
+def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: bool = False) -> float:
+    """P(`arm` is at least as good here as the rules' `rules_arm`), in [0, `CEILING`]; `planned`: it is the plan's."""
     row = table.rows.get(state, _NO_CELLS)
-    cell = row.get(arm)
+    name = PLANNED + arm if planned else arm
+    cell = row.get(name)
     if cell is None or not cell.trials:
         return UNSEEN
-    counted = (cell.wins + PRIOR_TRIALS * table.pooled(arm)) / (cell.trials + PRIOR_TRIALS)
-    found = min(counted, CEILING if cell.trials >= MIN_TRIALS else UNSEEN)
-    odds = live_odds(cell, row.get(rules_arm))
+    mean, between, error = table.pooled(name, _random_effects)
+    own = _error(cell.trials, cell.over_m2, TRIAL_DEPENDENCE)
+    precision = 1.0 / own + 1.0 / (between + error)
+    saving = (cell.over / own + mean / (between + error)) / precision
+    found = min(_NORMAL.cdf(saving * math.sqrt(precision)), CEILING if cell.trials >= MIN_TRIALS else UNSEEN)
+    odds = live_odds(row.get(arm), row.get(rules_arm))
     return min(found, odds) if odds is not None and odds < BRAKE else found
 
 
-def live_odds(arm: Cell, rules: Cell | None) -> float | None:
+def _random_effects(cells: list[Cell]) -> tuple[float, float, float]:
+    """Mean saving of an arm over all states, its variance between them, and the squared error of that mean."""
+    tried = [cell for cell in cells if cell.trials >= 2]
+    if not tried:
+        return 0.0, PRIOR_SD**2, PRIOR_SD**2
+    weights = [1.0 / _error(cell.trials, cell.over_m2, TRIAL_DEPENDENCE) for cell in tried]
+    total = math.fsum(weights)
+    mean = math.fsum(weight * cell.over for weight, cell in zip(weights, tried, strict=True)) / total
+    spread = math.fsum(weight * (cell.over - mean) ** 2 for weight, cell in zip(weights, tried, strict=True))
+    room = total - math.fsum(weight * weight for weight in weights) / total
+    between = max(0.0, (spread - (len(tried) - 1)) / room) if room > 0 else PRIOR_SD**2
+    weights = [1.0 / (between + 1.0 / weight) for weight in weights]
+    total = math.fsum(weights)
+    mean = math.fsum(weight * cell.over for weight, cell in zip(weights, tried, strict=True)) / total
+    return mean, between, 1.0 / total
+
+
+def live_odds(arm: Cell | None, rules: Cell | None) -> float | None:
     """P(the arm's mean real reward is at least the rules'), by a normal approximation; None without enough of both."""
-    if rules is None or rules is arm or arm.live < MIN_VISITS or rules.live < MIN_VISITS:
+    if arm is None or rules is None or rules is arm or arm.live < MIN_VISITS or rules.live < MIN_VISITS:
         return None
     spread = _error(arm.live, arm.live_m2, DEPENDENCE) + _error(rules.live, rules.live_m2, DEPENDENCE)
     return _NORMAL.cdf((arm.live_mean - rules.live_mean) / math.sqrt(spread))
@@ -92,13 +115,21 @@ def preferred(row: Mapping[str, Cell], arms: Sequence[str], rules_arm: str) -> i
         cell = row.get(arms[at])
         if cell is None or cell.pairs < MIN_TRIALS or cell.gain <= saved or arms[at] == arms[0]:
             continue
-        sure = _NORMAL.cdf(cell.gain / math.sqrt(_error(cell.pairs, cell.gain_m2, _TRIAL_DEPENDENCE)))
+        sure = _NORMAL.cdf(cell.gain / math.sqrt(_error(cell.pairs, cell.gain_m2, TRIAL_DEPENDENCE)))
         if sure >= 1.0 - (1.0 - LEAVE_AT) / others:
             best, saved = at, cell.gain
     rules = row.get(RULES + rules_arm)
     if rules is not None and rules.pairs >= MIN_TRIALS and rules.gain > saved:
         return None
     return best
+
+
+def inferior(cell: Cell | None) -> bool:
+    """Whether the trials are as good as sure (`LEAVE_AT`) that the arm costs more than the planner's own."""
+    if cell is None or cell.pairs < MIN_TRIALS:
+        return False
+    error = _error(cell.pairs, cell.gain_m2, TRIAL_DEPENDENCE)
+    return _NORMAL.cdf(cell.gain / math.sqrt(error)) <= 1.0 - LEAVE_AT
 
 
 def _error(count: int, m2: float, dependence: int) -> float:

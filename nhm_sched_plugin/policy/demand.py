@@ -1,7 +1,7 @@
 """How many workers the pool will need when one ordered now can start: a calibrated model of the next minutes.
 
-The hourly forecast knows the day; bursts live in minutes. So the calibrated planner looks at what is in the system now (busy
-workers plus waiting tickets, L) and at the tickets of the last 15 s to one hour:
+The hourly forecast knows the day; bursts live in minutes. So the calibrated planner looks at what is in the system now
+(busy workers plus waiting tickets, L) and at the tickets of the last 15 s to one hour:
 
     need = L (1 + w1) + w0 + w2 sqrt(L)                             what is there, with room for chance
            + sum over windows w of beta_w (n_w - w L / S)           the trend: arrivals beyond those that sustain L
@@ -10,10 +10,10 @@ workers plus waiting tickets, L) and at the tickets of the last 15 s to one hour
            + rho max(0, a - L)                                      the rise that the hourly forecast expects
 
 S is the mean service time, a the forecast's offered load at the lead time in Erlangs. In a steady state n_w = w L / S
-(Little's law), so every trend term is 0 there whatever its coefficient: the model is right at any volume, also at one it
-was never fitted on. The square roots are those of square-root staffing (Halfin & Whitt 1981); surge_w is what exceeds
-the expected arrivals by three standard deviations of counts with the load's own index of dispersion (Cox & Lewis 1966).
-The coefficients are fitted in the twin (`twin/calibrate.py`) to the least cost of workers and late tickets.
+(Little's law), so every trend term is 0 there whatever its coefficient: the model is right at any volume, also at one
+it was never fitted on. The square roots are those of square-root staffing (Halfin & Whitt 1981); surge_w is what
+exceeds the expected arrivals by three standard deviations of counts with the load's own index of dispersion (Cox &
+Lewis 1966). The coefficients are fitted in the twin (`twin/calibrate.py`) to the least cost of workers and lateness.
 
 `needed` and its helpers are plain arithmetic on numbers, so that the twin compiles the very same code.
 """
@@ -59,7 +59,7 @@ COEFFICIENTS: Final = (
     "surge_120s",
     "rise",
 )
-"""Names of the coefficients, in order. Those of `in_system` and `rise` count by their size: they never lower the need."""
+"""Names of the coefficients, in order. Of `in_system` and `rise` only the size counts: they never lower the need."""
 _SURPRISE: Final = 3.0
 
 
@@ -89,7 +89,7 @@ def needed(
     pace = in_system / service_s
     over60 = n60 - 60.0 * pace - _SURPRISE * math.sqrt(dispersion * expected(in_system, n3600, 60.0, service_s))
     over120 = n120 - 120.0 * pace - _SURPRISE * math.sqrt(dispersion * expected(in_system, n3600, 120.0, service_s))
-    need = in_system + w[0] + abs(w[1]) * in_system + w[2] * math.sqrt(in_system)
+    need: float = in_system + w[0] + abs(w[1]) * in_system + w[2] * math.sqrt(in_system)
     need += w[3] * (n15 - 15.0 * pace) + w[4] * (n60 - 60.0 * pace) + w[5] * (n120 - 120.0 * pace)
     need += w[6] * (n300 - 300.0 * pace) + w[7] * (n900 - 900.0 * pace)
     need += w[8] * math.sqrt(n60) + w[9] * math.sqrt(n300) + w[10] * math.sqrt(n900) + w[11] * math.sqrt(n3600)
@@ -124,9 +124,13 @@ class DemandModel(msgspec.Struct, frozen=True, kw_only=True):
 
     def needed(self, in_system: float, features: Mapping[str, float], service_s: float, offered: float | None) -> float:
         """See the module's `needed`. A count that `features` does not have is taken to be that of a steady state."""
-        arrived = [features.get(name, window / service_s * in_system) for name, window in ARRIVED.items()]
+        n15, n60, n120, n300, n900, n3600 = [
+            features.get(name, window / service_s * in_system) for name, window in ARRIVED.items()
+        ]
         level = math.nan if offered is None else offered
-        return needed(in_system, *arrived, service_s, level, self.dispersion, self.coefficients)
+        return needed(
+            in_system, n15, n60, n120, n300, n900, n3600, service_s, level, self.dispersion, self.coefficients
+        )
 
     def save(self, path: Path) -> None:
         """Write the file atomically. Raises `ModelError` when it cannot be written."""

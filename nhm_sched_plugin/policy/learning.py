@@ -27,7 +27,7 @@ from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.arms import ACTIONS, ARMS, arm_index
-from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, preferred, value
+from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable, file_lock, set_aside, stamp
 from nhm_sched_plugin.policy.state_key import state_key
@@ -77,6 +77,7 @@ class QPolicy:
         baseline: Baseline,
         now: Callable[[], float] = time.time,
         *,
+        last_change: Callable[[], float | None] = lambda: None,
         path: Path | None = None,
         autosave: bool = True,
     ) -> None:
@@ -85,6 +86,7 @@ class QPolicy:
         self._epsilon, self._interval = tuning.epsilon, tuning.update_interval
         self._random = random.Random(tuning.seed)
         self._baseline, self._now, self._autosave = baseline, now, autosave
+        self._last_change = last_change
         self.planner = Planner(settings)
         self.path = path or settings.q_table_path
         self.version = QTable().version
@@ -135,16 +137,23 @@ class QPolicy:
         forecast: Forecast | None,
         admissible: Callable[[Recommendation], bool],
     ) -> Recommendation | None:
-        """With probability epsilon one of the k admissible other actions (propensity epsilon / k), else None."""
+        """With probability epsilon one of the k admissible other actions (propensity epsilon / k), else None.
+
+        What the trials have shown to be worse than the plan is not tried on the real pool again.
+        """
         if self._random.random() >= self._epsilon:
             return None
         greedy, plan, candidates, base = self._answer(ticket, state, forecast)
         row = self.table.rows.get(greedy.state_hash, _NOTHING)
-        base_arm = arm_of(base.action, base.parameters, self.planner.planned(plan, base.action))
+        planned = self.planner.planned
+        base_arm = arm_of(base.action, base.parameters, planned(plan, base.action))
         others = [
-            self._recommendation(greedy.state_hash, row, plan, candidate, base, base_arm)
+            self._recommendation(
+                greedy.state_hash, row, plan, candidate, base, base_arm, own=candidate is candidates[0]
+            )
             for candidate in candidates
             if candidate.action is not greedy.action
+            and not inferior(row.get(arm_of(candidate.action, candidate.parameters, planned(plan, candidate.action))))
         ]
         allowed = [other for other in others if admissible(other)]
         if not allowed:
@@ -156,6 +165,7 @@ class QPolicy:
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None
     ) -> tuple[Recommendation, Plan, list[Candidate], Recommendation]:
         key, plan, candidates = self._situation(state, forecast)
+        candidates = self.planner.resting(candidates, self._now(), self._last_change())
         base = self._baseline(ticket, state, forecast)
         row = self.table.rows.get(key, _NOTHING)
         base_arm = arm_of(base.action, base.parameters, self.planner.planned(plan, base.action))
@@ -166,7 +176,9 @@ class QPolicy:
             chosen = self._choose(row, plan, candidates, base, base_arm) if row else candidates[0]
         alternatives = len(candidates) > 1 or candidates[0].action is not chosen.action
         propensity = 1.0 - self._epsilon if alternatives else 1.0
-        return self._recommendation(key, row, plan, chosen, base, base_arm, propensity), plan, candidates, base
+        own = chosen is candidates[0]
+        said = self._recommendation(key, row, plan, chosen, base, base_arm, propensity, own=own)
+        return said, plan, candidates, base
 
     def _situation(self, state: SchedulingState, forecast: Forecast | None) -> tuple[str, Plan, list[Candidate]]:
         """State key, plan and candidates; from memory when many tickets come between two measurements."""
@@ -211,6 +223,8 @@ class QPolicy:
         base: Recommendation,
         base_arm: str,
         propensity: float = 1.0,
+        *,
+        own: bool,
     ) -> Recommendation:
         parameters: Mapping[str, int | float | str] = chosen.parameters
         arm = arm_of(chosen.action, parameters, self.planner.planned(plan, chosen.action))
@@ -221,10 +235,10 @@ class QPolicy:
             sure = 1.0 if sum([cell.visits for cell in row.values()]) >= MIN_VISITS else UNSEEN
             improvement = 0.0
         else:
-            own, rules = row.get(arm), row.get(base_arm)
-            sure = confidence(self.table, key, arm, base_arm)
-            if own is not None and rules is not None and own.visits and rules.visits:
-                improvement = value(own, self._learning_rate) - value(rules, self._learning_rate)
+            mine, rules = row.get(arm), row.get(base_arm)
+            sure = confidence(self.table, key, arm, base_arm, planned=own)
+            if mine is not None and rules is not None and mine.visits and rules.visits:
+                improvement = value(mine, self._learning_rate) - value(rules, self._learning_rate)
         return Recommendation(
             action=chosen.action,
             parameters=parameters,

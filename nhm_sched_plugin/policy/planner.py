@@ -1,8 +1,8 @@
 """The capacity planner: how many workers the pool needs, and which actions make sense now.
 
 Once calibrated (`nhm-sched learn` writes `settings.planner_path`), the need is that of `policy.demand`: what is in the
-system and came lately, what the forecast expects, and as much room as late tickets and idle workers cost, measured in the
-twin. Until then, and where the host measures too little for it, it comes from queueing theory:
+system and came lately, what the forecast expects, and as much room as late tickets and idle workers are worth, measured
+in the twin. Until then, and where the host measures too little for it, it comes from queueing theory:
 
 Offered load a = forecast rate x mean service time, at the 0.7 quantile of the forecast - the newsvendor's choice when
 a missing worker costs 2.3 times an idle one - and never less than what is busy now: forecasts miss bursts. Workers for
@@ -13,8 +13,8 @@ start, spread over the tickets an extra worker can start within the SLA wait:
     extra   = backlog / (1 + SLA wait / service time)
 
 Scale-in is never justified by a forecast alone: its target is at least the workers busy now plus the tickets waiting.
-Uncalibrated it takes at most a tenth of the pool at a time, because the next burst often comes right after the last, and
-waits while recent tickets miss their SLA; calibration has weighed both.
+Uncalibrated it takes at most a tenth of the pool at a time, because the next burst often comes right after the last,
+and waits while recent tickets miss their SLA; calibration has weighed both.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Planner:
         self.startup_s = settings.planner.startup_s
         self.wait_s = settings.planner.sla_wait_s
         limits = settings.limits
-        self._low, self._high = limits.min_workers, limits.max_workers
+        self._low, self._high, self._cooldown_s = limits.min_workers, limits.max_workers, limits.cooldown_s
         self._step = limits.max_step if limits.max_step is not None else limits.max_workers
         # The hours that begin before a worker ordered now can start.
         self._lead_points = 1 + math.ceil(self.startup_s / 3600)
@@ -133,8 +133,8 @@ class Planner:
                 self.model = model
                 return
             self.problem = (
-                f"{self.path}: was made for planner.startup_s, sla_wait_s = {made_for[0]:g}, {made_for[1]:g} s, but they"
-                f" are {asked[0]:g}, {asked[1]:g} s; run `nhm-sched learn --recalibrate`"
+                f"{self.path}: was made for planner.startup_s = {made_for[0]:g} and sla_wait_s = {made_for[1]:g}, but"
+                f" they are {asked[0]:g} and {asked[1]:g}; run `nhm-sched learn --recalibrate`"
             )
         _log.error("%s. Until then the planner is not calibrated.", self.problem)
 
@@ -197,13 +197,13 @@ class Planner:
             active + int(starting),
         )  # fmt: skip
 
-    def candidates(self, plan: Plan, state: SchedulingState) -> list[Candidate]:
-        """The actions that make sense, the planner's own choice first."""
+    def candidates(self, plan: Plan, state: SchedulingState, headroom: float = 1.0) -> list[Candidate]:
+        """The actions that make sense, the planner's own choice first; `headroom` scales its calibrated room."""
         active, need, keep = plan.active, plan.need, plan.keep
         if active is None or need is None:
             return [Candidate(_NO_ACTION, {})]
         if plan.in_system is not None:
-            found = self._around(plan, need, plan.in_system, active)
+            found = self._around(plan, need, plan.in_system, active, headroom)
         else:
             found = [Candidate(_NO_ACTION, {})]
             if need > active:
@@ -220,12 +220,25 @@ class Planner:
                 found.append(Candidate(_BALANCE, {"strategy": "least_loaded"}))
         return found
 
-    def _around(self, plan: Plan, need: int, in_system: int, active: int) -> list[Candidate]:
+    def resting(self, candidates: list[Candidate], now: float, last_change: float | None) -> list[Candidate]:
+        """Without removals while the guard's cooldown refuses them; the planner's own is then to keep the pool.
+
+        `now` and `last_change` (of the last applied pool action, None: there was none) are Unix seconds.
+        """
+        if last_change is None or abs(now - last_change) >= self._cooldown_s:
+            return candidates
+        if all(each.action is not _DECREASE for each in candidates):
+            return candidates
+        kept = [each for each in candidates if each.action is not _DECREASE]
+        keep = Candidate(_NO_ACTION, {})
+        return kept if candidates[0].action is not _DECREASE else [keep, *(each for each in kept if each != keep)]
+
+    def _around(self, plan: Plan, need: int, in_system: int, active: int, headroom: float) -> list[Candidate]:
         """The planned number of workers, one with more room, one with less, and leaving it; each as an action."""
         ordered = active if plan.ordered is None else plan.ordered
         room, found = need - in_system, []
-        for target in (need, math.ceil(in_system + AMPLE * room), math.ceil(in_system + LEAN * room)):
-            target = self._clip(target, active)
+        for share in (headroom, AMPLE, LEAN):
+            target = need if share == 1.0 else self._clip(math.ceil(in_system + share * room), active)
             if target > ordered:
                 ahead = target > need and not plan.queue
                 found.append(_pool(_PREEMPTIVE if ahead else _INCREASE, target, need))
@@ -314,7 +327,9 @@ def explain(plan: Plan, action: Action, parameters: Mapping[str, int | float | s
         if action in POOL_ACTIONS:
             target = parameters.get("target_workers")
             planned = "" if target == plan.need else f" (planned: {plan.need})"
-            return f"{room}; with room for what may come until a new worker starts: {target} workers{planned}, {active} are active."
+            return (
+                f"{room}; with room for what comes until a new worker starts: {target}{planned}, {active} are active."
+            )
     if action in POOL_ACTIONS:
         target = parameters.get("target_workers")
         if action is _PREEMPTIVE:

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,13 +22,16 @@ import msgspec
 
 from nhm_sched_plugin.errors import ModelError
 
-__all__ = ["RULES", "Cell", "QTable", "file_lock", "reset", "set_aside", "stamp"]
+__all__ = ["PLANNED", "RULES", "Cell", "QTable", "file_lock", "reset", "set_aside", "stamp"]
 
 FORMAT: Final = "nhm-sched-q-table"
 VERSION: Final = 2
-_READ: Final = {1: 4, 2: 12}
+_READ: Final = {1: 4, 2: 14}
 """Numbers of a cell, by version of the file."""
 RULES: Final = "rules:"
+"""Before an arm: what the rules' own action saved over the planner's,"""
+PLANNED: Final = "plan:"
+"""and what the planner's own saved over the rules'. To keep the pool as planned is not to keep it against the plan."""
 
 
 class Cell(msgspec.Struct, frozen=True, gc=False):
@@ -44,11 +47,15 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     trials: int = 0
     """How often the twin tried it against the rules' action, from the very same moment,"""
     wins: int = 0
-    """and how often it cost no more."""
+    """how often it cost no more,"""
+    over: float = 0.0
+    """what it saved on average, in shares of what the tickets in the system cost meanwhile,"""
+    over_m2: float = 0.0
+    """and the sum of squared deviations from that (Welford)."""
     pairs: int = 0
     """How often the twin tried it against the planner's own arm,"""
     gain: float = 0.0
-    """what it saved on average, in shares of what the tickets in the system cost meanwhile,"""
+    """what it saved over that on average, in the same shares,"""
     gain_m2: float = 0.0
     """and the sum of squared deviations from that (Welford)."""
     live: int = 0
@@ -65,7 +72,7 @@ class QTable:
     def __init__(self, rows: dict[str, dict[str, Cell]] | None = None, updates: int = 0) -> None:
         self.rows = rows if rows is not None else {}
         self.updates = updates
-        self._pooled: dict[str, float] = {}
+        self._pooled: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,21 +107,34 @@ class QTable:
         if live_reward is not None:
             live = _welford(*live, live_reward)
         q = old.q + learning_rate * (target - old.q)
-        self._put(state, arm, Cell(q, visits, mean, m2, old.trials, old.wins, old.pairs, old.gain, old.gain_m2, *live))
+        new = msgspec.structs.replace(
+            old, q=q, visits=visits, mean=mean, m2=m2, live=live[0], live_mean=live[1], live_m2=live[2]
+        )
+        self._put(state, arm, new)
         self.updates += 1
         return q
 
-    def tried(self, state: str, arm: str, won: bool | None, gain: float | None) -> None:
-        """A trial in the twin: whether it cost no more than the rules' action, what it saved over the planner's arm.
+    def tried(self, state: str, arm: str, over: float | None, gain: float | None) -> None:
+        """A trial in the twin: what the arm saved over the rules' action, and over the planner's arm.
 
         None where the two are the same action, which tells nothing.
         """
         old = self.cell(state, arm) or _EMPTY
-        pairs, mean, m2 = (old.pairs, old.gain, old.gain_m2)
+        saved, paired, wins = (old.trials, old.over, old.over_m2), (old.pairs, old.gain, old.gain_m2), old.wins
+        if over is not None:
+            saved, wins = _welford(*saved, over), wins + (over >= 0)
         if gain is not None:
-            pairs, mean, m2 = _welford(pairs, mean, m2, gain)
-        trials, wins = old.trials + (won is not None), old.wins + bool(won)
-        new = msgspec.structs.replace(old, trials=trials, wins=wins, pairs=pairs, gain=mean, gain_m2=m2)
+            paired = _welford(*paired, gain)
+        new = msgspec.structs.replace(
+            old,
+            trials=saved[0],
+            over=saved[1],
+            over_m2=saved[2],
+            wins=wins,
+            pairs=paired[0],
+            gain=paired[1],
+            gain_m2=paired[2],
+        )
         self._put(state, arm, new)
         self._pooled.clear()
 
@@ -122,19 +142,19 @@ class QTable:
         """Before new ones with another planner: what its arms did says nothing of the new one's."""
         for state, row in self.rows.items():
             self.rows[state] = {
-                arm: msgspec.structs.replace(cell, trials=0, wins=0, pairs=0, gain=0.0, gain_m2=0.0)
+                arm: msgspec.structs.replace(
+                    cell, trials=0, wins=0, over=0.0, over_m2=0.0, pairs=0, gain=0.0, gain_m2=0.0
+                )
                 for arm, cell in row.items()
                 if cell.visits
             }
         self._pooled.clear()
 
-    def pooled(self, arm: str) -> float:
-        """How often the arm won over all states, from one win and one loss."""
+    def pooled(self, arm: str, made: Callable[[list[Cell]], Any]) -> Any:
+        """What `made` says of the arm's cells in all states; from memory until there are new trials."""
         found = self._pooled.get(arm)
         if found is None:
-            cells = [row[arm] for row in list(self.rows.values()) if arm in row]
-            won, made = sum(cell.wins for cell in cells), sum(cell.trials for cell in cells)
-            found = self._pooled[arm] = (won + 1.0) / (made + 2.0)
+            found = self._pooled[arm] = made([row[arm] for row in list(self.rows.values()) if arm in row])
         return found
 
     def _put(self, state: str, arm: str, cell: Cell) -> None:
@@ -255,9 +275,9 @@ def _cell(found: list[float], numbers: int) -> Cell:
     q, visits, mean, m2 = found[:4]
     if numbers == 4:
         return Cell(float(q), int(visits), float(mean), float(m2))
-    trials, wins, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
+    trials, wins, over, over_m2, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
     return Cell(
-        float(q), int(visits), float(mean), float(m2), int(trials), int(wins),
+        float(q), int(visits), float(mean), float(m2), int(trials), int(wins), float(over), float(over_m2),
         int(pairs), float(gain), float(gain_m2), int(live), float(live_mean), float(live_m2),
     )  # fmt: skip
 

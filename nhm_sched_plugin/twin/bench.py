@@ -12,29 +12,33 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from nhm_sched_plugin.decision.gate import volume_threshold
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.controllers import (
     Clock,
     Kind,
+    PlannerController,
     PluginController,
     RulesController,
     StaticController,
     static_workers,
 )
 from nhm_sched_plugin.twin.forecasts import RollingForecasts
-from nhm_sched_plugin.twin.learn import lead_s, pretrain
+from nhm_sched_plugin.twin.learn import calibrated, lead_s, pretrain
 from nhm_sched_plugin.twin.oracle import oracle
 from nhm_sched_plugin.twin.results import Frontier, HourLine, PolicyResult, Scored, measured
 from nhm_sched_plugin.twin.rivals import RIVALS, Scene
 from nhm_sched_plugin.twin.simulator import Controller, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
-from nhm_sched_plugin.twin.tuning import Tuned, first_workers, frontier, tuned
+from nhm_sched_plugin.twin.tuning import Tuned, first_workers, frontier, play, tuned
+from nhm_sched_plugin.types import SchedulingState
 
 __all__ = ["POLICIES", "Bench", "Progress", "Rules", "checked"]
 
-POLICIES: Final = ("plugin", "rules", *RIVALS, "static", "oracle")
+POLICIES: Final = ("plugin", "planner", "rules", *RIVALS, "static", "oracle")
+_HEADROOMS: Final = (0.8, 0.9, 1.0, 1.15, 1.3)
 Progress = Callable[[str, float], Any]
 """Gets what is being done and the share of it that is done, in [0, 1]."""
 
@@ -169,11 +173,16 @@ class Bench:
         if ":" in name:
             return self._simulated(name, _factory(name)(self.scene))
         forecasts = self.forecasts(name)
+        served, advance = (None, None) if forecasts is None else (forecasts.served, forecasts.advance)
+        if name == "planner":
+            self._prepare_planner()
+            return self._simulated(name, PlannerController(self.settings, served, advance, self._best_headroom()))
         if name == "rules":
-            served, advance = (None, None) if forecasts is None else (forecasts.served, forecasts.advance)
             rules = RulesController(self.settings, served, advance)
             return self._simulated(name, rules, rules.decisions)
+        self._prepare_planner()
         self._prepare_table()
+        self._tell_the_gate()
         return self._plugin(forecasts)
 
     def _oracle(self) -> PolicyResult:
@@ -226,6 +235,43 @@ class Bench:
                 before_tick=advance,
             )
             return self._simulated("plugin", controller, controller.decisions)
+
+    def _prepare_planner(self) -> None:
+        """The user's calibration where it fits this pool and saw nothing of the replayed part, else one of the rest."""
+        path, users = self.settings.planner_path, self._users.planner_path
+        if users.exists() and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(users, path)
+        told = self._telling("calibrate the planner")
+        model = calibrated(self.settings, self.train, seed=self.seed, progress=told)
+        self.notes.append(
+            f"planner: calibrated on {model.tickets:,} tickets before; {100 * model.sla:.1f} % in time there at"
+            f" {model.cost:.2f} times the oracle's cost"
+        )
+
+    def _best_headroom(self) -> float:
+        """The constant factor on the planned room that costs least on the training part."""
+        late_cost = self.settings.planner.late_cost * self.train.service_mean_s
+
+        def loss(headroom: float) -> float:
+            run = play(self.train, PlannerController(self.settings, headroom=headroom), self.scene)
+            return run.worker_seconds + late_cost * run.missed
+
+        best = min(_HEADROOMS, key=loss)
+        self.notes.append(f"planner: {best:g} of its room, the best constant on the training part")
+        return best
+
+    def _tell_the_gate(self) -> None:
+        if self._users.optimizer.forecast_volume_threshold is not None:
+            return
+        workers, service_ms = float(self.first_workers), 1000 * self.train.service_mean_s
+        default = volume_threshold(SchedulingState(active_workers=workers, avg_task_duration_ms=service_ms))
+        figure = "" if default is None else f"; for the {workers:g} workers at the beginning it is {default:,.0f}"
+        self.notes.append(
+            "plugin: asked at any load, since optimizer.forecast_volume_threshold is not set. By default that is "
+            "80 % of the pool's capacity; below it the rules decide, which is most of the time, and the replay would "
+            f"mostly measure them. To see the gate, set the key, in tickets an hour{figure}"
+        )
 
     def _prepare_table(self) -> None:
         path, users, decisions = self.settings.q_table_path, self._users.q_table_path, self.rules.learn_decisions
@@ -297,10 +343,14 @@ def _isolated(settings: Settings, folder: Path, rules: Rules, seed: int) -> Sett
     """The user's settings, at full rollout, seeded, and with nothing of theirs in reach of a write."""
     tuning = settings.ml.scheduling
     tuning = tuning.model_copy(update={"seed": (tuning.seed or 0) + seed})
+    optimizer = settings.optimizer
+    if optimizer.forecast_volume_threshold is None:  # the policy is asked at any load, see `Bench._tell_the_gate`
+        optimizer = optimizer.model_copy(update={"forecast_volume_threshold": 0.0})
     planner = {"startup_s": rules.startup_s, "sla_wait_s": rules.sla_wait_s}
     return settings.model_copy(
         update={
             "data_dir": folder,
+            "optimizer": optimizer,
             "planner": settings.planner.model_copy(update=planner),
             "ml": settings.ml.model_copy(update={"scheduling": tuning}),
             "rollout": settings.rollout.model_copy(update={"percentage": 100}),

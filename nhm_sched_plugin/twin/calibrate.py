@@ -1,4 +1,4 @@
-"""Calibration of the planner in the twin: the coefficients of `policy.demand` that cost least on a trace and its variations.
+"""Calibration of the planner in the twin: the coefficients of `policy.demand` that cost least on a trace.
 
 Cost is worker-seconds plus `late_cost` tickets' worth of work for each late ticket, over the worker-seconds of the
 clairvoyant oracle. It is measured by running the pool, with its start-up time, cooldown and limits, and minimised by
@@ -17,7 +17,6 @@ import numpy as np
 from nhm_sched_plugin.policy.demand import COEFFICIENTS, DemandModel
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout, pilot
-from nhm_sched_plugin.twin.forecasts import SeasonalGuess
 from nhm_sched_plugin.twin.oracle import oracle
 from nhm_sched_plugin.twin.scenarios import overlaid, with_flash_crowds
 from nhm_sched_plugin.twin.traces import Trace, TraceError
@@ -31,6 +30,7 @@ GENERATIONS: Final = 40
 _MOST_TICKETS: Final = 300_000
 """The most recent ones; more cost time and say little new of the next minutes."""
 _MOST_DAYS: Final = 28
+_HOUR: Final = 3600.0
 _COPIES: Final = 3
 _START: Final = (2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 1.0, 0.3, 0.2, 0.2, 0.5, 0.5, 0.1)
 """Square-root staffing with a little trend: where the search begins."""
@@ -148,11 +148,26 @@ def _recent(trace: Trace) -> Trace:
 
 
 def _scene(trace: Trace, startup_s: float) -> _Scene:
-    guess = SeasonalGuess(trace)
     work_s = trace.service_mean_s
-    hours = max(1, math.ceil((trace.end - trace.start) / 3600.0))
-    rates = [guess.rate(trace.start + 3600.0 * hour + startup_s) for hour in range(hours)]
-    return _Scene(trace, np.array(rates) * work_s / 3600.0, max(oracle(trace, startup_s).worker_seconds, 1.0), work_s)
+    offered = _expected_rates(trace, startup_s) * work_s / 3600.0
+    return _Scene(trace, offered, max(oracle(trace, startup_s).worker_seconds, 1.0), work_s)
+
+
+def _expected_rates(trace: Trace, ahead_s: float) -> NDArray[np.float64]:
+    """Tickets/h expected in each hour or soon after: the mean of that hour on the *other* days (weeks, from four on).
+
+    Leaving the day itself out keeps the calibration from trusting a forecast that has seen the answer.
+    """
+    hours = max(1, math.ceil((trace.end - trace.start) / _HOUR))
+    counts = np.bincount(((trace.arrivals - trace.start) // _HOUR).astype(np.int64), minlength=hours)[:hours]
+    period = 168 if hours >= 4 * 168 else 24
+    slot = np.arange(hours) % period
+    total, days = np.bincount(slot, counts, period)[slot], np.bincount(slot, minlength=period)[slot]
+    others = np.where(days > 1, (total - counts) / np.maximum(days - 1, 1), math.nan)
+    highest = others.copy()  # of the hours that begin within the lead time, as the live planner takes it
+    for ahead in range(1, 1 + math.ceil(ahead_s / _HOUR)):
+        highest = np.fmax(highest, np.append(others[ahead:], np.full(min(ahead, hours), others[-1])))
+    return highest
 
 
 def limits_of(settings: Settings) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS, Limits
 from nhm_sched_plugin.decision.rulebook import RuleBook, resolve_rule_book
+from nhm_sched_plugin.policy.planner import Planner
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
@@ -18,6 +19,7 @@ __all__ = [
     "Advised",
     "Clock",
     "Kind",
+    "PlannerController",
     "PluginController",
     "RulesController",
     "StaticController",
@@ -159,6 +161,48 @@ class RulesController:
         if target is not None:
             self.last_pool_action_at = now
         return instructed(answer.action, answer.parameters, state)
+
+
+class PlannerController:
+    """The planner's own target at every tick, within the same guards as the plugin: what learning has to beat.
+
+    `headroom` scales the planned room above what is in the system.
+    """
+
+    watches_tickets = False
+
+    def __init__(
+        self,
+        settings: Settings,
+        forecaster: Forecasts | None = None,
+        before_tick: Callable[[float], Any] | None = None,
+        headroom: float = 1.0,
+    ) -> None:
+        self.name = "planner"
+        self._before_tick = before_tick
+        self._planner = Planner(settings)
+        self._limits = Limits(settings.limits)
+        self._advised = Advised(forecaster)
+        self._headroom = headroom
+        self._last_pool_action_at: float | None = None
+
+    def on_arrival(self, index: int, state: SchedulingState, now: float) -> None: ...
+
+    def on_finished(self, index: int, wait_s: float, now: float) -> None: ...
+
+    def on_tick(self, state: SchedulingState, now: float) -> int | None:
+        if self._before_tick is not None:
+            self._before_tick(now)
+        full, forecast = self._advised.complete(state, now)
+        plan = self._planner.plan(full, forecast)
+        chosen = self._planner.candidates(plan, full, self._headroom)[0]
+        answer = Recommendation(action=chosen.action, parameters=chosen.parameters)
+        if self._limits.check(None, full, answer, now, self._last_pool_action_at) is not None:
+            return None
+        target = obeyed(chosen.action, chosen.parameters, state)
+        if target is not None:
+            self._last_pool_action_at = now
+        return target
 
 
 class Host(Protocol):

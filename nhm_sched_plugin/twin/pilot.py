@@ -61,7 +61,7 @@ def need_now(sim: Any, marks: Any, counts: Any, lengths: Any, offered: float, di
 
 @inner
 def order(sim: Any, target: float, last_change: float, limits: Any) -> float:
-    """Brings the pool to `target` (rounded up) as far as guards and limits allow; the time of the last change after it."""
+    """Brings the pool to `target` (rounded up) as far as guards and limits allow; the time of the last change then."""
     if math.isnan(target):
         return last_change
     workers, up, now = active(sim), ordered(sim), sim.t[NOW]

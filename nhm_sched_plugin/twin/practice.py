@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -18,16 +18,16 @@ from nhm_sched_plugin.decision.reward import reward
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy, arm_of
 from nhm_sched_plugin.policy.planner import Plan
-from nhm_sched_plugin.policy.qtable import RULES
+from nhm_sched_plugin.policy.qtable import PLANNED, RULES
 from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
 from nhm_sched_plugin.twin.controllers import RulesController, obeyed
 from nhm_sched_plugin.twin.simulator import Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
-from nhm_sched_plugin.twin.trials import WINDOW_S, Move, Trials, complete, no_worse, pool_of
+from nhm_sched_plugin.twin.trials import WINDOW_S, Move, Trials, complete, pool_of
 from nhm_sched_plugin.twin.windows import Window, Windows
-from nhm_sched_plugin.types import Action, Experience, SchedulingState
+from nhm_sched_plugin.types import Experience, SchedulingState
 
 __all__ = ["lead_s", "practise"]
 
@@ -110,7 +110,9 @@ class _Learner:
         base = self._rules.rules(None, full, forecast)
         rules = Move(base.action, base.parameters)
         plan = self._policy.planner.plan(full, forecast)
-        moves = self._allowed([Move(*pair) for pair in self._candidates(plan, full)], now)
+        planner, last = self._policy.planner, self._rules.last_pool_action_at
+        offered = planner.resting(planner.candidates(plan, full), now, last)
+        moves = [Move(each.action, each.parameters) for each in offered]
         if self._trials.possible(now) and self._draw.random() < self._share:
             self._try(state_key(full), plan, moves, rules)
         chosen = self._chosen(moves, rules)
@@ -134,19 +136,6 @@ class _Learner:
             self._rules.last_pool_action_at = now
         return target
 
-    def _candidates(self, plan: Plan, state: SchedulingState) -> Sequence[tuple[Action, dict[str, int | float | str]]]:
-        return [(found.action, found.parameters) for found in self._policy.planner.candidates(plan, state)]
-
-    def _allowed(self, moves: list[Move], now: float) -> list[Move]:
-        """Without removals while the guard would veto them; the planner's own is then to keep the pool."""
-        last = self._rules.last_pool_action_at
-        if last is None or not now - last < self._cooldown_s:
-            return moves
-        kept = [move for move in moves if move.action is not Action.DECREASE_WORKER_POOL]
-        if moves[0].action is Action.DECREASE_WORKER_POOL:
-            kept.insert(0, Move(Action.NO_ACTION, {}))
-        return kept
-
     def _chosen(self, moves: list[Move], rules: Move) -> Move:
         if self._who == "rules":
             return rules
@@ -159,14 +148,17 @@ class _Learner:
         planned, table = self._policy.planner.planned, self._policy.table
         *losses, theirs = self._trials.losses([*moves, rules], self._rules.last_pool_action_at)
         workers = max(plan.in_system or plan.active or 1, 1)
-        scale, seen = workers * self._trials.horizon_s, set()
+        scale, seen = workers * self._trials.horizon_s, set[tuple[str, bool]]()
         for at, (move, loss) in enumerate(zip(moves, losses, strict=True)):
             arm = arm_of(move.action, move.parameters, planned(plan, move.action))
-            if arm in seen:
+            if (arm, at == 0) in seen:
                 continue
-            seen.add(arm)
-            won = None if move.like(rules) else no_worse(loss, theirs)
-            table.tried(state, arm, won, None if at == 0 else (losses[0] - loss) / scale)
+            seen.add((arm, at == 0))
+            over = None if move.like(rules) else (theirs - loss) / scale
+            if at == 0:
+                table.tried(state, PLANNED + arm, over, None)
+            else:
+                table.tried(state, arm, over, (losses[0] - loss) / scale)
         arm = arm_of(rules.action, rules.parameters, planned(plan, rules.action))
         table.tried(state, RULES + arm, None, (losses[0] - theirs) / scale)
         self._done.trials += 1

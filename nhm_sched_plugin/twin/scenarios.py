@@ -1,8 +1,9 @@
 """Variations of a trace to calibrate on: more of the same, and bursts that its own history may not have shown.
 
-A planner fitted to one history alone fits its volume and its luck. `overlaid` is a busier organisation of the same kind;
-`with_flash_crowds` adds what breaks SLAs in practice - a sudden crowd many times the usual peak (Jung, Krishnamurthy,
-Rabinovich 2002, "Flash crowds and denial of service attacks", WWW '02: a steep ramp, a plateau of minutes, a decay).
+A planner fitted to one history alone fits its volume and its luck. `overlaid` is a busier organisation of the same
+kind; `with_flash_crowds` adds what breaks SLAs in practice - a sudden crowd many times the usual peak (Jung,
+Krishnamurthy, Rabinovich 2002, "Flash crowds and denial of service attacks", WWW '02: a steep ramp, a plateau of
+minutes, a decay).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trials: one simulated moment continued with different actions, to count how often one costs no more than another.
+"""Trials: one simulated moment continued with different actions, to see what one saves over another.
 
 At a random control tick the simulation is copied. Each copy executes one action once and is then left to the calibrated
 planner for twenty minutes and a start-up, with the same tickets. What it costs is what calibration minimises: worker-
@@ -19,7 +19,7 @@ import numpy as np
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.policy.demand import DemandModel
-from nhm_sched_plugin.policy.learning import QPolicy
+from nhm_sched_plugin.policy.learning import QPolicy, arm_of
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout, lessons, pilot
@@ -39,6 +39,8 @@ WARM_S: Final = 1800.0
 WINDOW_S: Final = 4 * 3600.0
 """Length of an episode with trials; copies of a short one are cheap."""
 BINS: Final = 10
+ENOUGH: Final = 30
+"""Trials of an arm in a state from which on their mean is taken for the truth."""
 _SAME: Final = 1e-9
 _EVERY_S: Final = 60.0
 """Between two trials, on average."""
@@ -119,11 +121,6 @@ class Trials:
         return [known[str(move.target)] for move in moves]
 
 
-def no_worse(loss: float, other: float) -> bool:
-    """Whether it costs no more, but for rounding."""
-    return loss <= other + _SAME * abs(other)
-
-
 def _another(sim: layout.Sim) -> layout.Sim:
     """Arrays of its own, but for what no simulation changes."""
     own = {name: array.copy() for name, array in sim._asdict().items()}
@@ -164,8 +161,22 @@ class Bin(msgspec.Struct, frozen=True):
     """and the share of trials in which it came true."""
 
 
+class Said(NamedTuple):
+    """A recommendation that was tried, and what came of it."""
+
+    state: str
+    arm: str
+    confidence: float
+    saved: float
+    """Over the rules' action, in the shares of `Cell.over`."""
+
+
 class Reliability(msgspec.Struct, frozen=True, kw_only=True):
-    """Does confidence come true?"""
+    """Does confidence come true?
+
+    It speaks of what an arm saves in a state on average, so it comes true where the mean over the trials of the days
+    held out is not below 0. Each trial counts with what came true for its state and arm.
+    """
 
     bins: list[Bin]
     ece: float
@@ -173,26 +184,35 @@ class Reliability(msgspec.Struct, frozen=True, kw_only=True):
     brier: float
     """Mean of (said - found)^2 (Brier 1950)."""
     trials: int
+    sparse: int
+    """Trials in states with fewer than `ENOUGH` of them: their mean says too little to count."""
     same: int
     """Moments at which the policy recommended what the rules do. They are right for certain and count for nothing."""
     followed: float
-    """Share of the other moments whose confidence passed the gate."""
+    """Share of the other moments whose confidence passed the gate at 0.7."""
     followed_won: float
-    """Share of those in which the recommendation cost no more than the rules' action."""
-    saved_followed: float = 0.0
-    """Worker-seconds saved against the rules' action, on average of those that passed the gate,"""
-    saved_refused: float = 0.0
-    """and of those that did not: above 0, the gate refuses actions that cost less on average but win seldom."""
+    """Share of those that came true."""
+
+
+def judged(said: Sequence[Said]) -> tuple[list[float], list[bool]]:
+    """Confidence of each trial in a state and arm with `ENOUGH` of them, and whether the mean saving there was >= 0."""
+    groups: dict[tuple[str, str], list[Said]] = {}
+    for trial in said:
+        groups.setdefault((trial.state, trial.arm), []).append(trial)
+    told: list[float] = []
+    found: list[bool] = []
+    for group in groups.values():
+        if len(group) >= ENOUGH:
+            came_true = math.fsum(trial.saved for trial in group) >= -_SAME * len(group)
+            told += [trial.confidence for trial in group]
+            found += [came_true] * len(group)
+    return told, found
 
 
 def score(
-    said: Sequence[float],
-    came_true: Sequence[bool],
-    same: int = 0,
-    gate: float = 0.7,
-    saved: Sequence[float] = (),
+    said: Sequence[float], came_true: Sequence[bool], same: int = 0, gate: float = 0.7, sparse: int = 0
 ) -> Reliability:
-    """Calibration of probabilities against what came true; `saved` worker-seconds of each, where they are known."""
+    """Calibration of probabilities against what came true."""
     told, found = np.array(said, np.float64), np.array(came_true, np.float64)
     places = np.minimum((told * BINS).astype(int), BINS - 1)
     bins, ece = [], 0.0
@@ -203,17 +223,15 @@ def score(
         bins.append(Bin(place / BINS, (place + 1) / BINS, count, mean, frequency))
         ece += abs(mean - frequency) * count / max(len(told), 1)
     passed = told >= gate
-    savings = np.array(saved if saved else np.zeros(len(told)), np.float64)
     return Reliability(
         bins=bins,
         ece=ece,
         brier=float(((told - found) ** 2).mean()) if len(told) else 0.0,
         trials=len(told),
+        sparse=sparse,
         same=same,
         followed=float(passed.mean()) if len(told) else 0.0,
         followed_won=float(found[passed].mean()) if passed.any() else 0.0,
-        saved_followed=float(savings[passed].mean()) if passed.any() else 0.0,
-        saved_refused=float(savings[~passed].mean()) if (~passed).any() else 0.0,
     )
 
 
@@ -247,9 +265,9 @@ def reliability(
         simulate(pool, asker, tick_s=tick_s)
         if progress is not None:
             progress(min(asker.moments / moments, 1.0))
-    return score(
-        asker.said, asker.came_true, asker.same, settings.optimizer.recommendation_confidence_threshold, asker.saved
-    )
+    told, found = judged(asker.said)
+    gate, sparse = settings.optimizer.recommendation_confidence_threshold, len(asker.said) - len(told)
+    return score(told, found, asker.same, gate, sparse)
 
 
 class _Asker:
@@ -259,7 +277,13 @@ class _Asker:
 
     def __init__(self, settings: Settings, table: QTable, model: DemandModel, tick_s: float, seed: int) -> None:
         self._rules = RulesController(settings)
-        self._policy = QPolicy(settings, self._rules.rules, autosave=False)
+        self._policy = QPolicy(
+            settings,
+            self._rules.rules,
+            now=lambda: self._rules.now,
+            last_change=lambda: self._rules.last_pool_action_at,
+            autosave=False,
+        )
         self._policy.table, self._policy.planner.model = table, model
         self.trials = Trials(settings, model, tick_s)
         self.draw = random.Random(f"reliability {seed}")
@@ -267,9 +291,7 @@ class _Asker:
         self._cooldown_s = settings.limits.cooldown_s
         self._share = tick_s / _EVERY_S
         self.moments = 0
-        self.said: list[float] = []
-        self.came_true: list[bool] = []
-        self.saved: list[float] = []
+        self.said: list[Said] = []
         self.same = 0
 
     def begin(self, pool: Pool, window: Window) -> None:
@@ -288,23 +310,18 @@ class _Asker:
         said = self._policy.recommend(None, full, forecast)
         rules = Move(base.action, base.parameters)
         own = rules if said is None else Move(said.action, said.parameters)
-        if own.action is Action.DECREASE_WORKER_POOL and not self._may_remove(now):
-            own, said = rules, None  # the guard would refuse it
-        elif self.trials.possible(now) and self.draw.random() < self._share:
+        if self.trials.possible(now) and self.draw.random() < self._share:
             self.moments += 1
             if said is None or own.like(rules):
                 self.same += 1
             else:
                 mine, theirs = self.trials.losses([own, rules], self._rules.last_pool_action_at)
-                self.said.append(said.confidence)
-                self.came_true.append(no_worse(mine, theirs))
-                self.saved.append(theirs - mine)
+                plan = self._policy.planner.plan(full, forecast)
+                arm = arm_of(own.action, own.parameters, self._policy.planner.planned(plan, own.action))
+                saved = (theirs - mine) / (max(plan.in_system or plan.active or 1, 1) * self.trials.horizon_s)
+                self.said.append(Said(said.state_hash, arm, said.confidence, saved))
         chosen = own if said is not None and said.confidence >= self._gate else rules
         target = obeyed(chosen.action, chosen.parameters, full)
         if target is not None:
             self._rules.last_pool_action_at = now
         return target
-
-    def _may_remove(self, now: float) -> bool:
-        last = self._rules.last_pool_action_at
-        return last is None or not abs(now - last) < self._cooldown_s

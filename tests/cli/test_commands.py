@@ -171,6 +171,10 @@ def test_replay_from_a_file_and_from_the_records(nhm: Any, tickets: Path, on_tra
     assert (found["startup_s"], found["tick_s"], len(found["seeds"])) == (600.0, 60.0, 2)
     assert found["policies"][0]["differences"] == {}
     assert found["policies"][1]["cost"] == 1.0
+    assert nhm("replay", "--load", "two-types", "--policies", "static", "--seeds", 2, "--tick", 60, "--volume", 0.5,
+               "--no-frontier", "--json", figures).code == 0  # fmt: skip
+    fewer = [seed["tickets"] for seed in json.loads(figures.read_text(encoding="utf-8"))["seeds"]]
+    assert fewer == [pytest.approx(seed["tickets"] / 2, rel=0.05) for seed in found["seeds"]]
     recorded = nhm("replay", "--policies", "static", "-c", on_trained)
     assert recorded.code == 0
     assert "Replay of the records" in recorded.out
@@ -190,7 +194,9 @@ def test_a_load_of_ones_own_making(nhm: Any, folder: Path) -> None:
     assert plain["service_mean_s"] == pytest.approx(300, rel=0.2)
     assert drawn["service_mean_s"] == pytest.approx(50, rel=0.02)
     assert figures("--max-duration", 20)["service_mean_s"] <= 20
-    assert figures("--volume", 3)["tickets"] == pytest.approx(3 * plain["tickets"], rel=0.02)
+    busier = figures("--volume", 3.5, "--seeds", 2)["seeds"]
+    assert busier[0]["tickets"] == pytest.approx(3.5 * plain["tickets"], rel=0.02)
+    assert busier[0]["tickets"] != busier[1]["tickets"], "each seed draws its own copies"
 
 
 def test_hooks(nhm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,11 @@ def test_wrong_variable_and_missing_file(nhm: Any, folder: Path, monkeypatch: py
         (["replay", "x.swf", "--policies", ","], "no policy is named; known: plugin, rules, hpa"),
         (["replay", "x.swf", "--policies", "nowhere:make"], "cannot import 'nowhere'"),
         (["replay", "--load", "storm"], "no load 'storm'; known: smooth, flash, regime, outage, two-types"),
-        (["replay", "x.swf", "--load", "flash"], "--load flash makes its tickets; leave FILE and --map out"),
+        (["replay", "x.swf", "--load", "flash"], "--load flash makes its tickets; leave FILE out"),
+        (
+            ["replay", "--load", "flash", "--service-mean", "50", "--max-duration", "9"],
+            "--load flash makes its tickets; leave --max-duration and --service-mean out",
+        ),
         (["replay", "x.swf", "--seeds", "0"], "0 is outside what is possible: 1 or more"),
         (["replay", "x.swf", "--tick", "0"], "0.0 is outside what is possible: 1 or more"),
         (["replay", "x.swf", "--json", "no/such/folder.json"], "no/such/folder.json cannot be written"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nhm_sched_plugin.decision.guards import Limits
+from nhm_sched_plugin.decision.guards import POOL_ACTIONS, Limits
 from nhm_sched_plugin.settings import LimitSettings
 from nhm_sched_plugin.types import Action, Recommendation, SchedulingState, Veto
 
@@ -33,7 +33,33 @@ def test_what_is_inside_the_limits_passes(action: Action, target: int) -> None:
 
 @pytest.mark.parametrize("action", [Action.NO_ACTION, Action.ADJUST_PRIORITY_WEIGHTS, Action.LOAD_BALANCING_RECONFIG])
 def test_what_does_not_touch_the_pool_passes_even_blind(action: Action) -> None:
-    assert check(action, None, SchedulingState()) is None
+    assert check(action, None, SchedulingState(queue_depth=3)) is None
+    assert check(action, None, SchedulingState(resource_memory_avg=0.3)) is None
+
+
+@pytest.mark.parametrize("action", Action)
+def test_where_nothing_is_measured_the_rules_decide(action: Action) -> None:
+    forecast_alone = SchedulingState(
+        predicted_load_1h=900.0, predicted_load_6h=900.0, features={"arrivals_last_hour": 9}
+    )
+    for blind in (SchedulingState(), forecast_alone, SchedulingState(queue_depth=math.nan)):
+        veto = check(action, 12, blind)
+        assert veto is not None
+        assert veto.guard in {"measurements", "active_workers"}
+        by_rule = LIMITS.restrain(None, blind, advice(action, 12), 0.0, None)
+        assert by_rule.action is (Action.NO_ACTION if action in POOL_ACTIONS else action), "but a rule may"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [10**400, -(10**400), 10**5000, -(10**5000)],
+    ids=["large", "small", "unprintable", "unprintable and small"],
+)
+@pytest.mark.parametrize("action", [UP, DOWN, AHEAD])
+def test_numbers_that_cannot_even_be_printed(action: Action, target: int) -> None:
+    veto = check(action, target)
+    assert veto == Veto(guard="parameters", reason="target_workers is larger than any number of workers")
+    assert restrain(action, target).action is Action.NO_ACTION
 
 
 @pytest.mark.parametrize(
@@ -111,6 +137,13 @@ def test_a_clock_that_was_set_back_does_not_block_for_hours() -> None:
     assert check(DOWN, 10, now=1000.0, last=90_000.0) is None
 
 
+@pytest.mark.parametrize(("now", "last"), [(math.nan, 0.0), (0.0, math.nan), (math.inf, math.inf)])
+def test_a_broken_clock_removes_nobody(now: float, last: float) -> None:
+    veto = check(DOWN, 10, now=now, last=last)
+    assert veto is not None
+    assert veto.guard == "cooldown"
+
+
 def restrain(action: Action, target: Any, state: SchedulingState = IDLE, last: float | None = None) -> Recommendation:
     return LIMITS.restrain(None, state, advice(action, target), 1000.0, last)
 
@@ -157,7 +190,13 @@ NUMBERS = st.none() | st.floats() | st.floats(0, 60) | st.integers(-5, 60)
 @given(
     st.sampled_from(list(Action)),
     st.none() | st.integers(-(10**20), 10**20) | st.integers(-5, 60) | st.floats() | st.text(max_size=3),
-    st.builds(SchedulingState, active_workers=NUMBERS, queue_depth=NUMBERS, resource_cpu_avg=NUMBERS),
+    st.builds(
+        SchedulingState,
+        active_workers=NUMBERS,
+        queue_depth=NUMBERS,
+        resource_cpu_avg=NUMBERS,
+        resource_memory_avg=st.just(0.5),  # or else nobody but a rule may do anything
+    ),
     st.none() | st.floats(0, 2000),
 )
 def test_restrained_advice_is_never_vetoed(

@@ -19,6 +19,7 @@ from nhm_sched_plugin.extension import Found, HookFailedError, HookManager, dead
 from nhm_sched_plugin.hookspecs import ExtensionSpecs, SchedulerSpecs
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.policy.demand import ARRIVED
 from nhm_sched_plugin.settings import HooksSettings, load_settings
 
 HOOKS = {
@@ -420,8 +421,9 @@ def test_hook_collect_state(kit: Any) -> None:
         }
     )
     state = kit.msgspec.structs.replace(kit.BUSY, features={"given": 9.0})
+    lately = dict.fromkeys(ARRIVED, 1)  # this ticket
     assert host.decide(kit.TICKET, state).state.features == {
-        "mine": 2, "early": 1, "arrivals_last_hour": 7, "given": 9,
+        **lately, "mine": 2, "early": 1, "arrivals_last_hour": 7, "given": 9,
     }, "who is loaded later wins over earlier ones and built-ins, the host over all"  # fmt: skip
     assert [count(kit, host, "collect_state", name) for name in ("bad", "nan", "list", "early")] == [1, 1, 1, 0]
 

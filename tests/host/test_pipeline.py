@@ -27,6 +27,7 @@ from nhm_sched_plugin import (
     Ticket,
     Veto,
 )
+from nhm_sched_plugin.policy.demand import ARRIVED
 from nhm_sched_plugin.store.frames import decode, encode
 
 SLACK_S = 1.5
@@ -369,7 +370,7 @@ def test_unusable_features_count_as_unknown(kit: Any, features: Any) -> None:
     host = kit.start()
     decision = host.decide(kit.TICKET, {"active_workers": 3, "features": features})
     assert decision.reason is Reason.APPLIED
-    assert set(decision.state.features) <= {"arrivals_last_hour", "b"}
+    assert set(decision.state.features) <= {*ARRIVED, "b"}
     assert kit.counted(host, "nhm_sched_component_errors_total", component="state") == 1
 
 

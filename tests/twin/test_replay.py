@@ -63,6 +63,10 @@ def test_replay_side_by_side(tmp_path: Path) -> None:
     assert sum(count.count for count in plugin.decisions) == report.tickets + 720, "a decision per ticket and tick"
     assert {count.arm for count in plugin.decisions} == {"treatment"}
     assert "forecast_unavailable" not in plugin.reasons
+    assert "below_volume_threshold" not in plugin.reasons
+    (note,) = (note for note in report_data(report).done if "asked at any load" in note)
+    assert "since optimizer.forecast_volume_threshold is not set" in note
+    assert f"set the key, in tickets an hour; for the {report.first_workers} workers at the beginning it is" in note
     by_reason: dict[str, int] = {}
     for count in plugin.decisions:
         by_reason[count.reason] = by_reason.get(count.reason, 0) + count.count
@@ -76,6 +80,18 @@ def test_replay_side_by_side(tmp_path: Path) -> None:
     assert static.sla > 0.85
     assert ("plugin", 1.0) in told
     assert list(tmp_path.iterdir()) == [], "nothing of the user's is touched"
+
+
+def test_a_configured_gate_is_replayed_as_it_is(tmp_path: Path) -> None:
+    report = replay(
+        daily(3),
+        ("plugin",),
+        {"data_dir": tmp_path, "optimizer": {"forecast_volume_threshold": 1e6}},
+        tick_s=600,
+        learn_decisions=0,
+    )
+    assert report.policies[0].reasons["below_volume_threshold"] > 0.5 * report.tickets
+    assert not any("asked at any load" in note for note in report.notes)
 
 
 def test_wrong_requests(tmp_path: Path) -> None:

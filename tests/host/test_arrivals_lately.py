@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import bisect
+import os
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nhm_sched_plugin.advice.arrivals import ArrivalCounter
+from nhm_sched_plugin.policy.demand import ARRIVED
+
+
+def test_before_the_first_ticket_nobody_knows() -> None:
+    assert ArrivalCounter().lately(1000.0) is None
+
+
+@given(
+    st.lists(st.floats(0, 2000), min_size=1, max_size=60).map(sorted),
+    st.floats(0, 4000),
+    st.floats(1_700_000_000, 1_700_010_000),
+)
+def test_counts_what_came_within_each_window_to_five_seconds(gaps: list[float], later: float, began: float) -> None:
+    counter = ArrivalCounter()
+    at = [began + gap for gap in gaps]
+    for now in at:
+        counter.observe(now)
+    now = at[-1] + later
+    found = counter.lately(now)
+    assert found is not None
+    assert list(found) == list(ARRIVED)
+    for name, window in ARRIVED.items():
+        inside = len(at) - bisect.bisect_right(at, now - window)
+        with_bin = len(at) - bisect.bisect_left(at, now - window - 5.0)
+        assert inside <= found[name] <= with_bin, name
+
+
+def test_on_the_bin_a_window_is_exact() -> None:
+    counter = ArrivalCounter()
+    for second in range(0, 120):
+        counter.observe(10_000.0 + second)
+    found = counter.lately(10_120.0)
+    assert found is not None
+    assert [found[name] for name in ("arrivals_15s", "arrivals_60s", "arrivals_120s", "arrivals_last_hour")] == [
+        15, 60, 120, 120,
+    ]  # fmt: skip
+
+
+def test_a_clock_that_goes_far_back_begins_anew_and_a_little_back_counts_on() -> None:
+    counter = ArrivalCounter()
+    counter.observe(100_000.0)
+    counter.observe(99_990.0)
+    assert counter.lately(100_000.0)["arrivals_60s"] == 2  # type: ignore[index]
+    counter.observe(1_000.0)
+    assert counter.lately(1_001.0)["arrivals_last_hour"] == 1  # type: ignore[index]
+
+
+def test_a_forked_child_counts_its_own() -> None:
+    counter = ArrivalCounter()
+    counter.observe(100.0)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if counter.lately(101.0) is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert counter.lately(101.0)["arrivals_15s"] == 1  # type: ignore[index]
