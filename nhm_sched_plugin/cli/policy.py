@@ -315,7 +315,12 @@ def q_table_show(
     if plot is not None:
         from nhm_sched_plugin.observe.learn_page import draw_table
 
-        gains = {(row["state"], row["action"]): row["gain"] for row in rows if row["gain"] is not None}
+        gains = {
+            (key, arm): cell.gain
+            for key, row in learned.rows.items()
+            for arm, cell in row.items()
+            if cell.pairs and key.startswith(state or "")
+        }
         draw_table(plot, gains, "saved against the planner's own action (shares of the pool's cost)")
     show(rows, as_json, lambda: table(rows, f"Nothing learned yet ({path})."))
 

@@ -17,19 +17,19 @@ class Point(NamedTuple):
 
     said: float
     found: float
-    count: int
+    trials: int
 
 
 def reliability_plot(points: Sequence[Point]) -> canvas.Plot:
     """A reliability diagram: on the diagonal, confidence is true. Areas of the dots are shares of the trials."""
-    filled = [point for point in points if point.count]
-    total = sum(point.count for point in filled) or 1
+    filled = [point for point in points if point.trials]
+    total = sum(point.trials for point in filled) or 1
 
     def draw(wide: bool) -> Any:
         drawing, ((axes,),) = canvas.figure(wide, 4.2)
         axes.plot([0, 1], [0, 1], color=canvas.MUTED, linestyle=(0, (4, 3)), linewidth=1.2, label="true confidence")
         said, found = [point.said for point in filled], [point.found for point in filled]
-        sizes = [30 + 900 * point.count / total for point in filled]
+        sizes = [30 + 900 * point.trials / total for point in filled]
         axes.plot(said, found, color=canvas.SERIES[0], linewidth=1.2)
         axes.scatter(said, found, s=sizes, color=canvas.SERIES[0], alpha=0.8, label="counted", zorder=3)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence said", ylabel="share that came true")
@@ -42,7 +42,7 @@ def reliability_plot(points: Sequence[Point]) -> canvas.Plot:
 def learn_page(path: Path, facts: Mapping[str, str], points: Sequence[Point], ece: float | None) -> Path:
     """Write the page; `ece` None: nothing was held out. Raises `OSError` when it cannot be written."""
     plot = reliability_plot(points) if ece is not None else None
-    return write_page("learn.html.j2", path, facts=facts, points=[p for p in points if p.count], ece=ece, plot=plot)
+    return write_page("learn.html.j2", path, facts=facts, points=[p for p in points if p.trials], ece=ece, plot=plot)
 
 
 def draw_table(path: Path, cells: Mapping[tuple[str, str], float], title: str) -> Path:

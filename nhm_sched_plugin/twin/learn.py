@@ -36,7 +36,7 @@ from nhm_sched_plugin.twin.trials import Reliability, reliability
 
 __all__ = ["LearnReport", "calibrated", "lead_s", "learn", "pretrain"]
 
-PRACTICE: Final = 40_000
+PRACTICE: Final = 150_000
 """Most decisions of the part in Python."""
 HELD_OUT: Final = 0.2
 """Share of the days, the last ones, that `learn` keeps to see whether confidence comes true."""
@@ -106,12 +106,14 @@ def learn(
     seed: int = 0,
     fresh: bool = False,
     recalibrate: bool = False,
+    moments: int = 10_000,
     progress: Callable[[str, float], Any] | None = None,
 ) -> LearnReport:
     """Calibrate, pre-train, and count on the last fifth of the days whether confidence comes true.
 
     With fewer than five days nothing is held out and nothing counted. `progress` gets what is being done and the share
-    of it, in [0, 1]. `fresh` forgets an interrupted run. Raises as `pretrain` does.
+    of it, in [0, 1]. `fresh` forgets an interrupted run; `moments` are tried on the days held out.
+    Raises as `pretrain` does.
     """
 
     def telling(what: str) -> Told | None:
@@ -127,7 +129,7 @@ def learn(
         settings,
         past,
         decisions=decisions,
-        practice=PRACTICE,
+        practice=(decisions + 1) // 2,
         tick_s=tick_s,
         seed=seed,
         fresh=fresh,
@@ -136,7 +138,9 @@ def learn(
     if len(kept):
         told = telling("check the confidence")
         table = QTable.load(Path(report.path))
-        report.reliability = reliability(settings, table, kept, model, tick_s=tick_s, seed=seed, progress=told)
+        report.reliability = reliability(
+            settings, table, kept, model, tick_s=tick_s, seed=seed, moments=moments, progress=told
+        )
     return report
 
 

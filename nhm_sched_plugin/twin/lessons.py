@@ -265,7 +265,7 @@ def trial(
 ) -> float:
     """What it costs to order `target` (NaN: nothing) once, and to leave the pool to the planner `until` then.
 
-    Worker-seconds and `late_s` for each late ticket. `sim`, just observed, stays as it is; `copy` is of the same window.
+    Worker-seconds and `late_s` for each late ticket. `sim` stays as it is; `copy` is of the same window.
     """
     observe(sim)
     _copy(sim, copy)

@@ -14,7 +14,16 @@ import pytest
 
 from nhm_sched_plugin.advice.protocols import Policy
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.policy.confidence import BRAKE, CEILING, MIN_TRIALS, MIN_VISITS, confidence, live_odds, preferred
+from nhm_sched_plugin.policy.confidence import (
+    BRAKE,
+    CEILING,
+    MIN_TRIALS,
+    MIN_VISITS,
+    PRIOR_TRIALS,
+    confidence,
+    live_odds,
+    preferred,
+)
 from nhm_sched_plugin.policy.learning import QPolicy, arm_of
 from nhm_sched_plugin.policy.qtable import RULES, Cell, QTable, reset
 from nhm_sched_plugin.policy.state_key import state_key
@@ -262,7 +271,7 @@ def test_confidence_is_counted(tmp_path: Path) -> None:
     try_out(policy, "INCREASE_WORKER_POOL", 51, 71)
     enough = policy.recommend(None, STATE, FORECAST)
     assert enough is not None
-    assert enough.confidence == pytest.approx((80 + 10 * 81 / 102) / 110), (
+    assert enough.confidence == pytest.approx((80 + PRIOR_TRIALS * 81 / 102) / (100 + PRIOR_TRIALS)), (
         "80 of 100, pulled to the arm's own frequency"
     )
 
@@ -336,8 +345,8 @@ def test_the_planner_is_left_only_on_strong_evidence() -> None:
     assert choice(0.002, 200) == 0
     assert choice(-0.1, 200) == 0
     # 95 % for one arm is not enough for two: the more are looked at, the likelier one of them is lucky.
-    assert choice(0.0255, 200) == 0
-    assert preferred({arms[1]: paired(0.0255, 200)}, arms[:2], "NO_ACTION") == 1
+    assert choice(0.04, 200) == 0
+    assert preferred({arms[1]: paired(0.04, 200)}, arms[:2], "NO_ACTION") == 1
     assert preferred({}, arms, "NO_ACTION") == 0
 
 

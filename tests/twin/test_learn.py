@@ -41,7 +41,7 @@ MODEL = DemandModel(
     service_s=300.0,
     tickets=1,
     start=0.0,
-    end=6 * DAY,
+    end=0.0,
     sla=0.99,
     cost=1.2,
 )
@@ -156,7 +156,7 @@ def test_the_kernels_candidates_are_the_planners(tmp_path: Path) -> None:
     assert planner.model is not None
     room, found = np.zeros(8), np.zeros(8, np.int64)
     seen = set()
-    for _ in range(60):
+    for _ in range(40):
         pool = Pool(tickets(0.3, draw.randrange(99)), workers=draw.randrange(1, 30), startup_s=120.0, sla_wait_s=60.0)
         pool.advance(draw.uniform(1000.0, 20_000.0))
         pool.scale_to(pool.ordered + draw.randrange(3))
@@ -196,28 +196,26 @@ def quiet_pool(settings: Settings, arrivals: list[float], workers: int) -> tuple
 
 
 def test_a_trial_costs_what_can_be_counted_by_hand(tmp_path: Path) -> None:
-    """Two tickets of 100 s come at once, 10 s from now, to one worker: the second starts 100 s late - unless another is
-    there. The planner keeps what is in the system and no more."""
+    """Two tickets of 100 s come at 2145 to one worker: the second starts 100 s late, unless another worker is there."""
     bare = msgspec.structs.replace(MODEL, coefficients=(0.0,) * 15)
     settings = load_settings(
-        {"data_dir": tmp_path, "limits": {"min_workers": 1, "cooldown_s": 0}, "planner": {"startup_s": 120}}
+        {"data_dir": tmp_path, "limits": {"min_workers": 1, "cooldown_s": 300}, "planner": {"startup_s": 120}}
     )
     pool, window = quiet_pool(settings, [2000.0, 2145.0, 2145.0], 1)
     pool.advance(2010.0)
+    pool.state()
     assert (pool.busy, pool.idle) == (1, 0)
     trials = Trials(settings, bare, 15.0)
     assert trials.horizon_s == 1320.0
     trials.begin(pool, window)
     before = [array.copy() for array in pool.sim]
     kept = trials.loss(math.nan, None)
-    # Paid: the one worker throughout, and the one that the planner orders at 2145 + up to a tick, when two are there.
     grown = trials.loss(2.0, None)
     assert all(np.array_equal(one, other, equal_nan=True) for one, other in zip(before, pool.sim, strict=True))
-    late = 10.0 * 100.0  # late_cost mean service times
-    assert kept > 1320.0 + late, "one late ticket"
-    assert kept < 1320.0 + late + 300.0
-    # Ordered at once, the second worker is ready at 2130; the planner lets it go when nothing needs it.
-    assert 1320.0 < grown < kept
+    # One worker for 1320 s; at the tick of 2160 the planner orders another, and keeps it for the cooldown.
+    assert kept == pytest.approx(1320.0 + 300.0 + 10.0 * 100.0)  # late_cost x mean service time
+    # Ordered now, it is there from 2130 on, and stays for the cooldown as well.
+    assert grown == pytest.approx(1320.0 + 300.0)
     assert trials.losses([Move(Action.NO_ACTION, {}), Move(Action.ADJUST_PRIORITY_WEIGHTS, {})], None) == [kept, kept]
 
 
@@ -258,7 +256,8 @@ def test_calibrated_and_miscalibrated_confidences_are_told_apart() -> None:
     bold = score(said, [draw.random() < p / 2 for p in said])
     assert true.ece < 0.02
     assert bold.ece == pytest.approx(0.25, abs=0.02)
-    assert true.brier == pytest.approx(1 / 6, abs=0.01) < bold.brier
+    assert true.brier == pytest.approx(1 / 6, abs=0.01)
+    assert bold.brier > true.brier
     assert sum(each.count for each in true.bins) == true.trials == 20_000
     edge = score([1.0, 0.0], [True, False])
     assert (edge.ece, edge.brier, edge.bins[9].count, edge.bins[0].count) == (0.0, 0.0, 1, 1)
@@ -271,16 +270,16 @@ def test_calibrated_and_miscalibrated_confidences_are_told_apart() -> None:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Any]:
     settings = ready(tmp_path_factory.mktemp("learned"))
-    return settings, learn(settings, tickets(6.0), decisions=30_000, progress=lambda what, share: None)
+    return settings, learn(settings, tickets(6.0), decisions=16_000, moments=600, progress=lambda what, share: None)
 
 
 def test_a_run_learns_tries_and_checks(learned: tuple[Settings, Any]) -> None:
     settings, report = learned
-    assert report.decisions >= 30_000
+    assert report.decisions >= 16_000
     table = QTable.load(settings.q_table_path)
     assert len(table) == report.states > 10
     cells = [cell for row in table.rows.values() for cell in row.values()]
-    assert sum(cell.visits for cell in cells) == table.updates > 28_000
+    assert sum(cell.visits for cell in cells) == table.updates > 14_000
     assert report.trials > 500
     assert max(cell.trials for cell in cells) > 100
     assert all(0 <= cell.wins <= cell.trials and not cell.live for cell in cells)
@@ -291,7 +290,7 @@ def test_a_run_learns_tries_and_checks(learned: tuple[Settings, Any]) -> None:
     assert json.loads(msgspec.json.encode(report))["reliability"]["bins"]
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -306,13 +305,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     def run(name: str, stop: float = 2.0, **options: Any) -> Any:
         def told(done: float) -> None:
             if done >= stop:
-                raise Stop
+                raise StopError
 
         settings = ready(tmp_path / name)
-        return pretrain(settings, trace, decisions=9000, practice=4000, tick_s=15.0, progress=told, **options)
+        return pretrain(settings, trace, decisions=4000, practice=2000, tick_s=15.0, progress=told, **options)
 
     whole = run("whole")
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run("halved", share)
     assert (tmp_path / "halved/snapshots/q_table.json.learning").exists()
     rest = run("halved")
