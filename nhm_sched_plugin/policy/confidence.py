@@ -49,8 +49,8 @@ LEAVE_AT: Final = 0.95
 """How sure it must be that another arm costs less than the planner's before the planner is left."""
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
-TRIAL_DEPENDENCE: Final = 10
-"""The same for trials: half a minute apart, and twenty minutes long."""
+TRIAL_DEPENDENCE: Final = 40
+"""The same for trials: half a minute apart, twenty minutes and a start-up long, so about that many overlap."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()
@@ -69,8 +69,8 @@ def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: 
     cell = row.get(name)
     if cell is None or not cell.trials:
         return UNSEEN
-    mean, between, error = table.pooled(name, _random_effects)
-    own = _error(cell.trials, cell.over_m2, TRIAL_DEPENDENCE)
+    mean, between, error, variance = table.pooled(name, _random_effects)
+    own = TRIAL_DEPENDENCE * variance / cell.trials
     precision = 1.0 / own + 1.0 / (between + error)
     saving = (cell.over / own + mean / (between + error)) / precision
     found = min(_NORMAL.cdf(saving * math.sqrt(precision)), CEILING if cell.trials >= MIN_TRIALS else UNSEEN)
@@ -78,21 +78,31 @@ def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: 
     return min(found, odds) if odds is not None and odds < BRAKE else found
 
 
-def _random_effects(cells: list[Cell]) -> tuple[float, float, float]:
-    """Mean saving of an arm over all states, its variance between them, and the squared error of that mean."""
-    tried = [cell for cell in cells if cell.trials >= 2]
-    if not tried:
-        return 0.0, PRIOR_SD**2, PRIOR_SD**2
-    weights = [1.0 / _error(cell.trials, cell.over_m2, TRIAL_DEPENDENCE) for cell in tried]
-    total = math.fsum(weights)
-    mean = math.fsum(weight * cell.over for weight, cell in zip(weights, tried, strict=True)) / total
+def _random_effects(cells: list[Cell]) -> tuple[float, float, float, float]:
+    """Of an arm's savings: mean over all states, variance between them, squared error of the mean, variance of one.
+
+    All states share the variance of a trial. Its own would betray the states in which no crowd happened to come: there
+    an arm looks both dear and certain.
+    """
+    tried = [cell for cell in cells if cell.trials]
+    count = sum(cell.trials for cell in tried)
+    inside = math.fsum(cell.over_m2 for cell in tried) + PRIOR_VISITS * PRIOR_SD**2
+    variance = inside / max(count - len(tried) + PRIOR_VISITS, 1)
+    if len(tried) < 2:
+        return 0.0, PRIOR_SD**2, variance, variance
+    weights = [cell.trials / (TRIAL_DEPENDENCE * variance) for cell in tried]
+    total, mean = _weighted(weights, tried)
     spread = math.fsum(weight * (cell.over - mean) ** 2 for weight, cell in zip(weights, tried, strict=True))
     room = total - math.fsum(weight * weight for weight in weights) / total
-    between = max(0.0, (spread - (len(tried) - 1)) / room) if room > 0 else PRIOR_SD**2
-    weights = [1.0 / (between + 1.0 / weight) for weight in weights]
+    between = max(0.0, (spread - (len(tried) - 1)) / room)
+    total, mean = _weighted([1.0 / (between + 1.0 / weight) for weight in weights], tried)
+    return mean, between, 1.0 / total, variance
+
+
+def _weighted(weights: list[float], cells: list[Cell]) -> tuple[float, float]:
+    """Sum of the weights, and the weighted mean saving."""
     total = math.fsum(weights)
-    mean = math.fsum(weight * cell.over for weight, cell in zip(weights, tried, strict=True)) / total
-    return mean, between, 1.0 / total
+    return total, math.fsum(weight * cell.over for weight, cell in zip(weights, cells, strict=True)) / total
 
 
 def live_odds(arm: Cell | None, rules: Cell | None) -> float | None:
