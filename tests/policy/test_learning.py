@@ -348,8 +348,9 @@ def test_the_planner_is_left_only_on_strong_evidence() -> None:
     assert choice(0.002, 200) == 0
     assert choice(-0.1, 200) == 0
     # 95 % for one arm is not enough for two: the more are looked at, the likelier one of them is lucky.
-    assert choice(0.04, 200) == 0
-    assert preferred({arms[1]: paired(0.04, 200)}, arms[:2], "NO_ACTION") == 1
+    alone = [preferred({arms[1]: paired(gain / 1000, 200)}, arms[:2], "NO_ACTION") for gain in range(100)]
+    of_two = [choice(gain / 1000, 200) for gain in range(100)]
+    assert 0 < alone.index(1) < of_two.index(1)
     assert preferred({}, arms, "NO_ACTION") == 0
 
 
