@@ -78,9 +78,7 @@ def line(name: str, seed: int, found: Reliability) -> str:
     verdict = "aim" if found.ece <= TARGET else "must" if found.ece <= MUST else "MISSED"
     return (
         f"{name} seed {seed}: calibration error {found.ece:.3f} ({verdict}), Brier {found.brier:.3f},"
-        f" {found.trials} trials; {found.followed:.0%} pass the gate and win {found.followed_won:.0%}."
-        " Saved against the rules, in worker-seconds:"
-        f" {found.saved_followed:.0f} by each of these, {found.saved_refused:.0f} by each refused"
+        f" {found.trials} trials; {found.followed:.0%} pass the gate, {found.followed_won:.0%} of them came true"
     )
 
 

@@ -119,17 +119,18 @@ def test_files_of_version_1_are_read_without_trials(tmp_path: Path) -> None:
 def test_trials_are_kept_and_forgotten() -> None:
     table = filled()
     before = {state: dict(row) for state, row in table.rows.items()}
-    gains = [0.1, -0.2, 0.4]
-    for gain, won in zip(gains, (True, False, None), strict=True):
-        table.tried("u0-b0-s1-t1", "NO_ACTION", won, gain)
+    gains, over = [0.1, -0.2, 0.4], [0.5, -0.1]
+    for gain, saved in zip(gains, [*over, None], strict=True):
+        table.tried("u0-b0-s1-t1", "NO_ACTION", saved, gain)
     table.tried("new", "rules:NO_ACTION", None, 0.5)
     cell = table.cell("u0-b0-s1-t1", "NO_ACTION")
     assert cell is not None
     assert (cell.trials, cell.wins, cell.pairs) == (2, 1, 3)
+    assert (cell.over, cell.over_m2) == pytest.approx((statistics.fmean(over), statistics.variance(over)))
     assert cell.gain == pytest.approx(statistics.fmean(gains))
     assert cell.gain_m2 == pytest.approx(2 * statistics.variance(gains))
     assert table.best("new") == 0.0, "never visited: no value"
-    assert table.pooled("NO_ACTION") == pytest.approx(2 / 4)
+    assert table.pooled("rules:NO_ACTION", len) == 1
     table.forget_trials()
     assert table.rows == {**before, "new": {}}
-    assert table.pooled("NO_ACTION") == 0.5
+    assert table.pooled("rules:NO_ACTION", len) == 0
