@@ -164,6 +164,11 @@ class CachingSettings(Tree):
             raise ValueError("redis_url and redis_url_file are both set; keep one of them")
         return self
 
+    @property
+    def in_redis(self) -> bool:
+        """Whether other hosts see what is cached."""
+        return self.enabled and (self.redis_url is not None or self.redis_url_file is not None)
+
 
 class MlSettings(Tree):
     clickhouse: ClickHouseSettings = ClickHouseSettings()

@@ -266,13 +266,17 @@ def q_table_reset(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Forget everything learned; the old table is kept beside the new one."""
+    from nhm_sched_plugin.advice.snapshots import forget_learned
     from nhm_sched_plugin.policy.qtable import reset
 
-    path = settings_of(config).q_table_path
+    settings = settings_of(config)
+    path = settings.q_table_path
     if not yes:
         typer.confirm(f"Forget everything learned in {path}?", abort=True)
     kept = reset(path)
     text = f"Reset. The old table is kept as {kept}." if kept else "There was nothing to forget."
+    if not forget_learned(settings):
+        text += f" The cached copy stays: Redis did not answer. It ends within {settings.ml.caching.q_table_ttl} s."
     out.print(text, markup=False, soft_wrap=True)
 
 

@@ -6,14 +6,12 @@ A cache is never the only copy of anything: what it holds can be made again, and
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.metrics import Metrics
 
@@ -144,10 +142,8 @@ def open_cache(settings: Settings, metrics: Metrics, faults: Faults) -> Cache | 
     caching = settings.ml.caching
     if not caching.enabled:
         return None
-    if caching.redis_url is None and caching.redis_url_file is None:
+    if not caching.in_redis:
         return LocalCache(ttls(settings), metrics)
-    if importlib.util.find_spec("redis") is None:
-        raise ConfigError(["ml.caching.redis_url: needs the Redis client: pip install 'nhm-sched-plugin[redis]'"])
     from nhm_sched_plugin.store.redis_cache import RedisCache
 
     return RedisCache(caching, ttls(settings), metrics, faults)

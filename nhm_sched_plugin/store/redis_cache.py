@@ -6,6 +6,7 @@ after it the next call tries again. Passwords show in no message.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import threading
 import time
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from nhm_sched_plugin.errors import ConfigError
+from nhm_sched_plugin.errors import ConfigError, StoreError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
@@ -41,7 +42,8 @@ class RedisCache:
         ttls: seconds that a value lives, by kind.
         clock: monotonic seconds, for the pauses and for what is kept in process.
 
-    Raises `ConfigError` when the URL's file cannot be used. Redis itself is first asked by the first call.
+    Raises `ConfigError` when the URL's file cannot be used or the client is not installed. The first call is the first
+    to ask Redis itself.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class RedisCache:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if importlib.util.find_spec("redis") is None:
+            raise ConfigError(["ml.caching.redis_url: needs the Redis client: pip install 'nhm-sched-plugin[redis]'"])
         self._caching, self._ttls, self._metrics, self._faults, self._clock = caching, ttls, metrics, faults, clock
         self._local = LocalCache(ttls, clock=clock)
         self._pause_s, self._paused_until = 0.0, 0.0
@@ -92,6 +96,14 @@ class RedisCache:
     def forget(self, kind: Kind, key: str) -> None:
         self._local.forget(kind, key)
         self._ask(lambda client: client.delete(self._name(kind, key)))
+
+    def check(self) -> str:
+        """Where Redis is, if it answers. Raises `StoreError` with what happens instead."""
+        try:
+            self._connected().ping()
+        except Exception as error:  # noqa: BLE001 - as in `_ask`
+            raise StoreError(self._told(error)) from None
+        return _place(self._url)
 
     def close(self) -> None:
         self._local.close()
@@ -146,12 +158,13 @@ class RedisCache:
             self._shared = False
             self._pause_s = min(max(self._pause_s * 2, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
             self._paused_until = self._clock() + self._pause_s
-        said = _without(self._url, " ".join(str(error).split())[:300])
-        reason = _reason(error)
-        where = _place(self._url)
-        self._failed(reason, f"Redis at {where}: {reason}: {said or type(error).__name__}; this process caches alone")
+        self._failed(_reason(error), f"{self._told(error)}; this process caches alone")
         # The password may be a new one by then, and half an answer must not be taken for the next one.
         self._disconnect()
+
+    def _told(self, error: Exception) -> str:
+        said = _without(self._url, " ".join(str(error).split())[:300]) or type(error).__name__
+        return f"Redis at {_place(self._url)}: {_reason(error)}: {said}"
 
     def _failed(self, reason: str, text: str) -> None:
         self._metrics.child("cache_failures", reason).inc()

@@ -16,6 +16,7 @@ from nhm_sched_plugin.decision.gate import volume_threshold
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.policy.planner import Planner
 from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.settings_ml import CachingSettings
 from nhm_sched_plugin.twin.calibrate import calibrate
 from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.controllers import (
@@ -365,7 +366,7 @@ def _isolated(settings: Settings, folder: Path, rules: Rules, seed: int) -> Sett
             "data_dir": folder,
             "optimizer": optimizer,
             "planner": settings.planner.model_copy(update=planner),
-            "ml": settings.ml.model_copy(update={"scheduling": tuning}),
+            "ml": settings.ml.model_copy(update={"scheduling": tuning, "caching": CachingSettings(enabled=False)}),
             "rollout": settings.rollout.model_copy(update={"percentage": 100}),
             "experiment": settings.experiment.model_copy(update={"enabled": False}),
             "recording": settings.recording.model_copy(update={"enabled": False}),
