@@ -215,7 +215,7 @@ def test_table_and_planner_go_together(place: SimpleNamespace, tmp_path: Path) -
     assert alone.q_table_path.exists()
 
 
-@pytest.mark.parametrize("kind", ["noise", "cut", "edited", "other files", "other bytes", "empty"])
+@pytest.mark.parametrize("kind", ["noise", "cut", "edited", "edited planner", "other files", "other bytes", "empty"])
 def test_a_value_that_nobody_can_use_is_ignored_counted_and_replaced(
     place: SimpleNamespace, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -223,6 +223,7 @@ def test_a_value_that_nobody_can_use_is_ignored_counted_and_replaced(
 
     one, two, three = (load_settings(place.config(tmp_path / name)) for name in ("one", "two", "three"))
     learned(5).save(one.q_table_path)
+    calibrated(tickets=100).save(one.planner_path)
     shared(one)[0].look(complete=True)
     name = place.names(one)[0]
     good = place.client.get(name)
@@ -232,10 +233,12 @@ def test_a_value_that_nobody_can_use_is_ignored_counted_and_replaced(
         "noise": b"\x00" * 500,
         "cut": good[:-3],
         "edited": _packed({"q_table.json": text.replace(b'"updates":5', b'"updates":6')}),
+        "edited planner": good.replace(b'"tickets": 100', b'"tickets": 900'),
         "other files": _packed({"../../passwd": b"x", "q_table.json": text}),
         "other bytes": hashlib.sha256(body).digest() + body,
         "empty": _packed({}),
     }
+    assert bad[kind] != good
     place.client.set(name, bad[kind])
     sharing, metrics = shared(two)
     sharing.look(complete=True)

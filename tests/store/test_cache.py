@@ -160,6 +160,9 @@ def test_killed_in_between_and_back_again(mortal_redis: Any, caplog: pytest.LogC
         Seen(f"redis://127.0.0.1:{mortal_redis.port}", key_prefix=seen.caching.key_prefix).cache.get("model", "b")
         == b"3"
     )
+    mortal_redis.terminate()
+    assert seen.cache.get("model", "b") == b"3"
+    assert seen.cache.get("model", "a") is None, "what Redis did not have any more is forgotten here too"
 
 
 def test_the_pause_grows_to_half_a_minute_at_most() -> None:
