@@ -87,7 +87,7 @@ class DefaultHooks:
         from nhm_sched_plugin.policy.learning import QPolicy
 
         _refuse_remote(settings)
-        return QPolicy(settings, self.rules, now=self._clock)
+        return QPolicy(settings, self.rules, now=self._clock, last_change=lambda: self.last_pool_action_at)
 
     @hookimpl(trylast=True)
     def nhm_sched_make_sinks(self, settings: Settings) -> list[Sink]:

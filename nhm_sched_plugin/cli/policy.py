@@ -29,6 +29,7 @@ from nhm_sched_plugin.errors import IngestError
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings
+    from nhm_sched_plugin.twin.learn import LearnReport
     from nhm_sched_plugin.twin.loads import Load
     from nhm_sched_plugin.twin.traces import Trace
 
@@ -69,24 +70,57 @@ TraceArgument = Annotated[
 def learn(
     file: TraceArgument = None,
     mapping: MapOption = None,
-    decisions: Annotated[int, typer.Option(callback=between(1), help="Simulated decisions.")] = 100_000,
+    decisions: Annotated[int, typer.Option(callback=between(1), help="Simulated decisions.")] = 1_000_000,
     seed: int = 0,
     max_duration: MaxDurationOption = None,
     service_mean: ServiceMeanOption = None,
     service_sigma: ServiceSigmaOption = None,
     volume: VolumeOption = 1.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an interrupted run instead of going on.")] = False,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Calibrate the planner again, even where that is recent.")
+    ] = False,
+    report_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="OUT.html", callback=writable, help="Write a page: does confidence come true?"
+        ),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Pre-train the policy in the twin."""
-    from nhm_sched_plugin.twin.learn import pretrain
+    """Calibrate the planner and pre-train the policy in the twin. An interrupted run goes on where it was."""
+    from nhm_sched_plugin.twin.learn import learn as run
 
     settings = settings_of(config)
     made = _made_of(max_duration, service_mean, service_sigma)
     trace = _times(partial(_same, _trace(settings, file, pairs(mapping, "--map"), made, seed)), volume, seed)
     with progress("Learning") as update:
-        report = pretrain(settings, trace, decisions=decisions, seed=seed, progress=lambda share: update(share, 1.0))
-    show(report, as_json, lambda: record(plain(report)))
+        report = run(
+            settings,
+            trace,
+            decisions=decisions,
+            seed=seed,
+            fresh=fresh,
+            recalibrate=recalibrate,
+            progress=lambda what, share: update(share, 1.0, what.capitalize()),
+        )
+    if report_path is not None:
+        _learn_page(report, report_path)
+    values = plain(report)
+    found = values.pop("reliability")
+    if found is not None:
+        values |= {"calibration_error": found["ece"], "brier_score": found["brier"], "trials_held_out": found["trials"]}
+    show(report, as_json, lambda: record(values))
+
+
+def _learn_page(report: LearnReport, path: Path) -> None:
+    from nhm_sched_plugin.observe.learn_page import Point, learn_page
+
+    found = report.reliability
+    points = [] if found is None else [Point(each.confidence, each.frequency, each.count) for each in found.bins]
+    facts = {name: str(value) for name, value in plain(report).items() if name != "reliability"}
+    learn_page(path, facts, points, None if found is None else found.ece)
 
 
 @app.command()
@@ -246,35 +280,72 @@ def _trace(settings: Settings, file: Path | None, mapping: dict[str, str], made:
 
 
 @q_table_app.command("show")
-def q_table_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """The learned values: a row per state and action, with the number of visits."""
-    from nhm_sched_plugin.policy.qtable import QTable
+def q_table_show(
+    state: Annotated[str | None, typer.Option(help="Only the states whose key begins so: u2-b0.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="OUT.png", callback=writable, help="Draw what each action saves, as a heat map."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What was learned, a row per state and action: the value, visits, confidence against the rules and its trials."""
+    from nhm_sched_plugin.policy.confidence import confidence
+    from nhm_sched_plugin.policy.qtable import RULES, QTable
 
     path = settings_of(config).q_table_path
     learned = QTable.load(path) if path.exists() else QTable()
     rows = [
-        {"state": state, "action": arm, "q": cell.q, "visits": cell.visits, "mean": cell.mean}
-        for state, row in sorted(learned.rows.items())
+        {
+            "state": key,
+            "action": arm,
+            "q": cell.q,
+            "visits": cell.visits,
+            # Against the rules' action itself there is nothing to say.
+            "confidence": None if arm.startswith(RULES) else confidence(learned, key, arm, ""),
+            "trials": cell.trials,
+            "gain": cell.gain if cell.pairs else None,
+        }
+        for key, row in sorted(learned.rows.items())
         for arm, cell in sorted(row.items())
+        if key.startswith(state or "")
     ]
+    if plot is not None:
+        from nhm_sched_plugin.observe.learn_page import draw_table
+
+        gains = {
+            (key, arm): cell.gain
+            for key, row in learned.rows.items()
+            for arm, cell in row.items()
+            if cell.pairs and key.startswith(state or "")
+        }
+        draw_table(plot, gains, "saved against the planner's own action (shares of the pool's cost)")
     show(rows, as_json, lambda: table(rows, f"Nothing learned yet ({path})."))
 
 
 @q_table_app.command("reset")
 def q_table_reset(
+    planner: Annotated[bool, typer.Option("--planner", help="Forget the planner's calibration too.")] = False,
     config: ConfigOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Forget everything learned; the old table is kept beside the new one."""
     from nhm_sched_plugin.advice.snapshots import forget_learned
-    from nhm_sched_plugin.policy.qtable import reset
+    from nhm_sched_plugin.policy.qtable import reset, set_aside
+    from nhm_sched_plugin.twin.checkpoint import Checkpoint
 
     settings = settings_of(config)
     path = settings.q_table_path
     if not yes:
         typer.confirm(f"Forget everything learned in {path}?", abort=True)
-    kept = reset(path)
-    text = f"Reset. The old table is kept as {kept}." if kept else "There was nothing to forget."
+    kept = [reset(path)]
+    Checkpoint(path).forget()
+    if planner and settings.planner_path.exists():
+        kept.append(set_aside(settings.planner_path, "reset"))
+    names = " and ".join(str(each) for each in kept if each is not None)
+    text = f"Reset. What was there is kept as {names}." if names else "There was nothing to forget."
     if not forget_learned(settings):
         text += f" The cached copy stays: Redis did not answer. It ends within {settings.ml.caching.q_table_ttl} s."
     out.print(text, markup=False, soft_wrap=True)

@@ -9,10 +9,14 @@
 
 `EPSILON` only keeps a division from failing: any real growth from zero is a full +1, zero to zero is 0.
 A component that is missing, or not a finite number, on either side counts 0.
+
+`sla_delta`, `growth`, `throughput_of` and `weighted` are plain arithmetic on numbers (NaN: unknown), so that the twin
+compiles the very same code.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -20,12 +24,31 @@ from nhm_sched_plugin.decision.gate import MS_PER_HOUR
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.types import SchedulingState
 
-__all__ = ["EPSILON", "GAP_FLOOR", "SLA_FLOOR", "WEIGHTS", "calculate_reward", "components", "gap_closed", "reward"]
+__all__ = [
+    "EPSILON",
+    "GAP_FLOOR",
+    "SLA_FLOOR",
+    "WEIGHTS",
+    "calculate_reward",
+    "components",
+    "gap_closed",
+    "growth",
+    "reward",
+    "sla_delta",
+    "throughput_of",
+    "weighted",
+]
 
 Metrics = SchedulingState | Mapping[str, Any]
 _Lookup = Callable[[str], Any]
 
-WEIGHTS: Final[Mapping[str, float]] = {"sla": 0.4, "throughput": 0.3, "efficiency": 0.2, "cost": 0.1}
+_SLA, _THROUGHPUT, _EFFICIENCY, _COST = 0.4, 0.3, 0.2, 0.1
+WEIGHTS: Final[Mapping[str, float]] = {
+    "sla": _SLA,
+    "throughput": _THROUGHPUT,
+    "efficiency": _EFFICIENCY,
+    "cost": _COST,
+}
 SLA_FLOOR: Final = 0.05
 """Smallest gap that an SLA delta is measured against: below it noise would look like triumph."""
 EPSILON: Final = 1e-9
@@ -41,7 +64,7 @@ def reward(before: SchedulingState, after: SchedulingState) -> float:
 def calculate_reward(before: Metrics, after: Metrics) -> float:
     """As `reward`, for states or mappings of metrics (see `components` for the keys)."""
     parts = components(before, after)
-    return sum(WEIGHTS[name] * part for name, part in parts.items())
+    return weighted(parts["sla"], parts["throughput"], parts["efficiency"], parts["cost"])
 
 
 def components(before: Metrics, after: Metrics) -> dict[str, float]:
@@ -58,10 +81,10 @@ def components(before: Metrics, after: Metrics) -> dict[str, float]:
     efficiency = _pair(was, now, "resource_efficiency") or _pair(was, now, "resource_cpu_avg")
     cost = _pair(was, now, "cost") or _pair(was, now, "active_workers")
     return {
-        "sla": _sla_delta(*sla) if sla else 0.0,
-        "throughput": _growth(*throughput) if throughput else 0.0,
-        "efficiency": _growth(*efficiency) if efficiency else 0.0,
-        "cost": 0.0 - _growth(*cost) if cost else 0.0,  # 0.0 - x, so that no change is 0.0 and not -0.0
+        "sla": sla_delta(*sla) if sla else 0.0,
+        "throughput": growth(*throughput) if throughput else 0.0,
+        "efficiency": growth(*efficiency) if efficiency else 0.0,
+        "cost": 0.0 - growth(*cost) if cost else 0.0,  # 0.0 - x, so that no change is 0.0 and not -0.0
     }
 
 
@@ -81,7 +104,7 @@ def gap_closed(policy: Mapping[str, float], rules: Mapping[str, float], oracle: 
         gap = better * (oracle[name] - rules[name])
         if gap <= GAP_FLOOR * abs(oracle[name]):
             continue
-        total += weight * _clip(better * (policy[name] - rules[name]) / gap)
+        total += weight * max(-1.0, min(1.0, better * (policy[name] - rules[name]) / gap))
         weights += weight
     return total / weights if weights else None
 
@@ -111,19 +134,31 @@ def _utilisation_law(metrics: _Lookup) -> float | None:
     """Tickets per hour of busy workers: workers * utilisation / service time (Denning & Buzen 1978)."""
     workers, utilisation = known(metrics("active_workers")), known(metrics("resource_cpu_avg"))
     duration_ms = known(metrics("avg_task_duration_ms"))
-    if workers is None or utilisation is None or duration_ms is None or duration_ms <= 0:
+    if workers is None or utilisation is None or duration_ms is None:
         return None
-    return known(workers * utilisation * MS_PER_HOUR / duration_ms)
+    return known(throughput_of(workers, utilisation, duration_ms))
 
 
-def _sla_delta(before: float, after: float) -> float:
+def throughput_of(workers: float, utilisation: float, duration_ms: float) -> float:
+    """Tickets per hour; NaN when that cannot be told."""
+    if not duration_ms > 0:
+        return math.nan
+    return workers * utilisation * MS_PER_HOUR / duration_ms
+
+
+def sla_delta(before: float, after: float) -> float:
+    """The component `sla`; 0 for NaN on either side."""
     gap = 1 - before if after > before else before
-    return _clip((after - before) / max(gap, SLA_FLOOR))
+    delta = (after - before) / max(gap, SLA_FLOOR)
+    return 0.0 if math.isnan(delta) else max(-1.0, min(1.0, delta))
 
 
-def _growth(before: float, after: float) -> float:
-    return _clip((after - before) / max(before, EPSILON))
+def growth(before: float, after: float) -> float:
+    """Relative change, clipped to [-1, 1]; 0 for NaN on either side."""
+    delta = (after - before) / max(before, EPSILON)
+    return 0.0 if math.isnan(delta) else max(-1.0, min(1.0, delta))
 
 
-def _clip(delta: float) -> float:
-    return max(-1.0, min(1.0, delta))
+def weighted(sla: float, throughput: float, efficiency: float, cost: float) -> float:
+    """The reward of its components."""
+    return _SLA * sla + _THROUGHPUT * throughput + _EFFICIENCY * efficiency + _COST * cost

@@ -26,7 +26,8 @@ from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.forks import renew_after_fork
-from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, at_least_as_good, value
+from nhm_sched_plugin.policy.arms import ACTIONS, ARMS, arm_index
+from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable, file_lock, set_aside, stamp
 from nhm_sched_plugin.policy.state_key import state_key
@@ -39,11 +40,7 @@ _log = logging.getLogger(__name__)
 Baseline = Callable[[Ticket | None, SchedulingState, Forecast | None], Recommendation]
 """What the fallback would do here: the measure of every confidence."""
 
-LEAVE_AT: Final = 0.95
-"""How sure it must be that another action beats the planner's before the planner is left."""
-NEAR: Final = 0.05
-"""Targets closer than this to the planner's (relative) are the same arm."""
-_ARMS: Final = {action: (action.value, f"{action.value}+", f"{action.value}-") for action in Action}
+_PLACES: Final = {action: place for place, action in enumerate(ACTIONS)}
 _REMEMBERED_IDS: Final = 20_000
 _NOTHING: Final[dict[str, Cell]] = {}
 _MOST_SITUATIONS: Final = 1024
@@ -55,13 +52,14 @@ def arm_of(action: Action, parameters: Mapping[str, Any], planned: float | None)
 
     The planned target is `parameters["planned_workers"]` (the policy's own actions carry it), else `planned`.
     """
+    place = _PLACES[action]
     if action not in POOL_ACTIONS:
-        return _ARMS[action][0]
+        return ARMS[3 * place]
     target = parameters.get("target_workers")
     planned = known(parameters.get("planned_workers", planned))
-    if type(target) is not int or planned is None or abs(target - planned) <= NEAR * planned:
-        return _ARMS[action][0]
-    return _ARMS[action][1 if target > planned else 2]
+    if type(target) is not int or planned is None:
+        return ARMS[3 * place]
+    return ARMS[arm_index(place, target, planned)]
 
 
 class QPolicy:
@@ -79,6 +77,7 @@ class QPolicy:
         baseline: Baseline,
         now: Callable[[], float] = time.time,
         *,
+        last_change: Callable[[], float | None] = lambda: None,
         path: Path | None = None,
         autosave: bool = True,
     ) -> None:
@@ -87,9 +86,10 @@ class QPolicy:
         self._epsilon, self._interval = tuning.epsilon, tuning.update_interval
         self._random = random.Random(tuning.seed)
         self._baseline, self._now, self._autosave = baseline, now, autosave
+        self._last_change = last_change
         self.planner = Planner(settings)
         self.path = path or settings.q_table_path
-        self.version = "q1-untrained"
+        self.version = QTable().version
         self._situations: dict[tuple[Any, ...], tuple[Forecast | None, tuple[str, Plan, list[Candidate]]]] = {}
         self._lock = threading.Lock()
         self._forked = False
@@ -137,16 +137,23 @@ class QPolicy:
         forecast: Forecast | None,
         admissible: Callable[[Recommendation], bool],
     ) -> Recommendation | None:
-        """With probability epsilon one of the k admissible other actions (propensity epsilon / k), else None."""
+        """With probability epsilon one of the k admissible other actions (propensity epsilon / k), else None.
+
+        What the trials have shown to be worse than the plan is not tried on the real pool again.
+        """
         if self._random.random() >= self._epsilon:
             return None
         greedy, plan, candidates, base = self._answer(ticket, state, forecast)
         row = self.table.rows.get(greedy.state_hash, _NOTHING)
-        base_arm = arm_of(base.action, base.parameters, self.planner.planned(plan, base.action))
+        planned = self.planner.planned
+        base_arm = arm_of(base.action, base.parameters, planned(plan, base.action))
         others = [
-            self._recommendation(greedy.state_hash, row, plan, candidate, base, base_arm)
+            self._recommendation(
+                greedy.state_hash, row, plan, candidate, base, base_arm, own=candidate is candidates[0]
+            )
             for candidate in candidates
             if candidate.action is not greedy.action
+            and not inferior(row.get(arm_of(candidate.action, candidate.parameters, planned(plan, candidate.action))))
         ]
         allowed = [other for other in others if admissible(other)]
         if not allowed:
@@ -158,6 +165,7 @@ class QPolicy:
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None
     ) -> tuple[Recommendation, Plan, list[Candidate], Recommendation]:
         key, plan, candidates = self._situation(state, forecast)
+        candidates = self.planner.resting(candidates, self._now(), self._last_change())
         base = self._baseline(ticket, state, forecast)
         row = self.table.rows.get(key, _NOTHING)
         base_arm = arm_of(base.action, base.parameters, self.planner.planned(plan, base.action))
@@ -165,10 +173,12 @@ class QPolicy:
             # Without metrics there is no plan: the rules know best.
             chosen = Candidate(base.action, dict(base.parameters))
         else:
-            chosen = self._choose(row, candidates, base, base_arm) if row else candidates[0]
+            chosen = self._choose(row, plan, candidates, base, base_arm) if row else candidates[0]
         alternatives = len(candidates) > 1 or candidates[0].action is not chosen.action
         propensity = 1.0 - self._epsilon if alternatives else 1.0
-        return self._recommendation(key, row, plan, chosen, base, base_arm, propensity), plan, candidates, base
+        own = chosen is candidates[0]
+        said = self._recommendation(key, row, plan, chosen, base, base_arm, propensity, own=own)
+        return said, plan, candidates, base
 
     def _situation(self, state: SchedulingState, forecast: Forecast | None) -> tuple[str, Plan, list[Candidate]]:
         """State key, plan and candidates; from memory when many tickets come between two measurements."""
@@ -181,6 +191,7 @@ class QPolicy:
             state.predicted_load_6h,
             state.resource_cpu_avg,
             id(forecast),
+            *state.features.values(),
         )
         found = self._situations.get(same)
         # The forecast is kept beside the answer, so its id cannot be taken by another.
@@ -195,22 +206,13 @@ class QPolicy:
         return answer
 
     def _choose(
-        self, row: Mapping[str, Cell], candidates: list[Candidate], base: Recommendation, base_arm: str
+        self, row: Mapping[str, Cell], plan: Plan, candidates: list[Candidate], base: Recommendation, base_arm: str
     ) -> Candidate:
         """The planner's action, unless the evidence is for another candidate - or for leaving it to the rules."""
-        best = candidates[0]
-        own = row.get(best.action)
-        if own is not None:
-            for other in candidates[1:]:
-                cell = row.get(other.action)
-                if cell is not None and at_least_as_good(cell, own, self._learning_rate) >= LEAVE_AT:
-                    best, own = other, cell
-        rules = row.get(base_arm)
-        if own is None or rules is None or own is rules or own.visits < MIN_VISITS or rules.visits < MIN_VISITS:
-            return best
-        if at_least_as_good(own, rules, self._learning_rate) < 0.5:
-            return Candidate(base.action, dict(base.parameters))
-        return best
+        planned = self.planner.planned
+        arms = [arm_of(each.action, each.parameters, planned(plan, each.action)) for each in candidates]
+        best = preferred(row, arms, base_arm)
+        return Candidate(base.action, dict(base.parameters)) if best is None else candidates[best]
 
     def _recommendation(
         self,
@@ -221,28 +223,29 @@ class QPolicy:
         base: Recommendation,
         base_arm: str,
         propensity: float = 1.0,
+        *,
+        own: bool,
     ) -> Recommendation:
         parameters: Mapping[str, int | float | str] = chosen.parameters
         arm = arm_of(chosen.action, parameters, self.planner.planned(plan, chosen.action))
         improvement: float | None = None
-        if arm == base_arm:
-            # The same arm: nothing here tells the two apart. With the rules' own parameters it is the same action.
+        if _same(chosen, base):
+            # The rules' own action cannot be worse. Weights and strategies are theirs: nothing here tells two apart.
             parameters = {**parameters, **base.parameters}
-            confidence = 1.0 if sum([cell.visits for cell in row.values()]) >= MIN_VISITS else UNSEEN
+            sure = 1.0 if sum([cell.visits for cell in row.values()]) >= MIN_VISITS else UNSEEN
             improvement = 0.0
         else:
-            own, rules = row.get(arm), row.get(base_arm)
-            confidence = UNSEEN
-            if own is not None and rules is not None:
-                confidence = at_least_as_good(own, rules, self._learning_rate)
-                improvement = value(own, self._learning_rate) - value(rules, self._learning_rate)
+            mine, rules = row.get(arm), row.get(base_arm)
+            sure = confidence(self.table, key, arm, base_arm, planned=own)
+            if mine is not None and rules is not None and mine.visits and rules.visits:
+                improvement = value(mine, self._learning_rate) - value(rules, self._learning_rate)
         return Recommendation(
             action=chosen.action,
             parameters=parameters,
-            confidence=confidence,
+            confidence=sure,
             justification=explain(plan, chosen.action, parameters),
             expected_improvement=improvement,
-            risk_score=1.0 - confidence,
+            risk_score=1.0 - sure,
             propensity=propensity,
             policy_version=self.version,
             state_hash=key,
@@ -286,13 +289,19 @@ class QPolicy:
             # A host's `state_after` has no predicted loads; over one control interval the old ones still hold.
             after = carry_loads(state, experience.next_state)
             target += self._discount * table.best(state_key(after))
-        table.update(state_key(state), arm_of(action, parameters, planned), target, self._learning_rate)
+        # Pre-training does not save by itself: its rewards are simulated.
+        live = experience.reward if self._autosave else None
+        table.update(state_key(state), arm_of(action, parameters, planned), target, self._learning_rate, live)
 
     def refresh(self) -> None:
         """Take over the file when another process (or `q-table reset`) wrote it; keeps what was learned since.
 
         Raises `ModelError` when the file is unusable; the table in memory then stays.
         """
+        before = self.planner.model
+        self.planner.refresh()
+        if self.planner.model is not before:
+            self._situations = {}
         with self._lock:
             found = stamp(self.path)
             if found is None or found == self._stamp:
@@ -363,6 +372,15 @@ class QPolicy:
         return Health(
             component="policy", ok=not self._problem, detail=f"{self._problem}; {detail}" if self._problem else detail
         )
+
+
+def _same(chosen: Candidate, base: Recommendation) -> bool:
+    """Whether the two would be executed alike."""
+    if chosen.action is not base.action:
+        return False
+    return chosen.action not in POOL_ACTIONS or (
+        chosen.parameters.get("target_workers") == base.parameters.get("target_workers")
+    )
 
 
 def carry_loads(before: SchedulingState, after: SchedulingState) -> SchedulingState:

@@ -107,7 +107,7 @@ class Planner:
         self.startup_s = settings.planner.startup_s
         self.wait_s = settings.planner.sla_wait_s
         limits = settings.limits
-        self._low, self._high = limits.min_workers, limits.max_workers
+        self._low, self._high, self._cooldown_s = limits.min_workers, limits.max_workers, limits.cooldown_s
         self._step = limits.max_step if limits.max_step is not None else limits.max_workers
         # The hours that begin before a worker ordered now can start.
         self._lead_points = 1 + math.ceil(self.startup_s / 3600)
@@ -219,6 +219,19 @@ class Planner:
             if cpu is not None and cpu < 0.5:
                 found.append(Candidate(_BALANCE, {"strategy": "least_loaded"}))
         return found
+
+    def resting(self, candidates: list[Candidate], now: float, last_change: float | None) -> list[Candidate]:
+        """Without removals while the guard's cooldown refuses them; the planner's own is then to keep the pool.
+
+        `now` and `last_change` (of the last applied pool action, None: there was none) are Unix seconds.
+        """
+        if last_change is None or abs(now - last_change) >= self._cooldown_s:
+            return candidates
+        if all(each.action is not _DECREASE for each in candidates):
+            return candidates
+        kept = [each for each in candidates if each.action is not _DECREASE]
+        keep = Candidate(_NO_ACTION, {})
+        return kept if candidates[0].action is not _DECREASE else [keep, *(each for each in kept if each != keep)]
 
     def _around(self, plan: Plan, need: int, in_system: int, active: int, headroom: float) -> list[Candidate]:
         """The planned number of workers, one with more room, one with less, and leaving it; each as an action."""

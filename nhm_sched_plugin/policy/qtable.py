@@ -1,7 +1,8 @@
 """The Q-table: per state and arm the learned value, how often it was tried, and how much its outcomes spread.
 
 An *arm* is an action, or an action with a `+` or `-` when it was executed with a target above or below the capacity
-planner's. One JSON file holds it: versioned, with a SHA-256 digest, written atomically.
+planner's (see `arms`). `rules:` before an arm stands for what the rules did there. One JSON file holds it: versioned,
+with a SHA-256 digest, written atomically. Files of version 1, without trials, are read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +22,16 @@ import msgspec
 
 from nhm_sched_plugin.errors import ModelError
 
-__all__ = ["Cell", "QTable", "file_lock", "reset", "set_aside", "stamp"]
+__all__ = ["PLANNED", "RULES", "Cell", "QTable", "file_lock", "reset", "set_aside", "stamp"]
 
 FORMAT: Final = "nhm-sched-q-table"
-VERSION: Final = 1
+VERSION: Final = 2
+_READ: Final = {1: 4, 2: 14}
+"""Numbers of a cell, by version of the file."""
+RULES: Final = "rules:"
+"""Before an arm: what the rules' own action saved over the planner's,"""
+PLANNED: Final = "plan:"
+"""and what the planner's own saved over the rules'. To keep the pool as planned is not to keep it against the plan."""
 
 
 class Cell(msgspec.Struct, frozen=True, gc=False):
@@ -37,6 +44,26 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     """Running mean of the TD targets (Welford)."""
     m2: float
     """Sum of squared deviations of the TD targets from their mean (Welford)."""
+    trials: int = 0
+    """How often the twin tried it against the rules' action, from the very same moment,"""
+    wins: int = 0
+    """how often it cost no more,"""
+    over: float = 0.0
+    """what it saved on average, in shares of what the tickets in the system cost meanwhile,"""
+    over_m2: float = 0.0
+    """and the sum of squared deviations from that (Welford)."""
+    pairs: int = 0
+    """How often the twin tried it against the planner's own arm,"""
+    gain: float = 0.0
+    """what it saved over that on average, in the same shares,"""
+    gain_m2: float = 0.0
+    """and the sum of squared deviations from that (Welford)."""
+    live: int = 0
+    """Rewards from the real pool: their number,"""
+    live_mean: float = 0.0
+    """mean,"""
+    live_m2: float = 0.0
+    """and sum of squared deviations (Welford)."""
 
 
 class QTable:
@@ -45,6 +72,7 @@ class QTable:
     def __init__(self, rows: dict[str, dict[str, Cell]] | None = None, updates: int = 0) -> None:
         self.rows = rows if rows is not None else {}
         self.updates = updates
+        self._pooled: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,24 +92,78 @@ class QTable:
         Arms never tried are left out: their 0 would hide that a state is bad once every tried arm is below 0.
         """
         row = self.rows.get(state)
-        return max([cell.q for cell in row.values()]) if row else 0.0
+        return max([cell.q for cell in row.values() if cell.visits], default=0.0) if row else 0.0
 
-    def update(self, state: str, arm: str, target: float, learning_rate: float) -> float:
-        """Q(s,a) += lr * (target - Q(s,a)); returns the new value. `target` is r + gamma * max_a' Q(s',a')."""
-        row = self.rows.get(state, {})
-        old = row.get(arm)
-        if old is None:
-            cell = Cell(learning_rate * target, 1, target, 0.0)
-            # A new dict, so that no reader ever sees one grow under its loop.
-            self.rows[state] = {**row, arm: cell}
-        else:
-            visits = old.visits + 1
-            delta = target - old.mean
-            mean = old.mean + delta / visits
-            q = old.q + learning_rate * (target - old.q)
-            cell = row[arm] = Cell(q, visits, mean, old.m2 + delta * (target - mean))
+    def update(
+        self, state: str, arm: str, target: float, learning_rate: float, live_reward: float | None = None
+    ) -> float:
+        """Q(s,a) += lr * (target - Q(s,a)); returns the new value. `target` is r + gamma * max_a' Q(s',a').
+
+        `live_reward` is the reward alone, when it comes from the real pool.
+        """
+        old = self.cell(state, arm) or _EMPTY
+        visits, mean, m2 = _welford(old.visits, old.mean, old.m2, target)
+        live = old.live, old.live_mean, old.live_m2
+        if live_reward is not None:
+            live = _welford(*live, live_reward)
+        q = old.q + learning_rate * (target - old.q)
+        new = msgspec.structs.replace(
+            old, q=q, visits=visits, mean=mean, m2=m2, live=live[0], live_mean=live[1], live_m2=live[2]
+        )
+        self._put(state, arm, new)
         self.updates += 1
-        return cell.q
+        return q
+
+    def tried(self, state: str, arm: str, over: float | None, gain: float | None) -> None:
+        """A trial in the twin: what the arm saved over the rules' action, and over the planner's arm.
+
+        None where the two are the same action, which tells nothing.
+        """
+        old = self.cell(state, arm) or _EMPTY
+        saved, paired, wins = (old.trials, old.over, old.over_m2), (old.pairs, old.gain, old.gain_m2), old.wins
+        if over is not None:
+            saved, wins = _welford(*saved, over), wins + (over >= 0)
+        if gain is not None:
+            paired = _welford(*paired, gain)
+        new = msgspec.structs.replace(
+            old,
+            trials=saved[0],
+            over=saved[1],
+            over_m2=saved[2],
+            wins=wins,
+            pairs=paired[0],
+            gain=paired[1],
+            gain_m2=paired[2],
+        )
+        self._put(state, arm, new)
+        self._pooled.clear()
+
+    def forget_trials(self) -> None:
+        """Before new ones with another planner: what its arms did says nothing of the new one's."""
+        for state, row in self.rows.items():
+            self.rows[state] = {
+                arm: msgspec.structs.replace(
+                    cell, trials=0, wins=0, over=0.0, over_m2=0.0, pairs=0, gain=0.0, gain_m2=0.0
+                )
+                for arm, cell in row.items()
+                if cell.visits
+            }
+        self._pooled.clear()
+
+    def pooled(self, arm: str, made: Callable[[list[Cell]], Any]) -> Any:
+        """What `made` says of the arm's cells in all states; from memory until there are new trials."""
+        found = self._pooled.get(arm)
+        if found is None:
+            found = self._pooled[arm] = made([row[arm] for row in list(self.rows.values()) if arm in row])
+        return found
+
+    def _put(self, state: str, arm: str, cell: Cell) -> None:
+        row = self.rows.get(state)
+        if row is not None and arm in row:
+            row[arm] = cell
+        else:
+            # A new dict, so that no reader ever sees one grow under its loop.
+            self.rows[state] = {**(row or {}), arm: cell}
 
     def dump(self) -> bytes:
         """The JSON text of the file."""
@@ -97,16 +179,15 @@ class QTable:
             raise _unusable(name, f"is not valid JSON ({error})") from None
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise _unusable(name, "is not a Q-table")
-        if tree.get("version") != VERSION:
-            raise _unusable(name, f"has version {tree.get('version')!r}; this program reads version {VERSION}")
+        numbers = _READ.get(tree.get("version", 0))
+        if numbers is None:
+            raise _unusable(name, f"has version {tree.get('version')!r}; this program reads versions 1 and {VERSION}")
         digest = tree.pop("digest", None)
         if digest != _digest(tree):
             raise _unusable(name, "fails its SHA-256 digest (cut short or edited)")
         try:
             rows = {
-                str(state): {
-                    str(arm): Cell(float(q), int(n), float(mean), float(m2)) for arm, (q, n, mean, m2) in row.items()
-                }
+                str(state): {str(arm): _cell(found, numbers) for arm, found in row.items()}
                 for state, row in tree["states"].items()
             }
             updates = int(tree["updates"])
@@ -118,7 +199,7 @@ class QTable:
             for cell in row.values()
             for number in msgspec.structs.astuple(cell)
         ):
-            raise _unusable(name, "holds a value that is not finite or a count below 1")
+            raise _unusable(name, "holds a value that is not finite")
         return cls(rows, updates)
 
     @classmethod
@@ -186,6 +267,29 @@ def reset(path: Path) -> Path | None:
         aside = set_aside(path, "reset") if path.exists() else None
         QTable().save(path)
     return aside
+
+
+def _cell(found: list[float], numbers: int) -> Cell:
+    if len(found) != numbers:
+        raise ValueError(f"{len(found)} numbers where {numbers} belong")
+    q, visits, mean, m2 = found[:4]
+    if numbers == 4:
+        return Cell(float(q), int(visits), float(mean), float(m2))
+    trials, wins, over, over_m2, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
+    return Cell(
+        float(q), int(visits), float(mean), float(m2), int(trials), int(wins), float(over), float(over_m2),
+        int(pairs), float(gain), float(gain_m2), int(live), float(live_mean), float(live_m2),
+    )  # fmt: skip
+
+
+def _welford(count: int, mean: float, m2: float, value: float) -> tuple[int, float, float]:
+    """Number, mean and sum of squared deviations with one more value (Welford 1962)."""
+    delta = value - mean
+    mean += delta / (count + 1)
+    return count + 1, mean, m2 + delta * (value - mean)
+
+
+_EMPTY: Final = Cell(0.0, 0, 0.0, 0.0)
 
 
 def _body(rows: dict[str, dict[str, Cell]], updates: int) -> dict[str, Any]:

@@ -19,18 +19,52 @@ from typing import Final
 
 from nhm_sched_plugin.types import SchedulingState
 
-__all__ = ["ALL_KEYS", "NO_METRICS", "SLA_TARGET", "state_key"]
+__all__ = ["ALL_KEYS", "KEYS", "NO_METRICS", "SLA_TARGET", "state_index", "state_key"]
 
 NO_METRICS: Final = "no-metrics"
 _INF: Final = float("inf")
+_NAN: Final = float("nan")
 _MS_PER_HOUR: Final = 3_600_000.0
 SLA_TARGET: Final = 0.95
 """The specification's compliance goal."""
-_U, _B, _S, _T = "0123?", "012?", "01?", "012"
+KEYS: Final = (
+    *(f"u{u}-b{b}-s{s}-t{t}" for u in "0123?" for b in "012?" for s in "01?" for t in "012"),
+    NO_METRICS,
+)
+"""The keys, by `state_index`."""
+ALL_KEYS: Final = frozenset(KEYS)
+_NO_METRICS_INDEX: Final = len(KEYS) - 1
 
-# A lookup instead of string formatting: this runs on the hot path.
-_KEYS: Final = tuple(tuple(tuple(tuple(f"u{u}-b{b}-s{s}-t{t}" for t in _T) for s in _S) for b in _B) for u in _U)
-ALL_KEYS: Final = frozenset(key for us in _KEYS for bs in us for ss in bs for key in ss) | {NO_METRICS}
+
+def state_index(
+    workers: float,
+    queue: float,
+    duration_ms: float,
+    sla: float,
+    load_1h: float,
+    load_6h: float,
+    utilisation: float,
+) -> int:
+    """Where the state is in `KEYS`. Plain arithmetic, NaN for unknown: the twin compiles the very same code."""
+    if not 0 <= workers < _INF:
+        return _NO_METRICS_INDEX
+    workers = max(workers, 1.0)
+    loaded = 0 <= load_1h < _INF
+    if loaded and 0 < duration_ms < _INF:
+        utilisation = load_1h * duration_ms / _MS_PER_HOUR / workers
+    elif not utilisation < _INF:
+        utilisation = -1.0
+    u = 4
+    if utilisation >= 0:
+        u = int(utilisation >= 0.5) + int(utilisation >= 0.8) + int(utilisation >= 1.0)
+    b = 3
+    if 0 <= queue < _INF:
+        b = int(queue / workers >= 0.1) + int(queue / workers >= 1.0)
+    s = int(sla >= SLA_TARGET) if 0 <= sla < _INF else 2
+    t = 1
+    if loaded and 0 <= load_6h < _INF:
+        t = 0 if load_6h < 0.8 * load_1h else 1 + int(load_6h > 1.25 * load_1h)
+    return ((u * 4 + b) * 3 + s) * 3 + t
 
 
 def state_key(state: SchedulingState, forecast_volume: float | None = None) -> str:
@@ -38,46 +72,21 @@ def state_key(state: SchedulingState, forecast_volume: float | None = None) -> s
 
     Total: never raises on None, NaN, infinities or negative numbers.
     """
-    workers = state.active_workers
-    if workers is None or not 0 <= workers < _INF:
-        return NO_METRICS
-    if workers < 1:
-        workers = 1.0
     load = state.predicted_load_1h
     if load is None or not 0 <= load < _INF:
-        load = forecast_volume if forecast_volume is not None and 0 <= forecast_volume < _INF else None
-    queue = state.queue_depth
-    b = 3 if queue is None or not 0 <= queue < _INF else _backlog_band(queue / workers)
-    sla = state.sla_compliance_rate
-    s = 2 if sla is None or not 0 <= sla < _INF else int(sla >= SLA_TARGET)
-    return _KEYS[_utilisation_band(state, load, workers)][b][s][_trend_band(load, state.predicted_load_6h)]
+        load = forecast_volume
+    return KEYS[
+        state_index(
+            _number(state.active_workers),
+            _number(state.queue_depth),
+            _number(state.avg_task_duration_ms),
+            _number(state.sla_compliance_rate),
+            _number(load),
+            _number(state.predicted_load_6h),
+            _number(state.resource_cpu_avg),
+        )
+    ]
 
 
-def _utilisation_band(state: SchedulingState, load: float | None, workers: float) -> int:
-    duration = state.avg_task_duration_ms
-    if load is not None and duration is not None and 0 < duration < _INF:
-        utilisation = load * duration / _MS_PER_HOUR / workers
-    else:
-        cpu = state.resource_cpu_avg
-        if cpu is None or not 0 <= cpu < _INF:
-            return 4
-        utilisation = cpu
-    if utilisation < 0.5:
-        return 0
-    if utilisation < 0.8:
-        return 1
-    return 2 if utilisation < 1.0 else 3
-
-
-def _backlog_band(per_worker: float) -> int:
-    if per_worker < 0.1:
-        return 0
-    return 1 if per_worker < 1.0 else 2
-
-
-def _trend_band(load_1h: float | None, load_6h: float | None) -> int:
-    if load_1h is None or load_6h is None or not 0 <= load_6h < _INF:
-        return 1
-    if load_6h < 0.8 * load_1h:
-        return 0
-    return 2 if load_6h > 1.25 * load_1h else 1
+def _number(value: float | None) -> float:
+    return _NAN if value is None else value

@@ -14,10 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from nhm_sched_plugin.decision.gate import volume_threshold
 from nhm_sched_plugin.host import SchedulerHost
-from nhm_sched_plugin.policy.planner import Planner
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.settings_ml import CachingSettings
-from nhm_sched_plugin.twin.calibrate import calibrate
 from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.controllers import (
     Clock,
@@ -29,7 +27,7 @@ from nhm_sched_plugin.twin.controllers import (
     static_workers,
 )
 from nhm_sched_plugin.twin.forecasts import RollingForecasts
-from nhm_sched_plugin.twin.learn import lead_s, pretrain
+from nhm_sched_plugin.twin.learn import calibrated, lead_s, pretrain
 from nhm_sched_plugin.twin.oracle import oracle
 from nhm_sched_plugin.twin.results import Frontier, HourLine, PolicyResult, Scored, measured
 from nhm_sched_plugin.twin.rivals import RIVALS, Scene
@@ -240,26 +238,15 @@ class Bench:
             return self._simulated("plugin", controller, controller.decisions)
 
     def _prepare_planner(self) -> None:
-        """The user's calibration where it was made for this start-up and SLA wait, else one of the training part."""
+        """The user's calibration where it fits this pool and saw nothing of the replayed part, else one of the rest."""
         path, users = self.settings.planner_path, self._users.planner_path
-        if path.exists():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if users.exists():
+        if users.exists() and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(users, path)
-            if Planner(self.settings).model is not None:
-                self.notes.append(f"planner: calibrated as in a copy of {users}")
-                return
-        model = calibrate(
-            self.settings,
-            self.train,
-            tick_s=self.rules.tick_s,
-            seed=self.seed,
-            progress=self._telling("calibrate the planner"),
-        )
-        model.save(path)
+        told = self._telling("calibrate the planner")
+        model = calibrated(self.settings, self.train, seed=self.seed, progress=told)
         self.notes.append(
-            f"planner: calibrated on the training part; {100 * model.sla:.1f} % in time there at"
+            f"planner: calibrated on {model.tickets:,} tickets before; {100 * model.sla:.1f} % in time there at"
             f" {model.cost:.2f} times the oracle's cost"
         )
 

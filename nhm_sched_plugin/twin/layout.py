@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from nhm_sched_plugin.policy.demand import WINDOWS_S
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SPANS_S", "UNLIMITED", "Sim", "new_sim", "with_room"]
 
 UNLIMITED: Final = 2**62
-SPANS_S: Final = (15.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
+SPANS_S: Final = WINDOWS_S
 """Arrivals are counted over the last so many seconds, see `ARRIVALS`."""
 
 

@@ -1,37 +1,49 @@
 """Pre-training: the policy tries its actions on simulated pools before it advises a real one.
 
-Episodes are random windows of a trace under random load (0.5 to 2 times), started with a random number of workers. At
-each control tick the executed action is the planner's (40 %), the rules' (30 %) or any candidate (30 %), so that both
-sides of every confidence get evidence. What is learned with is the real thing: state key, reward, Q-table and rule book
-are the live path's own. The forecast is a seasonal mean of the trace, not its future.
+1. The planner is calibrated to the trace, where that has not been done (`calibrate`).
+2. Drill: many compiled episodes (`lessons.episode`) of Q-learning on the planner's candidates, on windows of the trace
+   and of its variations, with a random number of workers to begin with.
+3. Practice: fewer episodes in Python, with the real rule book, whose actions get their visits there. At random ticks
+   the moment is tried with every action (`trials`): the trials that confidence is counted from.
+
+State key, reward, arms, rule book and Q-table are the live path's own. The forecast is a seasonal mean of the trace,
+not its future. Episodes are seeded by their number: an interrupted run goes on from its checkpoint to the same result.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from nhm_sched_plugin.decision.reward import reward
+from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy
+from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings
-from nhm_sched_plugin.twin.controllers import RulesController, obeyed
-from nhm_sched_plugin.twin.forecasts import SeasonalGuess
-from nhm_sched_plugin.twin.simulator import Pool, simulate
+from nhm_sched_plugin.twin.calibrate import calibrate
+from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
+from nhm_sched_plugin.twin.controllers import RulesController
+from nhm_sched_plugin.twin.drill import Drill
+from nhm_sched_plugin.twin.practice import lead_s, practise
 from nhm_sched_plugin.twin.traces import Trace, TraceError
-from nhm_sched_plugin.types import Action, Experience, Forecast, SchedulingState
+from nhm_sched_plugin.twin.trials import Reliability, reliability
 
-__all__ = ["LearnReport", "pretrain"]
+__all__ = ["LearnReport", "calibrated", "lead_s", "learn", "pretrain"]
 
-_EPISODE_S: Final = 12 * 3600.0
-_PLANNER, _RULES = 0.4, 0.3
-_LOADS: Final = (0.5, 2.0)
+PRACTICE: Final = 150_000
+"""Most decisions of the part in Python."""
+HELD_OUT: Final = 0.2
+"""Share of the days, the last ones, that `learn` keeps to see whether confidence comes true."""
+_FRESH_S: Final = 7 * 86_400.0
+"""A calibration is used again for as long as the trace has grown by less."""
+_DAY: Final = 86_400.0
+Told = Callable[[float], Any]
 
 
 class LearnReport(msgspec.Struct, kw_only=True):
@@ -39,14 +51,97 @@ class LearnReport(msgspec.Struct, kw_only=True):
 
     decisions: int
     episodes: int
+    trials: int
+    """Moments that were tried with every action."""
     states: int
     updates: int
     """Of the Q-table, over its life."""
     reward_mean: float
     elapsed_s: float
     decisions_per_s: float
+    """Of the compiled part; 0 without one."""
     actions: dict[str, int]
+    """Executed while practising."""
     path: str
+    planner_path: str = ""
+    planner_sla: float | None = None
+    """Share in time under the calibrated planner, on the tickets that it was calibrated on,"""
+    planner_cost: float | None = None
+    """and its cost there, over that of the clairvoyant oracle."""
+    resumed: bool = False
+    reliability: Reliability | None = None
+    """On the days held out; None where there were too few."""
+
+
+def calibrated(
+    settings: Settings, trace: Trace, *, again: bool = False, seed: int = 0, progress: Told | None = None
+) -> DemandModel:
+    """The planner's calibration: the file's where it is fresh, else a new one, which is saved.
+
+    Fresh: made with the same start-up time, SLA wait and cost of a late ticket, from tickets that end at most a week
+    before those of `trace`, and not after them. Raises `ModelError` when the file cannot be written.
+    """
+    path, planner = settings.planner_path, settings.planner
+    if not again:
+        try:
+            model = DemandModel.load(path)
+        except (FileNotFoundError, ModelError):
+            pass
+        else:
+            asked = planner.startup_s, planner.sla_wait_s, planner.late_cost
+            alike = (model.startup_s, model.sla_wait_s, model.late_cost) == asked
+            if alike and 0 <= trace.end - model.end <= _FRESH_S:
+                return model
+    model = calibrate(settings, trace, seed=seed, progress=progress)
+    model.save(path)
+    return model
+
+
+def learn(
+    settings: Settings,
+    trace: Trace,
+    *,
+    decisions: int = 1_000_000,
+    tick_s: float = 15.0,
+    seed: int = 0,
+    fresh: bool = False,
+    recalibrate: bool = False,
+    moments: int = 10_000,
+    progress: Callable[[str, float], Any] | None = None,
+) -> LearnReport:
+    """Calibrate, pre-train, and count on the last fifth of the days whether confidence comes true.
+
+    With fewer than five days nothing is held out and nothing counted. `progress` gets what is being done and the share
+    of it, in [0, 1]. `fresh` forgets an interrupted run; `moments` are tried on the days held out.
+    Raises as `pretrain` does.
+    """
+
+    def telling(what: str) -> Told | None:
+        return None if progress is None else lambda share: progress(what, share)
+
+    days = (trace.end - trace.start) / _DAY
+    split = trace.end - math.floor(days * HELD_OUT) * _DAY
+    past, kept = trace.slice(trace.start, split), trace.slice(split, trace.end)
+    if not len(past):
+        past, kept = trace, trace.slice(trace.end, trace.end)
+    model = calibrated(settings, past, again=recalibrate, seed=seed, progress=telling("calibrate the planner"))
+    report = pretrain(
+        settings,
+        past,
+        decisions=decisions,
+        practice=(decisions + 1) // 2,
+        tick_s=tick_s,
+        seed=seed,
+        fresh=fresh,
+        progress=telling("learn"),
+    )
+    if len(kept):
+        told = telling("check the confidence")
+        table = QTable.load(Path(report.path))
+        report.reliability = reliability(
+            settings, table, kept, model, tick_s=tick_s, seed=seed, moments=moments, progress=told
+        )
+    return report
 
 
 def pretrain(
@@ -54,145 +149,89 @@ def pretrain(
     trace: Trace,
     *,
     decisions: int = 20_000,
+    practice: int | None = None,
     tick_s: float = 60.0,
     seed: int = 0,
     path: Path | None = None,
-    progress: Callable[[float], Any] | None = None,
+    fresh: bool = False,
+    progress: Told | None = None,
 ) -> LearnReport:
     """Learn from `decisions` simulated control decisions and save the Q-table (`settings.q_table_path` or `path`).
 
-    An existing table is continued. `progress` gets the share done, in [0, 1]. Raises `TraceError` for a trace without
-    tickets, `ModelError` when the table cannot be saved.
+    `practice` of them (default: all, at most `PRACTICE`) are made in Python, with the rules and with trials; the rest
+    is compiled. The planner is calibrated first when it has not been (`calibrated`). An existing table is continued;
+    its trials are replaced. `progress` gets the share done, in [0, 1]. An interrupted run is continued unless `fresh`.
+    Raises `TraceError` for a trace without tickets, `ModelError` when a file cannot be saved.
     """
     if not len(trace):
         raise TraceError(f"{trace.name}: no tickets to learn from")
-    began, draw = time.perf_counter(), random.Random(seed)
+    practice = min(decisions if practice is None else practice, decisions, PRACTICE)
+    model = calibrated(settings, trace, seed=seed)
+    began = time.perf_counter()
     rules = RulesController(settings)
     policy = QPolicy(settings, rules.rules, path=path, autosave=False)
-    guess = SeasonalGuess(trace)
-    learner = _Learner(policy, rules, guess, settings, draw, tick_s)
-    episodes = 0
-    while learner.made < decisions:
-        window = min(_EPISODE_S, trace.end - trace.start, (decisions - learner.made) * tick_s)
-        start = draw.uniform(trace.start, trace.end - window)
-        factor = math.exp(draw.uniform(math.log(_LOADS[0]), math.log(_LOADS[1])))
-        episode = trace.slice(start, start + window).scaled(factor, draw.randrange(2**31))
-        learner.begin(factor, episodes)
-        erlangs = factor * guess.rate(start) * trace.service_mean_s / 3600
-        workers = max(settings.limits.min_workers, math.ceil(erlangs * draw.uniform(0.3, 2.0)), 1)
-        pool = Pool(
-            episode,
-            workers=min(workers, settings.limits.max_workers),
-            startup_s=settings.planner.startup_s,
-            sla_wait_s=settings.planner.sla_wait_s,
-            service_s=trace.service_mean_s,
-        )
-        simulate(pool, learner, tick_s=tick_s)
-        episodes += 1
+    policy.planner.model = model
+    policy.table.forget_trials()
+    checkpoint = Checkpoint(policy.path)
+    run = _digest(settings, trace, model, policy.table, decisions, practice, tick_s, seed)
+    left = None if fresh else checkpoint.load(run)
+    done = Progress(run=run)
+    if left is not None:
+        done, policy.table = left
+
+    def told() -> None:
         if progress is not None:
-            progress(min(learner.made / decisions, 1.0))
+            progress(min((done.drilled + done.made) / decisions, 1.0))
+
+    drilled, drill_s = done.drilled, 0.0
+    if done.drilled < decisions - practice:
+        drill_began = time.perf_counter()
+        drill = Drill(settings, trace, model, tick_s, seed)
+        policy.table = drill.run(policy.table, done, decisions - practice, checkpoint, told)
+        drill_s = time.perf_counter() - drill_began
+    practise(settings, trace, model, policy, rules, done, practice, tick_s, seed, checkpoint, told)
     policy.save()
-    elapsed = time.perf_counter() - began
+    checkpoint.forget()
     return LearnReport(
-        decisions=learner.made,
-        episodes=episodes,
+        decisions=done.drilled + done.made,
+        episodes=done.drills + done.episodes,
+        trials=done.trials,
         states=len(policy.table),
         updates=policy.table.updates,
-        reward_mean=learner.reward_sum / max(learner.learned, 1),
-        elapsed_s=elapsed,
-        decisions_per_s=learner.made / elapsed,
-        actions=dict(learner.actions),
+        reward_mean=done.reward_sum / max(done.rewards, 1),
+        elapsed_s=time.perf_counter() - began,
+        decisions_per_s=(done.drilled - drilled) / drill_s if drill_s else 0.0,
+        actions=dict(done.actions),
         path=str(policy.path),
+        planner_path=str(settings.planner_path),
+        planner_sla=model.sla,
+        planner_cost=model.cost,
+        resumed=left is not None,
     )
 
 
-class _Learner:
-    """A controller that explores on purpose and feeds the policy `lead_s` later."""
-
-    name = "learner"
-    watches_tickets = False
-
-    def __init__(
-        self,
-        policy: QPolicy,
-        rules: RulesController,
-        guess: SeasonalGuess,
-        settings: Settings,
-        draw: random.Random,
-        tick_s: float,
-    ) -> None:
-        self._policy, self._rules, self._guess, self._draw = policy, rules, guess, draw
-        self._lead_s = lead_s(settings.planner.startup_s, tick_s)
-        self._cooldown_s = settings.limits.cooldown_s
-        self._open: deque[tuple[float, Experience]] = deque()
-        self.made = self.learned = 0
-        self.reward_sum = 0.0
-        self.actions: Counter[str] = Counter()
-
-    def begin(self, factor: float, episode: int) -> None:
-        """A new episode: nothing of the last one is still open, nobody has just scaled."""
-        self._factor, self._episode = factor, episode
-        self._open.clear()
-        self._rules.last_pool_action_at = None
-
-    def on_arrival(self, index: int, state: SchedulingState, now: float) -> None: ...
-
-    def on_finished(self, index: int, wait_s: float, now: float) -> None: ...
-
-    def on_tick(self, state: SchedulingState, now: float) -> int | None:
-        forecast = self._guess.forecast(now, self._factor)
-        full = SchedulingState(
-            queue_depth=state.queue_depth,
-            active_workers=state.active_workers,
-            avg_task_duration_ms=state.avg_task_duration_ms,
-            sla_compliance_rate=state.sla_compliance_rate,
-            predicted_load_1h=forecast.predicted_volume,
-            predicted_load_6h=self._factor * self._guess.rate(now, 6),
-            resource_cpu_avg=state.resource_cpu_avg,
-            features=state.features,
-        )
-        while self._open and self._open[0][0] <= now:
-            self._learn(self._open.popleft()[1], full)
-        action, parameters = self._chosen(full, forecast, now)
-        self.actions[action.value] += 1
-        step = Experience(
-            decision_id=f"{self._episode}-{now:.0f}",
-            state=full,
-            action=action,
-            reward=0.0,
-            parameters=parameters,
-        )
-        self._open.append((now + self._lead_s, step))
-        self.made += 1
-        target = obeyed(action, parameters, full)
-        if target is not None:
-            self._rules.last_pool_action_at = now
-        return target
-
-    def _chosen(
-        self, state: SchedulingState, forecast: Forecast, now: float
-    ) -> tuple[Action, Mapping[str, int | float | str]]:
-        self._rules.now = now
-        planner = self._policy.planner
-        die = self._draw.random()
-        if _PLANNER <= die < _PLANNER + _RULES:
-            rules = self._rules.rules(None, state, forecast)
-            return rules.action, rules.parameters
-        candidates = planner.candidates(planner.plan(state, forecast), state)
-        last = self._rules.last_pool_action_at
-        if last is not None and now - last < self._cooldown_s:
-            # The guard would veto a removal so soon after a change; learn what will be executed.
-            candidates = [c for c in candidates if c.action is not Action.DECREASE_WORKER_POOL]
-        chosen = candidates[0 if die < _PLANNER else self._draw.randrange(len(candidates))]
-        return chosen.action, chosen.parameters
-
-    def _learn(self, step: Experience, after: SchedulingState) -> None:
-        earned = reward(step.state, after)
-        self.reward_sum += earned
-        self.learned += 1
-        self._policy.learn(msgspec.structs.replace(step, reward=earned, next_state=after))
-
-
-def lead_s(startup_s: float, tick_s: float) -> float:
-    """When a decision's effect is measured: the first control tick at which its workers have run for a tick."""
-    return (math.ceil(startup_s / tick_s) + 1) * tick_s
+def _digest(
+    settings: Settings,
+    trace: Trace,
+    model: DemandModel,
+    table: QTable,
+    decisions: int,
+    practice: int,
+    tick_s: float,
+    seed: int,
+) -> str:
+    """Of all that the result of a run depends on."""
+    found = hashlib.sha256()
+    for array in (trace.arrivals, trace.durations):
+        found.update(array.tobytes())
+    about = (
+        *(
+            tree.model_dump_json()
+            for tree in (settings.planner, settings.limits, settings.fallback, settings.ml.scheduling)
+        ),
+        msgspec.json.encode(model).decode(),
+        *(trace.start, trace.end, decisions, practice, tick_s, seed),
+    )
+    found.update(repr(about).encode())
+    found.update(table.dump())
+    return found.hexdigest()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from nhm_sched_plugin.policy.demand import ARRIVED
 from nhm_sched_plugin.twin import engine, layout
 from nhm_sched_plugin.twin.classes import TicketClass, classified
 from nhm_sched_plugin.twin.runs import Hour, Run, run_of
@@ -29,13 +30,11 @@ from nhm_sched_plugin.types import SchedulingState
 if TYPE_CHECKING:
     from nhm_sched_plugin.twin.layout import Floats, Sim
 
-__all__ = ["ARRIVED", "STARTING", "Controller", "Hour", "Order", "Pool", "Run", "TicketClass", "simulate"]
+__all__ = ["STARTING", "Controller", "Hour", "Order", "Pool", "Run", "TicketClass", "simulate"]
 
 _HOUR: Final = 3600.0
 STARTING: Final = "starting_workers"
 """The state's feature with the number of workers ordered and not yet ready."""
-ARRIVED: Final = {"arrivals_last_hour" if span == _HOUR else f"arrivals_{span:.0f}s": span for span in layout.SPANS_S}
-"""The state's features with the number of tickets that arrived in the last so many seconds: (now - seconds, now]."""
 _FEATURES: Final = (STARTING, *ARRIVED)  # as they stand in `Sim.seen`
 
 

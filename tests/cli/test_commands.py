@@ -129,17 +129,27 @@ def test_forecast_and_models(nhm: Any, on_trained: Path) -> None:
     assert "load_predictor_60m" in nhm("models", "-c", on_trained).out
 
 
-def test_learn_and_the_q_table(nhm: Any, tickets: Path) -> None:
+def test_learn_and_the_q_table(nhm: Any, tickets: Path, folder: Path) -> None:
     assert "Nothing learned yet" in nhm("q-table", "show").out
-    learned = nhm("learn", tickets, "--decisions", 300, "--json")
+    learned = nhm("learn", tickets, "--decisions", 3000, "--json")
     assert (learned.code, learned.err) == (0, "")
-    assert learned.json["decisions"] >= 300
+    assert learned.json["decisions"] >= 3000
+    assert learned.json["planner_sla"] > 0.5
     rows = nhm("q-table", "show", "--json").json
     assert len({row["state"] for row in rows}) == learned.json["states"]
+    assert all(0 <= row["confidence"] <= 1 for row in rows if not row["action"].startswith("rules:"))
+    assert any(row["trials"] for row in rows)
+    some = nhm("q-table", "show", "--state", rows[0]["state"], "--json").json
+    assert some == [row for row in rows if row["state"] == rows[0]["state"]]
     assert "visits" in nhm("q-table", "show").out
-    assert "updates" in nhm("learn", tickets, "--decisions", 10).out
-    reset = nhm("q-table", "reset", "--yes")
-    assert "kept as" in reset.out
+    picture, page = folder / "q.png", folder / "learn.html"
+    assert nhm("q-table", "show", "--plot", picture).code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "updates" in nhm("learn", tickets, "--decisions", 10, "--report", page).out
+    assert "What the policy learned" in page.read_text()
+    reset = nhm("q-table", "reset", "--yes", "--planner")
+    assert "q_table.json.reset-1" in reset.out
+    assert "planner.json.reset-1" in reset.out
     assert nhm("q-table", "show", "--json").json == []
 
 

@@ -7,13 +7,14 @@ handed to the orchestrator keeps to the limits; and the twin, which obeys, lets 
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nhm_sched_plugin import Action, Decision, Recommendation, SchedulerHost, SchedulingState, Ticket
@@ -39,41 +40,28 @@ LIMITS = st.builds(
     st.none() | st.integers(1, 12),
     st.sampled_from([0.0, 60.0, 300.0]),
 )
-USUAL = st.fixed_dictionaries(
-    {
-        "active_workers": st.integers(1, 80) | st.floats(1, 80),
-        "queue_depth": st.sampled_from([0, 0, 0, 1]),
-        "resource_cpu_avg": st.sampled_from([0.3, 1.0, None]),
+WILD = [0, -1, 90, 10**9, 2**63, -(2**63) - 1, 10**400, -(10**400), 3.0, math.nan, True, "5", "many", None, [4], b"4"]
+ACTIONS = [*Action, *3 * [Action.DECREASE_WORKER_POOL], "DECREASE_WORKER_POOL", "FIRE_EVERYBODY", None]
+
+
+def any_state(draw: random.Random, limits: LimitSettings) -> dict[str, Any]:
+    """Mostly what a host would say, now and then nothing or nonsense."""
+    kind = draw.random()
+    if kind < 0.05:
+        return {}
+    odd = UNUSABLE if kind < 0.3 else ()
+    inside = draw.randint(limits.min_workers, limits.max_workers)
+    return {
+        "active_workers": draw.choice([inside, inside, draw.randint(1, 80), draw.uniform(0, 90), *odd]),
+        "queue_depth": draw.choice([0, 0, 0, 0.4, 1, 500, None, *odd]),
+        "resource_cpu_avg": draw.choice([0.0, 0.3, 1.0, None, *odd]),
+        "avg_task_duration_ms": draw.choice([60_000.0, None]),
     }
-)
-ODD = st.fixed_dictionaries(
-    {
-        "active_workers": st.integers(1, 80) | st.floats(0, 100) | st.sampled_from(UNUSABLE),
-        "queue_depth": st.sampled_from([0, 0, 0, 0.4, 1, 7, 500, *UNUSABLE]),
-        "resource_cpu_avg": st.sampled_from([0.0, 0.3, 1.0, *UNUSABLE]),
-        "avg_task_duration_ms": st.sampled_from([60_000.0, None]),
-    }
-)
-NEAR = st.integers(-8, 8).map(lambda change: lambda active: int(active) + change)
-WILD = (
-    st.integers(-15, 15).map(lambda change: lambda active: int(active) + change)
-    | st.integers(-5, 90).map(lambda target: lambda active: target)
-    | st.sampled_from(
-        [0, -1, 10**9, 2**63, -(2**63) - 1, 10**400, -(10**400), 3.0, math.nan, True, "5", "many", None, [4], b"4"]
-    ).map(lambda target: lambda active: target)
-)
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from([0.0, 1.0, 30.0, 59.0, 61.0, 400.0, -10.0, -5000.0]),
-        st.one_of(USUAL, USUAL, ODD, st.just({})),
-        st.sampled_from([*Action, *3 * [Action.DECREASE_WORKER_POOL], "DECREASE_WORKER_POOL", "FIRE_EVERYBODY"]),
-        st.one_of(NEAR, NEAR, WILD),
-        st.booleans(),
-        st.booleans(),
-    ),
-    min_size=10,
-    max_size=14,
-)
+
+
+def any_target(draw: random.Random, active: Any) -> Any:
+    near = int(active) if type(active) in (int, float) and 0 < active < 1e9 else 10
+    return draw.choice(WILD) if draw.random() < 0.15 else near + draw.randint(-14, 14)
 
 
 def host_of(kit: Any, folder: Path, limits: LimitSettings, hook: Callable[..., Any], clock: Clock) -> SchedulerHost:
@@ -120,25 +108,35 @@ def check(decision: Decision, limits: LimitSettings, now: float, changed_at: flo
 def test_no_policy_leaves_the_envelope(kit: Any, tmp_path: Path) -> None:
     came_of: Counter[tuple[str, Source]] = Counter()
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(limits=LIMITS, steps=STEPS)
-    def holds(limits: LimitSettings, steps: list[Any]) -> None:
+    # Each example starts a host, so one that fails is shown as it is: making it smaller would take minutes.
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        phases=[Phase.generate],
+        derandomize=True,
+    )
+    @given(limits=LIMITS, seed=st.integers(0, 2**32))
+    def holds(limits: LimitSettings, seed: int) -> None:
+        draw = random.Random(seed)
         clock, changed_at, answer = Clock(1e9), None, None
         with host_of(kit, tmp_path, limits, lambda ticket, state, forecast: answer, clock) as host:
-            for passed, given_state, action, target, for_ticket, applied in steps:
-                clock.now += passed
-                active = given_state.get("active_workers")
-                proposed = target(active if type(active) in (int, float) and 0 < active < 1e9 else 10)
-                answer = Recommendation(action=action, parameters={"target_workers": proposed}, confidence=1.0)
-                decision = host.decide(TICKET if for_ticket else None, SchedulingState(**given_state))
+            for _ in range(40):
+                clock.now += draw.choice([0.0, 1.0, 30.0, 59.0, 61.0, 400.0, -10.0, -5000.0])
+                given_state, applied = any_state(draw, limits), draw.random() < 0.7
+                parameters = {"target_workers": any_target(draw, given_state.get("active_workers"))}
+                answer = Recommendation(action=draw.choice(ACTIONS), parameters=parameters, confidence=1.0)
+                decision = host.decide(draw.choice([TICKET, None]), SchedulingState(**given_state))
                 came_of[check(decision, limits, clock.now, changed_at), decision.source] += 1
                 host.applied(decision, applied=applied)
                 if applied and decision.action in POOL_ACTIONS:
                     changed_at = clock.now
 
     holds()
-    followed = {what for what, source in came_of if source is Source.CUSTOM}
-    assert followed == {"kept", "grown", "shrunk"}, f"too tame to prove anything: {came_of}"
+    followed = {what: count for (what, source), count in came_of.items() if source is Source.CUSTOM}
+    assert min(followed.get(what, 0) for what in ("kept", "grown", "shrunk")) > 20, (
+        f"too tame to prove anything: {came_of}"
+    )
 
 
 @pytest.mark.parametrize("answer", ["grow", 7, {"action": "DECREASE_WORKER_POOL"}, Action.NO_ACTION, [GeneratorExit]])
@@ -195,8 +193,6 @@ def test_numbers_that_records_cannot_hold_are_garbage(kit: Any, target: int) -> 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_pool_under_a_hostile_policy_stays_inside(kit: Any, tmp_path: Path, seed: int) -> None:
     """The twin obeys every decision, so that states follow from what was decided before."""
-    import random
-
     draw, limits = random.Random(seed), LimitSettings(min_workers=3, max_workers=14, max_step=4, cooldown_s=45)
     arrivals = [draw.uniform(0, 3600) for _ in range(250)]
     trace = Trace(arrivals, [draw.expovariate(1 / 90) for _ in arrivals], start=0.0, end=3600.0)

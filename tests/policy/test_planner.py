@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nhm_sched_plugin.decision.guards import Limits
+from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.policy.planner import Planner, explain
 from nhm_sched_plugin.policy.queueing import LARGE, erlang_c, halfin_whitt, wait_exceeds, workers_for
 from nhm_sched_plugin.settings import load_settings
@@ -156,11 +157,17 @@ def test_every_candidate_passes_the_built_in_guard(
         resource_cpu_avg=cpu,
         predicted_load_1h=load_1h,
         predicted_load_6h=load_6h,
+        resource_memory_avg=0.5,  # where nothing is measured nobody but a rule may do anything
     )
     plan = room.plan(at)
     for candidate in room.candidates(plan, at):
         recommendation = Recommendation(action=candidate.action, parameters=candidate.parameters)
-        assert guard.check(None, at, recommendation, 1000.0, None) is None
+        veto = guard.check(None, at, recommendation, 1000.0, None)
+        if all(known(measured) is None for measured in (active, queue, duration, cpu)):
+            assert veto is not None
+            assert veto.guard == "measurements", "without metrics the rules decide"
+            continue
+        assert veto is None
         if candidate.action is Action.DECREASE_WORKER_POOL:
             # Above `max_workers` the limit wins; the busy ones still finish what they do.
             assert candidate.parameters["target_workers"] >= min(min(cpu, 1.0) * int(active) - 1e-6 + queue, 60)

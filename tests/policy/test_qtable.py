@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import statistics
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.policy.qtable import QTable, reset, set_aside
+from nhm_sched_plugin.policy.qtable import Cell, QTable, reset, set_aside
 
 
 def filled(updates: int = 200) -> QTable:
@@ -57,7 +58,7 @@ def test_survives_the_file_exactly(tmp_path: Path) -> None:
         (lambda raw: raw[: len(raw) // 2], "not valid JSON"),
         (lambda raw: b"\x00" * 40, "not valid JSON"),
         (lambda raw: raw.replace(b'"updates":200', b'"updates":900'), "SHA-256 digest"),
-        (lambda raw: raw.replace(b'"version":1', b'"version":9'), "version 9"),
+        (lambda raw: raw.replace(b'"version":2', b'"version":9'), "version 9"),
         (lambda raw: b"[1, 2]", "not a Q-table"),
         (lambda raw: json.dumps({"format": "something"}).encode(), "not a Q-table"),
     ],
@@ -101,3 +102,34 @@ def test_set_aside_and_reset_overwrite_nothing(tmp_path: Path) -> None:
     assert kept is not None
     assert QTable.load(kept).updates == 200
     assert QTable.load(path).updates == 0
+
+
+def test_files_of_version_1_are_read_without_trials(tmp_path: Path) -> None:
+    body = {"format": "nhm-sched-q-table", "version": 1, "updates": 7, "states": {"s": {"a": [0.25, 7, 0.5, 0.125]}}}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    path = tmp_path / "q_table.json"
+    path.write_text(json.dumps({**body, "digest": digest}))
+    table = QTable.load(path)
+    assert table.cell("s", "a") == Cell(0.25, 7, 0.5, 0.125)
+    table.save(path)
+    assert json.loads(path.read_text())["version"] == 2
+    assert QTable.load(path).rows == table.rows
+
+
+def test_trials_are_kept_and_forgotten() -> None:
+    table = filled()
+    before = {state: dict(row) for state, row in table.rows.items()}
+    gains = [0.1, -0.2, 0.4]
+    for gain, won in zip(gains, (True, False, None), strict=True):
+        table.tried("u0-b0-s1-t1", "NO_ACTION", won, gain)
+    table.tried("new", "rules:NO_ACTION", None, 0.5)
+    cell = table.cell("u0-b0-s1-t1", "NO_ACTION")
+    assert cell is not None
+    assert (cell.trials, cell.wins, cell.pairs) == (2, 1, 3)
+    assert cell.gain == pytest.approx(statistics.fmean(gains))
+    assert cell.gain_m2 == pytest.approx(2 * statistics.variance(gains))
+    assert table.best("new") == 0.0, "never visited: no value"
+    assert table.pooled("NO_ACTION") == pytest.approx(2 / 4)
+    table.forget_trials()
+    assert table.rows == {**before, "new": {}}
+    assert table.pooled("NO_ACTION") == 0.5

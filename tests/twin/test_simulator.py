@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nhm_sched_plugin.policy.demand import ARRIVED
 from nhm_sched_plugin.policy.queueing import erlang_c, wait_exceeds
 from nhm_sched_plugin.twin.controllers import StaticController, instructed, obeyed, static_workers
-from nhm_sched_plugin.twin.simulator import ARRIVED, STARTING, Order, Pool, simulate
+from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import Action, SchedulingState
 

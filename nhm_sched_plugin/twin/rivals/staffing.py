@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from nhm_sched_plugin.policy.demand import ARRIVED
 from nhm_sched_plugin.twin.forecasts import SeasonalGuess
 from nhm_sched_plugin.twin.rivals.base import STABILISATION_S, Autoscaler, Scene, ceiling, in_system, positive
-from nhm_sched_plugin.twin.simulator import ARRIVED
 from nhm_sched_plugin.types import SchedulingState
 
 __all__ = ["Headroom", "Seasonal", "SquareRoot", "quick_square_root"]
@@ -19,7 +19,7 @@ class SquareRoot(Autoscaler):
     """Square-root staffing, c = a + beta sqrt(a), on the offered load a as it is measured.
 
     a is the arrivals of the last five minutes times the mean service time, and at least what is in the system: tickets
-    that wait are load too. `over` names another feature of arrivals (see `simulator.ARRIVED`). Knob: beta, 0 or more.
+    that wait are load too. `over` names another feature of arrivals (see `demand.ARRIVED`). Knob: beta, 0 or more.
     Halfin and Whitt (1981), "Heavy-traffic limits for queues with many exponential servers", Operations Research 29(3).
     """
 

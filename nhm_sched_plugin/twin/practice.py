@@ -1,0 +1,170 @@
+"""Practice: episodes with the real rule book and the real planner, and trials at random ticks.
+
+Two fifths of the episodes are the planner's and two fifths the rules', so that states are those that either leads to;
+in the rest anything is executed. All of it is learned from, the rules' actions too.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from nhm_sched_plugin.decision.reward import reward
+from nhm_sched_plugin.policy.demand import DemandModel
+from nhm_sched_plugin.policy.learning import QPolicy, arm_of
+from nhm_sched_plugin.policy.planner import Plan
+from nhm_sched_plugin.policy.qtable import PLANNED, RULES
+from nhm_sched_plugin.policy.state_key import state_key
+from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
+from nhm_sched_plugin.twin.controllers import RulesController, obeyed
+from nhm_sched_plugin.twin.simulator import Pool, simulate
+from nhm_sched_plugin.twin.traces import Trace
+from nhm_sched_plugin.twin.trials import WINDOW_S, Move, Trials, complete, pool_of
+from nhm_sched_plugin.twin.windows import Window, Windows
+from nhm_sched_plugin.types import Experience, SchedulingState
+
+__all__ = ["lead_s", "practise"]
+
+VARIED: Final = 0.2
+"""Share of the episodes on variations of the trace: few, since confidence is to be true of days as they come."""
+_PLANNERS, _RULES = 0.4, 0.4
+TRIALS_EVERY_S: Final = 30.0
+"""Simulated time between two trials, on average."""
+
+
+def lead_s(startup_s: float, tick_s: float) -> float:
+    """When a decision's effect is measured: the first control tick at which its workers have run for a tick."""
+    return (math.ceil(startup_s / tick_s) + 1) * tick_s
+
+
+def practise(
+    settings: Settings,
+    trace: Trace,
+    model: DemandModel,
+    policy: QPolicy,
+    rules: RulesController,
+    done: Progress,
+    decisions: int,
+    tick_s: float,
+    seed: int,
+    checkpoint: Checkpoint,
+    told: Callable[[], None],
+) -> None:
+    """Episodes until so many decisions are made in all; what they teach goes into `policy.table`."""
+    windows = Windows(settings, trace, seed, VARIED)
+    learner = _Learner(settings, model, policy, rules, done, tick_s)
+    while done.made < decisions:
+        draw = random.Random(f"practice {seed} {done.episodes}")
+        window = windows.draw(draw, min(WINDOW_S, (decisions - done.made) * tick_s))
+        pool = pool_of(window, settings)
+        learner.begin(pool, window, draw)
+        simulate(pool, learner, tick_s=tick_s)
+        done.episodes += 1
+        checkpoint.keep(done, lambda: policy.table)
+        told()
+
+
+class _Learner:
+    """A controller that explores on purpose, feeds the policy `lead_s` later, and tries actions in between."""
+
+    name, watches_tickets = "learner", False
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: DemandModel,
+        policy: QPolicy,
+        rules: RulesController,
+        done: Progress,
+        tick_s: float,
+    ) -> None:
+        self._policy, self._rules, self._done = policy, rules, done
+        self._trials = Trials(settings, model, tick_s)
+        self._lead_s = lead_s(settings.planner.startup_s, tick_s)
+        self._cooldown_s, self._share = settings.limits.cooldown_s, tick_s / TRIALS_EVERY_S
+        self._open: deque[tuple[float, Experience]] = deque()
+
+    def begin(self, pool: Pool, window: Window, draw: random.Random) -> None:
+        """A new episode: nothing of the last one is still open, nobody has just scaled."""
+        self._window, self._draw, die = window, draw, draw.random()
+        self._who = "planner" if die < _PLANNERS else "rules" if die < _PLANNERS + _RULES else "anybody"
+        self._trials.begin(pool, window)
+        self._open.clear()
+        self._rules.last_pool_action_at = None
+
+    def on_arrival(self, index: int, state: SchedulingState, now: float) -> None: ...
+
+    def on_finished(self, index: int, wait_s: float, now: float) -> None: ...
+
+    def on_tick(self, state: SchedulingState, now: float) -> int | None:
+        full, forecast = complete(state, self._window, now)
+        while self._open and self._open[0][0] <= now:
+            self._learn(self._open.popleft()[1], full)
+        self._rules.now = now
+        base = self._rules.rules(None, full, forecast)
+        rules = Move(base.action, base.parameters)
+        plan = self._policy.planner.plan(full, forecast)
+        planner, last = self._policy.planner, self._rules.last_pool_action_at
+        offered = planner.resting(planner.candidates(plan, full), now, last)
+        moves = [Move(each.action, each.parameters) for each in offered]
+        if self._trials.possible(now) and self._draw.random() < self._share:
+            self._try(state_key(full), plan, moves, rules)
+        chosen = self._chosen(moves, rules)
+        planned = self._policy.planner.planned(plan, chosen.action)
+        parameters = dict(chosen.parameters)
+        if planned is not None and "target_workers" in parameters:
+            parameters["planned_workers"] = planned
+        done = self._done
+        done.actions[chosen.action.value] = done.actions.get(chosen.action.value, 0) + 1
+        step = Experience(
+            decision_id=f"{done.episodes}-{now:.0f}",
+            state=full,
+            action=chosen.action,
+            reward=0.0,
+            parameters=parameters,
+        )
+        self._open.append((now + self._lead_s, step))
+        done.made += 1
+        target = obeyed(chosen.action, chosen.parameters, full)
+        if target is not None:
+            self._rules.last_pool_action_at = now
+        return target
+
+    def _chosen(self, moves: list[Move], rules: Move) -> Move:
+        if self._who == "rules":
+            return rules
+        if self._who == "planner":
+            return moves[0]
+        return ([*moves, rules])[self._draw.randrange(len(moves) + 1)]
+
+    def _try(self, state: str, plan: Plan, moves: list[Move], rules: Move) -> None:
+        """Every action from this very moment; what each cost against the rules' and the planner's."""
+        planned, table = self._policy.planner.planned, self._policy.table
+        *losses, theirs = self._trials.losses([*moves, rules], self._rules.last_pool_action_at)
+        workers = max(plan.in_system or plan.active or 1, 1)
+        scale, seen = workers * self._trials.horizon_s, set[tuple[str, bool]]()
+        for at, (move, loss) in enumerate(zip(moves, losses, strict=True)):
+            arm = arm_of(move.action, move.parameters, planned(plan, move.action))
+            if (arm, at == 0) in seen:
+                continue
+            seen.add((arm, at == 0))
+            over = None if move.like(rules) else (theirs - loss) / scale
+            if at == 0:
+                table.tried(state, PLANNED + arm, over, None)
+            else:
+                table.tried(state, arm, over, (losses[0] - loss) / scale)
+        arm = arm_of(rules.action, rules.parameters, planned(plan, rules.action))
+        table.tried(state, RULES + arm, None, (losses[0] - theirs) / scale)
+        self._done.trials += 1
+
+    def _learn(self, step: Experience, after: SchedulingState) -> None:
+        earned = reward(step.state, after)
+        self._done.reward_sum += earned
+        self._done.rewards += 1
+        self._policy.learn(msgspec.structs.replace(step, reward=earned, next_state=after))

@@ -1,0 +1,91 @@
+"""Windows of a trace and of its variations, ready to be simulated: where pre-training takes its episodes from."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.twin import layout
+from nhm_sched_plugin.twin.forecasts import SeasonalGuess
+from nhm_sched_plugin.twin.scenarios import overlaid, with_flash_crowds
+from nhm_sched_plugin.twin.traces import Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Window", "Windows"]
+
+_COPIES: Final = 2
+_FIRST_POOL: Final = (0.3, 2.0)
+"""Times the load expected at the start."""
+
+
+class _Guess(SeasonalGuess):
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace)
+        self.service_s = trace.service_mean_s
+
+
+class Window(NamedTuple):
+    """An episode to be: its tickets, what is forecast for them, and the first number of workers."""
+
+    trace: Trace
+    guess: _Guess
+    workers: int
+
+    def loads(self, startup_s: float) -> NDArray[np.float64]:
+        """Per hour from the start: tickets expected in the next hour, six hours later, and Erlangs at the lead time."""
+        start, guess = self.trace.start, self.guess
+        hours = math.ceil((self.trace.end - start) / 3600.0) + 1
+        moments = [start + 3600.0 * hour for hour in range(hours)]
+        rows = [
+            (
+                max(guess.rate(at), guess.rate(at, 1)),
+                guess.rate(at, 6),
+                guess.rate(at + startup_s) * guess.service_s / 3600.0,
+            )
+            for at in moments
+        ]
+        return np.array(rows, np.float64)
+
+
+class Windows:
+    """Draws windows of the trace itself and, for a `varied` share, of busier and burstier variations of it."""
+
+    def __init__(self, settings: Settings, trace: Trace, seed: int, varied: float) -> None:
+        self._limits = settings.limits
+        found = [trace]
+        if varied:
+            found += [overlaid(trace, _COPIES), with_flash_crowds(trace, seed)]
+        self._sources = [(source, _Guess(source)) for source in found]
+        self._varied = varied
+
+    def draw(self, draw: random.Random, window_s: float) -> Window:
+        """A window of that length, or of the whole trace where that is shorter."""
+        place = draw.randrange(1, len(self._sources)) if draw.random() < self._varied else 0
+        source, guess = self._sources[place]
+        window_s = min(window_s, source.end - source.start)
+        start = draw.uniform(source.start, source.end - window_s)
+        erlangs = guess.rate(start) * guess.service_s / 3600.0
+        workers = max(self._limits.min_workers, math.ceil(erlangs * draw.uniform(*_FIRST_POOL)), 1)
+        part = source.slice(start, start + window_s)
+        return Window(part, guess, min(workers, self._limits.max_workers))
+
+    def sim(self, window: Window, settings: Settings, tick_s: float) -> layout.Sim:
+        """A simulation of the window, with room for an order at each tick."""
+        planner, trace = settings.planner, window.trace
+        return layout.new_sim(
+            trace.arrivals,
+            trace.durations,
+            start=trace.start,
+            end=trace.end,
+            workers=window.workers,
+            startup_s=planner.startup_s,
+            sla_wait_s=(planner.sla_wait_s,),
+            service_s=window.guess.service_s,
+            room=math.ceil(planner.startup_s / tick_s) + 8,
+        )

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from nhm_sched_plugin.decision import reward as contract
+from nhm_sched_plugin.policy import arms, state_key
+from nhm_sched_plugin.policy.arms import ACTIONS, ARMS
+from nhm_sched_plugin.policy.demand import DemandModel
+from nhm_sched_plugin.policy.learning import arm_of
+from nhm_sched_plugin.policy.planner import Planner
+from nhm_sched_plugin.policy.qtable import QTable
+from nhm_sched_plugin.policy.state_key import KEYS
+from nhm_sched_plugin.settings import Settings, load_settings
+from nhm_sched_plugin.twin import Pool, Trace, lessons, pilot, pretrain
+from nhm_sched_plugin.twin.calibrate import limits_of
+from nhm_sched_plugin.twin.compiled import compiled
+from nhm_sched_plugin.twin.drill import table_of, values_of
+from nhm_sched_plugin.twin.learn import calibrated, learn
+from nhm_sched_plugin.twin.trials import Move, Trials, reliability, score
+from nhm_sched_plugin.twin.windows import Window, Windows
+from nhm_sched_plugin.types import Action, SchedulingState
+
+DAY = 86_400.0
+MODEL = DemandModel(
+    coefficients=(2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 0.5, 0.3, 0.2, 0.1, 0.5, 0.5, 0.1),
+    dispersion=1.5,
+    startup_s=120.0,
+    sla_wait_s=60.0,
+    late_cost=10.0,
+    service_s=300.0,
+    tickets=1,
+    start=0.0,
+    end=0.0,
+    sla=0.99,
+    cost=1.2,
+)
+
+
+def tickets(days: float = 2.0, seed: int = 0) -> Trace:
+    """A day and night curve of tickets that last five minutes on average."""
+    draw = np.random.default_rng(seed)
+    minutes = np.arange(int(days * 1440))
+    counts = draw.poisson(2.0 * (1 + 0.8 * np.sin(2 * np.pi * minutes / 1440)))
+    arrivals = np.sort(np.repeat(minutes * 60.0, counts) + draw.uniform(0, 60, counts.sum()))
+    return Trace(arrivals, draw.exponential(300.0, len(arrivals)) + 1.0, start=0.0, end=days * DAY)
+
+
+def ready(folder: Path, **tree: Any) -> Settings:
+    """Settings with a calibrated planner on disk."""
+    settings = load_settings({"data_dir": folder, **tree})
+    MODEL.save(settings.planner_path)
+    return settings
+
+
+# The arithmetic is one, compiled or not.
+
+
+@compiled
+def _state(*numbers: Any) -> int:
+    return lessons.state_index(*numbers)
+
+
+@compiled
+def _reward(a: float, b: float, c: float, d: float) -> float:
+    return lessons.weighted(lessons.sla_delta(a, b), lessons.growth(c, d), lessons.growth(a, d), lessons.growth(b, c))
+
+
+@compiled
+def _arm(action: int, target: float, planned: float) -> int:
+    return lessons.arm_index(action, target, planned)
+
+
+number = st.floats(0, 500) | st.just(math.nan) | st.sampled_from([0.0, 0.1, 0.5, 0.8, 0.95, 1.0, math.inf, -1.0])
+
+
+@examples(max_examples=300, deadline=None)
+@given(st.tuples(*[number] * 7))
+def test_the_state_index_is_the_same_compiled(numbers: tuple[float, ...]) -> None:
+    assert _state(*numbers) == state_key.state_index(*numbers)
+    workers, queue, duration, sla, load, later, used = (None if math.isnan(value) else value for value in numbers)
+    state = SchedulingState(
+        active_workers=workers,
+        queue_depth=queue,
+        avg_task_duration_ms=duration,
+        sla_compliance_rate=sla,
+        predicted_load_1h=load,
+        predicted_load_6h=later,
+        resource_cpu_avg=used,
+    )
+    assert KEYS[_state(*numbers)] == state_key.state_key(state)
+
+
+@examples(max_examples=200, deadline=None)
+@given(number, number, number, number)
+def test_the_reward_is_the_same_compiled(a: float, b: float, c: float, d: float) -> None:
+    plain = contract.weighted(
+        contract.sla_delta(a, b), contract.growth(c, d), contract.growth(a, d), contract.growth(b, c)
+    )
+    assert _reward(a, b, c, d) == pytest.approx(plain, abs=1e-12)
+
+
+@examples(max_examples=200, deadline=None)
+@given(st.sampled_from(ACTIONS), st.integers(0, 300) | st.none(), st.integers(0, 300) | st.none())
+def test_arms_are_named_alike(action: Action, target: int | None, planned: int | None) -> None:
+    numbers = [math.nan if value is None else float(value) for value in (target, planned)]
+    assert _arm(ACTIONS.index(action), *numbers) == arms.arm_index(ACTIONS.index(action), *numbers)
+    if action in (Action.INCREASE_WORKER_POOL, Action.PREEMPTIVE_SCALING, Action.DECREASE_WORKER_POOL):
+        parameters = {} if target is None else {"target_workers": target}
+        assert arm_of(action, parameters, planned) == ARMS[_arm(ACTIONS.index(action), *numbers)]
+
+
+@compiled
+def _teach(values: Any, steps: Any, learning_rate: float, discount: float) -> None:
+    for at in range(len(steps)):
+        state, arm, after = int(steps[at, 0]), int(steps[at, 1]), int(steps[at, 2])
+        target = steps[at, 3] + (discount * lessons.best(values, after) if after >= 0 else 0.0)
+        lessons.update(values, state, arm, target, learning_rate)
+
+
+def test_q_learning_converges_on_a_chain_and_as_the_table_does() -> None:
+    """Three states in a row, 0 = back, 1 = on; only the last step on pays. Q*(s, on) = 0.9^(2 - s)."""
+    draw, steps, state = random.Random(1), [], 0
+    for _ in range(30_000):
+        arm = draw.randrange(2)
+        after = state + 1 if arm else max(state - 1, 0)
+        paid = after == 3
+        steps.append((state, arm, -1 if paid else after, float(paid)))
+        state = 0 if paid else after
+    values, table = lessons.new_values(), QTable()
+    _teach(values, np.array(steps, np.float64), 0.1, 0.9)
+    for state, arm, after, earned in steps[:500]:
+        best = table.best(KEYS[after]) if after >= 0 else 0.0
+        table.update(KEYS[state], ARMS[arm], earned + 0.9 * best, 0.1)
+    few = lessons.new_values()
+    _teach(few, np.array(steps[:500], np.float64), 0.1, 0.9)
+    assert values.q[:3, 1] == pytest.approx([0.81, 0.9, 1.0], abs=1e-3)
+    assert values.q[:3, 0] == pytest.approx([0.729, 0.729, 0.81], abs=1e-3)
+    assert table_of(few, QTable()).rows == table.rows
+    assert np.array_equal(values_of(table_of(values, QTable())).m2, values.m2)
+
+
+def test_the_kernels_candidates_are_the_planners(tmp_path: Path) -> None:
+    settings = ready(tmp_path, limits={"max_workers": 40, "max_step": 6})
+    planner, draw = Planner(settings), random.Random(4)
+    assert planner.model is not None
+    room, found = np.zeros(8), np.zeros(8, np.int64)
+    seen = set()
+    for _ in range(40):
+        pool = Pool(tickets(0.3, draw.randrange(99)), workers=draw.randrange(1, 30), startup_s=120.0, sla_wait_s=60.0)
+        pool.advance(draw.uniform(1000.0, 20_000.0))
+        pool.scale_to(pool.ordered + draw.randrange(3))
+        state = pool.state()
+        plan = planner.plan(state)
+        marks, counts = pilot.windows()
+        weights = np.array(MODEL.coefficients)
+        need = pilot.need_now(pool.sim, marks, counts, pilot.WINDOWS, math.nan, MODEL.dispersion, weights)
+        count = lessons.offers(pool.sim, need, True, limits_of(settings), room, found)
+        mine = {ARMS[at] for at in found[:count]}
+        theirs = {
+            arm_of(c.action, c.parameters, planner.planned(plan, c.action)) for c in planner.candidates(plan, state)
+        }
+        first = planner.candidates(plan, state)[0]
+        assert ARMS[found[0]] == arm_of(first.action, first.parameters, planner.planned(plan, first.action))
+        assert mine == theirs
+        seen |= mine
+    assert {"INCREASE_WORKER_POOL", "DECREASE_WORKER_POOL", "NO_ACTION", "ADJUST_PRIORITY_WEIGHTS"} <= seen
+
+
+# Trials.
+
+
+class Flat:
+    """A forecast of nothing."""
+
+    service_s = 100.0
+
+    def rate(self, now: float, hours: int = 0) -> float:
+        return 0.0
+
+
+def quiet_pool(settings: Settings, arrivals: list[float], workers: int) -> tuple[Pool, Window]:
+    trace = Trace(np.array(arrivals), np.full(len(arrivals), 100.0), start=0.0, end=4 * 3600.0)
+    pool = Pool(trace, workers=workers, startup_s=120.0, sla_wait_s=60.0, service_s=100.0)
+    return pool, Window(trace, Flat(), workers)  # type: ignore[arg-type]
+
+
+def test_a_trial_costs_what_can_be_counted_by_hand(tmp_path: Path) -> None:
+    """Two tickets of 100 s come at 2145 to one worker: the second starts 100 s late, unless another worker is there."""
+    bare = msgspec.structs.replace(MODEL, coefficients=(0.0,) * 15)
+    settings = load_settings(
+        {"data_dir": tmp_path, "limits": {"min_workers": 1, "cooldown_s": 300}, "planner": {"startup_s": 120}}
+    )
+    pool, window = quiet_pool(settings, [2000.0, 2145.0, 2145.0], 1)
+    pool.advance(2010.0)
+    pool.state()
+    assert (pool.busy, pool.idle) == (1, 0)
+    trials = Trials(settings, bare, 15.0)
+    assert trials.horizon_s == 1320.0
+    trials.begin(pool, window)
+    before = [array.copy() for array in pool.sim]
+    kept = trials.loss(math.nan, None)
+    grown = trials.loss(2.0, None)
+    assert all(np.array_equal(one, other, equal_nan=True) for one, other in zip(before, pool.sim, strict=True))
+    # One worker for 1320 s; at the tick of 2160 the planner orders another, and keeps it for the cooldown.
+    assert kept == pytest.approx(1320.0 + 300.0 + 10.0 * 100.0)  # late_cost x mean service time
+    # Ordered now, it is there from 2130 on, and stays for the cooldown as well.
+    assert grown == pytest.approx(1320.0 + 300.0)
+    assert trials.losses([Move(Action.NO_ACTION, {}), Move(Action.ADJUST_PRIORITY_WEIGHTS, {})], None) == [kept, kept]
+
+
+def test_a_trial_is_what_the_pool_itself_would_have_cost(tmp_path: Path) -> None:
+    settings = ready(tmp_path)
+    trace = tickets(0.25, 3)
+    pool = Pool(trace, workers=4, startup_s=120.0, sla_wait_s=60.0, service_s=300.0)
+    window = Window(trace, Flat(), 4)  # type: ignore[arg-type]
+    pool.advance(6000.0)
+    trials = Trials(settings, MODEL, 15.0)
+    trials.begin(pool, window)
+    foreseen = [trials.loss(target, None) for target in (math.nan, 30.0, math.nan)]
+    assert foreseen[0] == foreseen[2], "one trial leaves nothing behind for the next"
+    paid, missed = pool.worker_seconds, pool.missed
+    planner, until, changed = Planner(settings), pool.now + trials.horizon_s, -math.inf
+    pool.scale_to(30)
+    changed = pool.now
+    pool.advance(pool.now + 15.0)
+    while pool.now < until:
+        need = planner.model.needed(  # type: ignore[union-attr]
+            pool.busy + pool.waiting, pool.state().features, pool.service_s or 0.0, 0.0
+        )
+        target, up = max(math.ceil(need), 1), pool.ordered
+        if target > up or (
+            target < pool.active and not pool.waiting and pool.now - changed >= settings.limits.cooldown_s
+        ):
+            pool.scale_to(target)
+            changed = pool.now
+        pool.advance(pool.now + 15.0)
+    cost = pool.worker_seconds - paid + 10.0 * Flat.service_s * (pool.missed - missed)
+    assert foreseen[1] == pytest.approx(cost, rel=1e-9)
+
+
+def test_calibrated_and_miscalibrated_confidences_are_told_apart() -> None:
+    draw = random.Random(5)
+    said = [draw.random() for _ in range(20_000)]
+    true = score(said, [draw.random() < p for p in said])
+    bold = score(said, [draw.random() < p / 2 for p in said])
+    assert true.ece < 0.02
+    assert bold.ece == pytest.approx(0.25, abs=0.02)
+    assert true.brier == pytest.approx(1 / 6, abs=0.01)
+    assert bold.brier > true.brier
+    assert sum(each.count for each in true.bins) == true.trials == 20_000
+    edge = score([1.0, 0.0], [True, False])
+    assert (edge.ece, edge.brier, edge.bins[9].count, edge.bins[0].count) == (0.0, 0.0, 1, 1)
+    assert score([], []).ece == 0.0
+
+
+# Whole runs.
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Any]:
+    settings = ready(tmp_path_factory.mktemp("learned"))
+    return settings, learn(settings, tickets(6.0), decisions=16_000, moments=600, progress=lambda what, share: None)
+
+
+def test_a_run_learns_tries_and_checks(learned: tuple[Settings, Any]) -> None:
+    settings, report = learned
+    assert report.decisions >= 16_000
+    table = QTable.load(settings.q_table_path)
+    assert len(table) == report.states > 10
+    cells = [cell for row in table.rows.values() for cell in row.values()]
+    assert sum(cell.visits for cell in cells) == table.updates > 14_000
+    assert report.trials > 500
+    assert max(cell.trials for cell in cells) > 100
+    assert all(0 <= cell.wins <= cell.trials and not cell.live for cell in cells)
+    assert any(arm.startswith("rules:") and cell.pairs for row in table.rows.values() for arm, cell in row.items())
+    found = report.reliability
+    assert found.trials > 100
+    assert 0 <= found.ece < 0.25
+    assert json.loads(msgspec.json.encode(report))["reliability"]["bins"]
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nhm_sched_plugin.twin.checkpoint.EVERY_S", 0.0)
+    monkeypatch.setattr("nhm_sched_plugin.twin.checkpoint.Checkpoint.__init__.__defaults__", (0.0, lambda: 0.0))
+    trace = tickets(2.0)
+
+    def run(name: str, stop: float = 2.0, **options: Any) -> Any:
+        def told(done: float) -> None:
+            if done >= stop:
+                raise StopError
+
+        settings = ready(tmp_path / name)
+        return pretrain(settings, trace, decisions=4000, practice=2000, tick_s=15.0, progress=told, **options)
+
+    whole = run("whole")
+    with pytest.raises(StopError):
+        run("halved", share)
+    assert (tmp_path / "halved/snapshots/q_table.json.learning").exists()
+    rest = run("halved")
+    assert (rest.resumed, whole.resumed) == (True, False)
+    files = [(tmp_path / name / "snapshots/q_table.json").read_bytes() for name in ("whole", "halved")]
+    assert files[0] == files[1]
+    assert rest.reward_mean == whole.reward_mean
+    assert not (tmp_path / "halved/snapshots/q_table.json.learning").exists()
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_none(tmp_path: Path) -> None:
+    trace = tickets(1.0)
+
+    def interrupted(seed: int, **options: Any) -> Any:
+        return pretrain(ready(tmp_path), trace, decisions=1500, practice=1000, tick_s=15.0, seed=seed, **options)
+
+    left = tmp_path / "snapshots/q_table.json.learning"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"0" * 64 + b"\n{}")
+    assert not interrupted(1).resumed
+    assert not left.exists()
+
+
+def test_a_calibration_is_used_again_while_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+
+    def counted(settings: Settings, trace: Trace, **_: Any) -> DemandModel:
+        made.append(trace.end)
+        return msgspec.structs.replace(MODEL, end=trace.end, late_cost=settings.planner.late_cost)
+
+    monkeypatch.setattr("nhm_sched_plugin.twin.learn.calibrate", counted)
+    settings = load_settings({"data_dir": tmp_path})
+    trace = tickets(2.0)
+    for _ in range(2):
+        calibrated(settings, trace)
+    assert len(made) == 1
+    calibrated(settings, trace, again=True)
+    calibrated(settings, trace.slice(0.0, DAY))  # made from tickets that are this one's future
+    dearer = settings.model_copy(update={"planner": settings.planner.model_copy(update={"late_cost": 20.0})})
+    calibrated(dearer, trace.slice(0.0, DAY))
+    assert len(made) == 4
+
+
+def test_windows_vary_and_stay_inside(tmp_path: Path) -> None:
+    settings, trace = ready(tmp_path), tickets(3.0)
+    windows, draw = Windows(settings, trace, 0, 0.5), random.Random(0)
+    drawn = [windows.draw(draw, 7200.0) for _ in range(60)]
+    assert all(trace.start <= window.trace.start and window.trace.end <= trace.end for window in drawn)
+    assert len({window.workers for window in drawn}) > 5
+    assert len({len(window.guess._means) and window.guess.service_s for window in drawn}) > 1, "variations too"
+
+
+def test_reliability_refuses_what_is_too_short(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too short"):
+        reliability(ready(tmp_path), QTable(), tickets(2.0).slice(0.0, 2000.0), MODEL)
