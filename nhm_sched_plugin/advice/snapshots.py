@@ -119,26 +119,27 @@ class Shelf:
         if now[0] is None or not settled or (now == self._put and self._clock() < self._due):
             return
         self._put, self._due = now, self._clock() + self._ttl_s / 2
+        cached = self._cache.get(self._group.kind, self._group.key)
+        if self._cache.shared:  # only then is it worth reading the files
+            self._offer(cached)
+        if not self._cache.shared:
+            self._due = self._clock() + _AGAIN_S
+
+    def _offer(self, cached: bytes | None) -> None:
+        """Cache the files, unless others have come further; forget them when somebody here has started over."""
+        kind, key = self._group.kind, self._group.key
         parts = {path.name: path.read_bytes() for path in self._group.files if path.exists()}
         try:
             come = self._come(parts)
         except ModelError:
             return  # whoever serves from the file says what is wrong with it
         if come > 0:
-            self._offer(parts, come)
+            packed, self._had = _packed(parts), True
+            if cached is None or cached == packed or self._opened(cached)[1] <= come:
+                self._cache.put(kind, key, packed)
         elif self._had:
-            self._cache.forget(self._group.kind, self._group.key)  # somebody started over: so do hosts to come
-        if not self._cache.shared:
-            self._due = self._clock() + _AGAIN_S
-        elif come <= 0:
-            self._had = False
-
-    def _offer(self, parts: Mapping[str, bytes], come: float) -> None:
-        """Cache these files, unless others have come further."""
-        self._had = True
-        cached = self._cache.get(self._group.kind, self._group.key)
-        if cached is None or self._opened(cached)[1] <= come:
-            self._cache.put(self._group.kind, self._group.key, _packed(parts))
+            self._cache.forget(kind, key)
+            self._had = not self._cache.shared
 
     def _opened(self, raw: bytes) -> tuple[dict[str, bytes], float]:
         """The files in a cached value and how far the first has come; nothing (counted) if nobody can use it."""
