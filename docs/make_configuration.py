@@ -124,6 +124,7 @@ def _type(node: ast.expr) -> str:
         "str": "text",
         "bool": "true or false",
         "SecretStr": "text (secret)",
+        "RedisUrl": "text (secret)",
     }
     return words.get(text, "whole number" if text == "int" else text)
 

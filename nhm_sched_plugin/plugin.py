@@ -17,6 +17,7 @@ import msgspec
 from nhm_sched_plugin.advice import gauges
 from nhm_sched_plugin.advice.defaults import DefaultHooks
 from nhm_sched_plugin.advice.protocols import Forecaster, Policy, Sink
+from nhm_sched_plugin.advice.snapshots import Snapshots
 from nhm_sched_plugin.background import FileWatch, Worker
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.errors import ConfigError, NhmSchedError
@@ -79,9 +80,9 @@ class SchedulerPlugin:
         try:
             self._build(config, host)
         except BaseException:
-            hooks = getattr(self, "hooks", None)
-            if hooks is not None:
-                hooks.close()
+            for made in (getattr(self, "hooks", None), getattr(self, "_snapshots", None)):
+                if made is not None:
+                    made.close()
             raise
         self._background.start()
         self._ready = True
@@ -97,6 +98,8 @@ class SchedulerPlugin:
         self._defaults = DefaultHooks(self.settings, self.clock, self._loaded)
         self._load_hooks()
         self._background = Worker("nhm-sched-background", self._failed)
+        self._snapshots = Snapshots(self.settings, self.metrics, self.faults)
+        self._snapshots.start()  # before the parts, which read what is taken over from the cache
         self._make_parts()
         self._tally = Tally(self.metrics)
         self._pipeline = Pipeline(self, self.hooks, self._tally, self.faults, self.clock)
@@ -238,6 +241,7 @@ class SchedulerPlugin:
                 self.faults.report("policy", error)
         if self._recorder is not None:
             self._recorder.close(max(until - time.monotonic(), 0.1))
+        self._snapshots.close(max(until - time.monotonic(), 0.1))
         if self._listener is not None:
             self._listener.close()
         self._observers.close(max(until - time.monotonic(), 0.1))
@@ -356,6 +360,7 @@ class SchedulerPlugin:
         for part in (self.forecaster, self.policy):
             if part is not None:
                 self._refreshed(part)
+        self._snapshots.go_on()
         self._follow_arrivals()
         for rule in self._defaults.rule_failures():
             self.faults.report("rules", f"rule {rule!r} could not be evaluated")

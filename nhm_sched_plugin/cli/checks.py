@@ -13,6 +13,8 @@ from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, pairs, setti
 from nhm_sched_plugin.cli.show import as_json as as_json_text
 from nhm_sched_plugin.cli.show import moment, out, plain, show, table
 from nhm_sched_plugin.errors import NhmSchedError
+from nhm_sched_plugin.observe.faults import Faults
+from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.settings import Settings
 
 hooks_app = typer.Typer(help="Third-party hooks: what is loaded, and whether it is usable.", no_args_is_help=True)
@@ -73,6 +75,21 @@ def _policy(settings: Settings) -> str:
     return f"{len(found)} states, {found.updates:,} updates"
 
 
+def _cache(settings: Settings) -> str:
+    caching = settings.ml.caching
+    if not caching.in_redis:
+        return "in process: ml.caching.redis_url is unset" if caching.enabled else "off: ml.caching.enabled is false"
+    from nhm_sched_plugin.store.cache import ttls
+    from nhm_sched_plugin.store.redis_cache import RedisCache
+
+    metrics = Metrics()
+    cache = RedisCache(caching, ttls(settings), metrics, Faults(metrics))
+    try:
+        return f"{cache.check()} answers"
+    finally:
+        cache.close()
+
+
 def _spool(settings: Settings) -> str:
     from nhm_sched_plugin.store.spool import Spool
 
@@ -111,6 +128,7 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
     "rule book": _rules,
     "forecast": _forecast,
     "policy": _policy,
+    "cache": _cache,
     "spool": _spool,
     "database": _database,
 }

@@ -332,6 +332,7 @@ def q_table_reset(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Forget everything learned; the old table is kept beside the new one."""
+    from nhm_sched_plugin.advice.snapshots import forget_learned
     from nhm_sched_plugin.policy.qtable import reset, set_aside
     from nhm_sched_plugin.twin.checkpoint import Checkpoint
 
@@ -345,6 +346,8 @@ def q_table_reset(
         kept.append(set_aside(settings.planner_path, "reset"))
     names = " and ".join(str(each) for each in kept if each is not None)
     text = f"Reset. What was there is kept as {names}." if names else "There was nothing to forget."
+    if not forget_learned(settings):
+        text += f" The cached copy stays: Redis did not answer. It ends within {settings.ml.caching.q_table_ttl} s."
     out.print(text, markup=False, soft_wrap=True)
 
 

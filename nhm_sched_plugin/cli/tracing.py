@@ -14,6 +14,7 @@ import msgspec
 from nhm_sched_plugin.cli.show import plain
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.settings_ml import CachingSettings
 from nhm_sched_plugin.types import Decision, Ticket
 
 __all__ = ["trace_decision"]
@@ -88,6 +89,7 @@ def _isolated(settings: Settings, folder: Path) -> Settings:
     return settings.model_copy(
         update={
             "data_dir": folder,
+            "ml": settings.ml.model_copy(update={"caching": CachingSettings(enabled=False)}),
             "hooks": settings.hooks.model_copy(update={"trace": True}),
             "recording": settings.recording.model_copy(update={"enabled": False}),
             "metrics": settings.metrics.model_copy(update={"enabled": False}),

@@ -41,7 +41,7 @@ PRETRAIN_DAYS: Final = 56
 ROLLOUT: Final = {"unit": "switchback", "block_minutes": 60}
 """Actions change the whole pool, so whole hours go to one arm; single tickets would get in each other's way."""
 CONFIG: Final[dict[str, Any]] = {
-    "ml": {"forecasting": {"country": "US"}, "scheduling": {"seed": 7}},
+    "ml": {"forecasting": {"country": "US"}, "scheduling": {"seed": 7}, "caching": {"enabled": False}},
     "limits": {"max_workers": 400},
     # The policy is asked at any load. By default it is asked only when the load nears the capacity, which the rules see
     # to it seldom does: there would be little to see.

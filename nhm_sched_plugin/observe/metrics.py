@@ -52,6 +52,10 @@ METRICS: Final = (
     Metric("model_loads", Counter, "optimizer_ml_model_loads_total", ("status",), "Snapshots loaded"),
     Metric("training_samples", Gauge, "optimizer_ml_training_samples_count", ("model_type",), "Hours the served model was trained on"),
     Metric("last_training", Gauge, "optimizer_ml_model_last_training_timestamp", ("model_type",), "When the served model was trained, Unix seconds"),
+    # What was cached.
+    Metric("cache_requests", Counter, "optimizer_cache_requests_total", ("cache_type",), "Questions to a cache: model, forecast or q_table"),
+    Metric("cache_hits", Counter, "optimizer_cache_hits_total", ("cache_type",), "Those that it had an answer to"),
+    Metric("cache_failures", Counter, "nhm_sched_cache_failures_total", ("reason",), "Failures of Redis, by reason; values that nobody can use"),
     # What happened to the records, and what broke.
     Metric("records", Counter, "nhm_sched_records_total", ("state",), "Records: queued, spooled, stored or dropped"),
     Metric("hook_errors", Counter, "nhm_sched_hook_errors_total", ("hook", "plugin"), "Hooks that raised, overslept or answered garbage"),

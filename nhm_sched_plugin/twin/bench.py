@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from nhm_sched_plugin.decision.gate import volume_threshold
 from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.settings_ml import CachingSettings
 from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.controllers import (
     Clock,
@@ -352,7 +353,7 @@ def _isolated(settings: Settings, folder: Path, rules: Rules, seed: int) -> Sett
             "data_dir": folder,
             "optimizer": optimizer,
             "planner": settings.planner.model_copy(update=planner),
-            "ml": settings.ml.model_copy(update={"scheduling": tuning}),
+            "ml": settings.ml.model_copy(update={"scheduling": tuning, "caching": CachingSettings(enabled=False)}),
             "rollout": settings.rollout.model_copy(update={"percentage": 100}),
             "experiment": settings.experiment.model_copy(update={"enabled": False}),
             "recording": settings.recording.model_copy(update={"enabled": False}),

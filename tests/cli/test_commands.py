@@ -233,7 +233,28 @@ def test_doctor_on_a_sound_installation(nhm: Any, on_trained: Path) -> None:
         "rule book",
         "forecast",
         "policy",
+        "cache",
         "spool",
         "database",
     }
     assert all(row["ok"] for row in healthy.json)
+
+
+def test_the_cache_is_checked_and_a_reset_says_what_it_could_not_forget(
+    nhm: Any, redis_server: Any, monkeypatch: Any
+) -> None:
+    def cache() -> tuple[bool, str]:
+        rows = {row["component"]: row for row in nhm("doctor", "--json").json}
+        return rows["cache"]["ok"], rows["cache"]["detail"]
+
+    assert cache() == (True, "in process: ml.caching.redis_url is unset")
+    monkeypatch.setenv("NHM_SCHED_ML__CACHING__REDIS_URL", f"unix://{redis_server.unix_socket_path}")
+    assert cache() == (True, f"unix://{redis_server.unix_socket_path} answers")
+    assert "cached" not in nhm("q-table", "reset", "--yes").out
+    monkeypatch.setenv("NHM_SCHED_ML__CACHING__REDIS_URL", "unix://hunter2@/nobody/listens?password=hunter2")
+    ok, detail = cache()
+    assert not ok
+    assert detail.startswith("Redis at unix:///nobody/listens: connection: ")
+    reset = nhm("q-table", "reset", "--yes")
+    assert "The cached copy stays: Redis did not answer. It ends within 7200 s." in reset.out
+    assert "hunter2" not in detail + reset.out + reset.err

@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HEAVY = {
     "alembic", "chdb", "clickhouse_connect", "cmdstanpy", "grpc", "gymnasium", "holidays", "jinja2", "joblib",
-    "matplotlib", "mlflow", "numba", "numpy", "pandas", "prophet", "pyarrow", "rich", "scipy", "sqlalchemy",
+    "matplotlib", "mlflow", "numba", "numpy", "pandas", "prophet", "pyarrow", "redis", "rich", "scipy", "sqlalchemy",
     "statsmodels", "typer",
 }  # fmt: skip
 
