@@ -1,8 +1,8 @@
 """How sure is it that an arm is at least as good as what the rules would do? A posterior of what it saves.
 
-In the twin, at random control ticks, the same moment is continued with the rules' action and with each other, the
-planner following both (`twin/trials.py`). What an arm saves over the rules' action is mostly a little idle time one way
-or the other, and rarely a crowd that waits or does not: single trials say little, their mean is what counts. So
+In the twin, at random control ticks, the same moment is continued by the rules, and with each other action, the planner
+following it (`twin/trials.py`). What an arm saves over the rules is mostly a little idle time one way or the other, and
+rarely a crowd that waits or does not: single trials say little, their mean is what counts. So
 confidence is P(mean saving in this state >= 0), from a normal random-effects model: states differ around the arm's own
 mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986, "Meta-analysis in clinical trials"),
 and a state with few trials of its own is believed to be like the others. Trials overlap, so `TRIAL_DEPENDENCE` of them
@@ -49,8 +49,8 @@ LEAVE_AT: Final = 0.95
 """How sure it must be that another arm costs less than the planner's before the planner is left."""
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
-TRIAL_DEPENDENCE: Final = 40
-"""The same for trials: half a minute apart, twenty minutes and a start-up long, so about that many overlap."""
+TRIAL_DEPENDENCE: Final = 25
+"""The same for trials: a minute apart, twenty minutes and a start-up long, so about that many overlap."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()

@@ -34,7 +34,7 @@ __all__ = ["lead_s", "practise"]
 VARIED: Final = 0.2
 """Share of the episodes on variations of the trace: few, since confidence is to be true of days as they come."""
 _PLANNERS, _RULES = 0.4, 0.4
-TRIALS_EVERY_S: Final = 30.0
+TRIALS_EVERY_S: Final = 60.0
 """Simulated time between two trials, on average."""
 
 
@@ -146,7 +146,8 @@ class _Learner:
     def _try(self, state: str, plan: Plan, moves: list[Move], rules: Move) -> None:
         """Every action from this very moment; what each cost against the rules' and the planner's."""
         planned, table = self._policy.planner.planned, self._policy.table
-        *losses, theirs = self._trials.losses([*moves, rules], self._rules.last_pool_action_at)
+        last = self._rules.last_pool_action_at
+        losses, theirs = self._trials.losses(moves, last), self._trials.rules_loss(last)
         workers = max(plan.in_system or plan.active or 1, 1)
         scale, seen = workers * self._trials.horizon_s, set[tuple[str, bool]]()
         for at, (move, loss) in enumerate(zip(moves, losses, strict=True)):

@@ -1,7 +1,8 @@
 """Trials: one simulated moment continued with different actions, to see what one saves over another.
 
 At a random control tick the simulation is copied. Each copy executes one action once and is then left to the calibrated
-planner for twenty minutes and a start-up, with the same tickets. What it costs is what calibration minimises: worker-
+planner for twenty minutes and a start-up, with the same tickets; one copy is left to the rules for as long, since who
+does not follow the policy here follows them on. What it costs is what calibration minimises: worker-
 seconds, and `planner.late_cost` mean service times for each late ticket. Not the contract's reward: that compares two
 moments, so what a late scale-out costs in between does not appear in it, and its SLA term is relative to where it began
 and steeper downwards; summed over a horizon it cancels.
@@ -9,6 +10,7 @@ and steeper downwards; summed over a horizon it cancels.
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +44,7 @@ BINS: Final = 10
 ENOUGH: Final = 30
 """Trials of an arm in a state from which on their mean is taken for the truth."""
 _SAME: Final = 1e-9
+_SHARED: Final = ("arrivals", "durations", "classes", "sla_wait_s")
 _EVERY_S: Final = 60.0
 """Between two trials, on average."""
 
@@ -73,12 +76,15 @@ class Trials:
         self._limits = limits_of(settings)
         self._weights = np.array(model.coefficients)
         self._marks, self._counts = pilot.windows()
+        self._rules = RulesController(settings)
 
     def begin(self, pool: Pool, window: Window) -> None:
         """A new episode."""
         self._pool, self._window = pool, window
         self._loads = window.loads(self._startup_s)
         self._copy = _another(pool.sim)
+        self._rules_pool = copy.copy(pool)
+        self._rules_pool.sim = _another(pool.sim)
 
     def possible(self, now: float) -> bool:
         """Whether a trial from now on would end inside the window, and the pool is warm."""
@@ -111,6 +117,28 @@ class Trials:
             )
         )
 
+    def rules_loss(self, last_change: float | None) -> float:
+        """What it costs to leave the pool to the rules until then, in worker-seconds: as they would go on from here."""
+        pool = self._rules_pool
+        source = self._pool.sim
+        if len(pool.sim.ready) < len(source.ready):
+            pool.sim = _another(source)
+        else:
+            _take(source, pool.sim)
+        rules, until = self._rules, self._pool.now + self.horizon_s
+        rules.last_pool_action_at = last_change
+        paid, late = pool.worker_seconds, pool.missed
+        while pool.now < until:
+            rules.now = pool.now
+            full, forecast = complete(pool.state(), self._window, pool.now)
+            answer = rules.rules(None, full, forecast)
+            target = obeyed(answer.action, answer.parameters, full)
+            if target is not None:
+                pool.scale_to(target)
+                rules.last_pool_action_at = pool.now
+            pool.advance(pool.now + self._tick_s)
+        return pool.worker_seconds - paid + self._late_cost * self._window.guess.service_s * (pool.missed - late)
+
     def losses(self, moves: list[Move], last_change: float | None) -> list[float]:
         """Of each; what is the same to the pool is run once."""
         known: dict[str, float] = {}
@@ -121,10 +149,17 @@ class Trials:
         return [known[str(move.target)] for move in moves]
 
 
+def _take(source: layout.Sim, into: layout.Sim) -> None:
+    """Brings a copy of the same window to the same moment."""
+    for name, array in source._asdict().items():
+        if name not in _SHARED:
+            getattr(into, name)[: len(array)] = array
+
+
 def _another(sim: layout.Sim) -> layout.Sim:
     """Arrays of its own, but for what no simulation changes."""
     own = {name: array.copy() for name, array in sim._asdict().items()}
-    own |= {name: getattr(sim, name) for name in ("arrivals", "durations", "classes", "sla_wait_s")}
+    own |= {name: getattr(sim, name) for name in _SHARED}
     return layout.Sim(**own)
 
 
@@ -315,7 +350,8 @@ class _Asker:
             if said is None or own.like(rules):
                 self.same += 1
             else:
-                mine, theirs = self.trials.losses([own, rules], self._rules.last_pool_action_at)
+                last = self._rules.last_pool_action_at
+                (mine,), theirs = self.trials.losses([own], last), self.trials.rules_loss(last)
                 plan = self._policy.planner.plan(full, forecast)
                 arm = arm_of(own.action, own.parameters, self._policy.planner.planned(plan, own.action))
                 saved = (theirs - mine) / (max(plan.in_system or plan.active or 1, 1) * self.trials.horizon_s)
