@@ -6,11 +6,11 @@ rarely a crowd that waits or does not: single trials say little, their mean is w
 confidence is P(mean saving in this state >= 0), from a normal random-effects model: states differ around the arm's own
 mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986, "Meta-analysis in clinical trials"),
 and a state with few trials of its own is believed to be like the others. Trials overlap, so `TRIAL_DEPENDENCE` of them
-count as one. Below `MIN_TRIALS` the answer is at most `UNSEEN`.
+count as one. Below `MIN_TRIALS` of the arm, or `SEEN` in the state, the answer is at most `UNSEEN`.
 
 The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at
-P < `BRAKE` that the arm is at least as good, confidence is that P, whatever the twin found. Rewards that follow each
-other overlap in time, so `DEPENDENCE` of them count as one.
+P < `BRAKE` that the arm is at least as good but for `MARGIN`, confidence is that P, whatever the twin found. Rewards
+that follow each other overlap in time, so `DEPENDENCE` of them count as one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import Final
+from typing import Final, NamedTuple
 
 from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable
 
@@ -28,6 +28,7 @@ __all__ = [
     "LEAVE_AT",
     "MIN_TRIALS",
     "MIN_VISITS",
+    "SEEN",
     "TRIAL_DEPENDENCE",
     "UNSEEN",
     "confidence",
@@ -40,11 +41,17 @@ __all__ = [
 MIN_VISITS: Final = 30
 """Real rewards of both arms below which they cannot brake."""
 MIN_TRIALS: Final = 30
-"""Trials below which the answer is never above `UNSEEN`, and nothing is said about what an arm saves."""
+"""Trials of an arm over all states below which the answer is never above `UNSEEN`, and nothing is said of its gain."""
+SEEN: Final = 3
+"""Trials of it in the state itself below which it is as good as unseen there."""
 UNSEEN: Final = 0.5
 """Confidence without evidence: as likely worse as better."""
 CEILING: Final = 0.99
 BRAKE: Final = 0.05
+MARGIN: Final = 0.05
+"""Of reward: workers that were added cost about so much before they help. Only worse than that brakes."""
+WORTH: Final = 0.3
+"""How sure at least it must be that an action costs no more than the plan, to try it on the real pool."""
 LEAVE_AT: Final = 0.95
 """How sure it must be that another arm costs less than the planner's before the planner is left."""
 DEPENDENCE: Final = 10
@@ -69,48 +76,74 @@ def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: 
     cell = row.get(name)
     if cell is None or not cell.trials:
         return UNSEEN
-    mean, between, error, variance = table.pooled(name, _random_effects)
-    own = TRIAL_DEPENDENCE * variance / cell.trials
-    precision = 1.0 / own + 1.0 / (between + error)
-    saving = (cell.over / own + mean / (between + error)) / precision
-    found = min(_NORMAL.cdf(saving * math.sqrt(precision)), CEILING if cell.trials >= MIN_TRIALS else UNSEEN)
+    pool: _Pool = table.pooled(name, _over_rules)
+    sure = _odds(pool, cell.trials, cell.over)
+    found = min(sure, CEILING if pool.trials >= MIN_TRIALS and cell.trials >= SEEN else UNSEEN)
     odds = live_odds(row.get(arm), row.get(rules_arm))
     return min(found, odds) if odds is not None and odds < BRAKE else found
 
 
-def _random_effects(cells: list[Cell]) -> tuple[float, float, float, float]:
-    """Of an arm's savings: mean over all states, variance between them, squared error of the mean, variance of one.
+class _Pool(NamedTuple):
+    """Of what an arm saves in a trial, over all states."""
 
-    All states share the variance of a trial. Its own would betray the states in which no crowd happened to come: there
-    an arm looks both dear and certain.
-    """
-    tried = [cell for cell in cells if cell.trials]
-    count = sum(cell.trials for cell in tried)
-    inside = math.fsum(cell.over_m2 for cell in tried) + PRIOR_VISITS * PRIOR_SD**2
+    mean: float
+    between: float
+    """Variance of the states' means,"""
+    error: float
+    """squared error of the mean of all,"""
+    variance: float
+    """and variance of a trial in a state. All states share it: its own would betray the states in which no crowd
+    happened to come; there an arm looks both dear and certain."""
+    trials: int
+
+
+def _odds(pool: _Pool, trials: int, saved: float) -> float:
+    """P(mean saving in a state >= 0), given its trials and what the arm saves elsewhere."""
+    own, elsewhere = trials / (TRIAL_DEPENDENCE * pool.variance), 1.0 / (pool.between + pool.error)
+    saving = (saved * own + pool.mean * elsewhere) / (own + elsewhere)
+    return _NORMAL.cdf(saving * math.sqrt(own + elsewhere))
+
+
+def _over_rules(cells: list[Cell]) -> _Pool:
+    return _random_effects([(cell.trials, cell.over, cell.over_m2) for cell in cells if cell.trials])
+
+
+def _over_plan(cells: list[Cell]) -> _Pool:
+    return _random_effects([(cell.pairs, cell.gain, cell.gain_m2) for cell in cells if cell.pairs])
+
+
+def _random_effects(tried: list[tuple[int, float, float]]) -> _Pool:
+    """From number, mean and sum of squared deviations of the trials in each state (DerSimonian and Laird 1986)."""
+    count = sum(trials for trials, _, _ in tried)
+    inside = math.fsum(m2 for _, _, m2 in tried) + PRIOR_VISITS * PRIOR_SD**2
     variance = inside / max(count - len(tried) + PRIOR_VISITS, 1)
     if len(tried) < 2:
-        return 0.0, PRIOR_SD**2, variance, variance
-    weights = [cell.trials / (TRIAL_DEPENDENCE * variance) for cell in tried]
-    total, mean = _weighted(weights, tried)
-    spread = math.fsum(weight * (cell.over - mean) ** 2 for weight, cell in zip(weights, tried, strict=True))
+        return _Pool(0.0, PRIOR_SD**2, variance, variance, count)
+    means = [mean for _, mean, _ in tried]
+    weights = [trials / (TRIAL_DEPENDENCE * variance) for trials, _, _ in tried]
+    total, mean = _weighted(weights, means)
+    spread = math.fsum(weight * (each - mean) ** 2 for weight, each in zip(weights, means, strict=True))
     room = total - math.fsum(weight * weight for weight in weights) / total
     between = max(0.0, (spread - (len(tried) - 1)) / room)
-    total, mean = _weighted([1.0 / (between + 1.0 / weight) for weight in weights], tried)
-    return mean, between, 1.0 / total, variance
+    total, mean = _weighted([1.0 / (between + 1.0 / weight) for weight in weights], means)
+    return _Pool(mean, between, 1.0 / total, variance, count)
 
 
-def _weighted(weights: list[float], cells: list[Cell]) -> tuple[float, float]:
-    """Sum of the weights, and the weighted mean saving."""
+def _weighted(weights: list[float], values: list[float]) -> tuple[float, float]:
+    """Sum of the weights, and the weighted mean."""
     total = math.fsum(weights)
-    return total, math.fsum(weight * cell.over for weight, cell in zip(weights, cells, strict=True)) / total
+    return total, math.fsum(weight * value for weight, value in zip(weights, values, strict=True)) / total
 
 
 def live_odds(arm: Cell | None, rules: Cell | None) -> float | None:
-    """P(the arm's mean real reward is at least the rules'), by a normal approximation; None without enough of both."""
+    """P(the arm's mean real reward is at least the rules' less `MARGIN`); None without enough of both.
+
+    A normal approximation.
+    """
     if arm is None or rules is None or rules is arm or arm.live < MIN_VISITS or rules.live < MIN_VISITS:
         return None
     spread = _error(arm.live, arm.live_m2, DEPENDENCE) + _error(rules.live, rules.live_m2, DEPENDENCE)
-    return _NORMAL.cdf((arm.live_mean - rules.live_mean) / math.sqrt(spread))
+    return _NORMAL.cdf((arm.live_mean - rules.live_mean + MARGIN) / math.sqrt(spread))
 
 
 def preferred(row: Mapping[str, Cell], arms: Sequence[str], rules_arm: str) -> int | None:
@@ -134,12 +167,11 @@ def preferred(row: Mapping[str, Cell], arms: Sequence[str], rules_arm: str) -> i
     return best
 
 
-def inferior(cell: Cell | None) -> bool:
-    """Whether the trials are as good as sure (`LEAVE_AT`) that the arm costs more than the planner's own."""
-    if cell is None or cell.pairs < MIN_TRIALS:
-        return False
-    error = _error(cell.pairs, cell.gain_m2, TRIAL_DEPENDENCE)
-    return _NORMAL.cdf(cell.gain / math.sqrt(error)) <= 1.0 - LEAVE_AT
+def inferior(table: QTable, state: str, arm: str) -> bool:
+    """Whether the trials say that the arm probably costs more here than the planner's own: P(it does not) < `WORTH`."""
+    cell = table.cell(state, arm)
+    pool: _Pool = table.pooled(f"{arm} over plan", lambda _: _over_plan(table.cells(arm)))
+    return pool.trials >= MIN_TRIALS and _odds(pool, *(cell.pairs, cell.gain) if cell is not None else (0, 0.0)) < WORTH
 
 
 def _error(count: int, m2: float, dependence: int) -> float:

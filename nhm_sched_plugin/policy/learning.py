@@ -153,7 +153,11 @@ class QPolicy:
             )
             for candidate in candidates
             if candidate.action is not greedy.action
-            and not inferior(row.get(arm_of(candidate.action, candidate.parameters, planned(plan, candidate.action))))
+            and not inferior(
+                self.table,
+                greedy.state_hash,
+                arm_of(candidate.action, candidate.parameters, planned(plan, candidate.action)),
+            )
         ]
         allowed = [other for other in others if admissible(other)]
         if not allowed:

@@ -154,8 +154,12 @@ class QTable:
         """What `made` says of the arm's cells in all states; from memory until there are new trials."""
         found = self._pooled.get(arm)
         if found is None:
-            found = self._pooled[arm] = made([row[arm] for row in list(self.rows.values()) if arm in row])
+            found = self._pooled[arm] = made(self.cells(arm))
         return found
+
+    def cells(self, arm: str) -> list[Cell]:
+        """Of the arm, in all states."""
+        return [row[arm] for row in list(self.rows.values()) if arm in row]
 
     def _put(self, state: str, arm: str, cell: Cell) -> None:
         row = self.rows.get(state)

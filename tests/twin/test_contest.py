@@ -189,7 +189,7 @@ def test_wrong_numbers() -> None:
     for wrong, told in (({"seeds": 0}, "seeds 0"), ({"jobs": 0}, "jobs 0"), ({"tick_s": 0.0}, "tick_s is 0.0")):
         with pytest.raises(ValueError, match=told):
             replay(BUSY, ("static",), **wrong)
-    with pytest.raises(ValueError, match="no policy is named; known: plugin, rules, hpa"):
+    with pytest.raises(ValueError, match="no policy is named; known: plugin, planner, rules, hpa"):
         replay(BUSY, ())
 
 

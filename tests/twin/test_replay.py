@@ -95,7 +95,7 @@ def test_a_configured_gate_is_replayed_as_it_is(tmp_path: Path) -> None:
 
 
 def test_wrong_requests(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown policy 'magic'; known: plugin, rules, hpa, keda"):
+    with pytest.raises(ValueError, match="unknown policy 'magic'; known: plugin, planner, rules, hpa, keda"):
         replay(daily(1), ("magic",), settings(tmp_path))
     with pytest.raises(ValueError, match="both need some"):
         replay(Trace([0.0], [1.0], start=0.0, end=9e4), ("static",), settings(tmp_path))
