@@ -17,8 +17,10 @@ from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.policy.confidence import (
     BRAKE,
     CEILING,
+    MARGIN,
     MIN_TRIALS,
     MIN_VISITS,
+    SEEN,
     confidence,
     live_odds,
     preferred,
@@ -320,15 +322,16 @@ def test_simulated_rewards_do_not_brake(tmp_path: Path) -> None:
     assert (cell.visits, cell.live) == (100, 0)
 
 
-def test_live_odds_are_monotone_and_even_for_equals() -> None:
+def test_live_odds_are_monotone_and_even_at_the_margin() -> None:
     def cell(mean: float, rewards: int) -> Cell:
         return Cell(0.0, 0, 0.0, 0.0, live=rewards, live_mean=mean, live_m2=0.01 * rewards)
 
     base = cell(0.0, 400)
-    odds = [live_odds(cell(mean, 400), base) for mean in (-0.1, -0.01, 0.0, 0.01, 0.1)]
+    odds = [live_odds(cell(mean - MARGIN, 400), base) for mean in (-0.1, -0.01, 0.0, 0.01, 0.1)]
     assert odds == sorted(odds, key=lambda value: value or 0.0)
-    assert odds[2] == pytest.approx(0.5)
-    assert live_odds(cell(-0.02, 60), base) > (live_odds(cell(-0.02, 4000), base) or 0.0)  # type: ignore[operator]
+    assert odds[2] == pytest.approx(0.5), "workers that were added may cost so much before they help"
+    worse = -0.02 - MARGIN
+    assert live_odds(cell(worse, 60), base) > (live_odds(cell(worse, 4000), base) or 0.0)  # type: ignore[operator]
     assert live_odds(cell(9.0, MIN_VISITS - 1), base) is None
     assert live_odds(base, None) is None
 
@@ -414,3 +417,24 @@ def test_nothing_known_to_be_worse_is_explored(tmp_path: Path) -> None:
         each.action for each in (policy.explore(None, STATE, FORECAST, lambda _: True) for _ in range(500)) if each
     }
     assert Action.NO_ACTION not in others
+
+
+def test_an_arm_seen_now_and_then_is_believed_to_be_as_elsewhere(tmp_path: Path) -> None:
+    table = QTable()
+    for state in ("one", "two", "three"):
+        try_out(table, "NO_ACTION", 0.2, 400, state=state)
+    try_out(table, "NO_ACTION", 0.2, SEEN - 1, state="hardly")
+    try_out(table, "NO_ACTION", 0.2, SEEN, state="seldom")
+    assert confidence(table, "hardly", "NO_ACTION", "x") == 0.5
+    assert confidence(table, "seldom", "NO_ACTION", "x") > 0.9
+
+
+def test_a_state_without_a_crowd_is_not_certain() -> None:
+    """Where nothing happened an arm looks dear, and the same each time; the crowds of the other states count there."""
+    table, draw = QTable(), random.Random(1)
+    for state in ("one", "two"):
+        for _ in range(2000):
+            table.tried(state, "NO_ACTION", 10.0 if draw.random() < 0.02 else -0.01, None)
+    for _ in range(200):
+        table.tried("quiet", "NO_ACTION", -0.01, None)
+    assert confidence(table, "quiet", "NO_ACTION", "x") > 0.5
