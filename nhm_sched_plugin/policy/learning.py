@@ -366,16 +366,15 @@ class QPolicy:
         self._corrupt = False
 
     def health(self) -> Health:
-        """Not ok while the Q-table file cannot be read or written."""
-        table = self.table
+        """Not ok while the Q-table cannot be read or written, or the calibration cannot be used."""
+        table, problem = self.table, "; ".join(filter(None, (self._problem, self.planner.problem)))
         detail = f"{len(table)} states, {table.updates} updates, {len(self._pending)} not saved yet"
         if self._learned_at is not None:
             detail += f", last learned {max(0.0, self._now() - self._learned_at):.0f} s ago"
         if self._ignored:
             detail += f", {self._ignored} ignored (repeated or without a reward)"
-        return Health(
-            component="policy", ok=not self._problem, detail=f"{self._problem}; {detail}" if self._problem else detail
-        )
+        detail += ", planner calibrated" if self.planner.model is not None else ", planner not calibrated"
+        return Health(component="policy", ok=not problem, detail=f"{problem}; {detail}" if problem else detail)
 
 
 def _same(chosen: Candidate, base: Recommendation) -> bool:

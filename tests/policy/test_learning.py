@@ -438,3 +438,15 @@ def test_a_state_without_a_crowd_is_not_certain() -> None:
     for _ in range(200):
         table.tried("quiet", "NO_ACTION", -0.01, None)
     assert confidence(table, "quiet", "NO_ACTION", "x") > 0.5
+
+
+def test_health_tells_of_the_calibration(tmp_path: Path) -> None:
+    policy = QPolicy(settings(tmp_path), keep)
+    assert policy.health().ok
+    assert policy.health().detail.endswith("planner not calibrated")
+    policy.planner.path.parent.mkdir(parents=True, exist_ok=True)
+    policy.planner.path.write_text("broken")
+    policy.refresh()
+    health = policy.health()
+    assert not health.ok
+    assert "planner.json: is not a calibrated planner" in health.detail
