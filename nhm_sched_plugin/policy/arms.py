@@ -11,10 +11,14 @@ from typing import Final
 
 from nhm_sched_plugin.types import Action
 
-__all__ = ["ACTIONS", "ARMS", "NEAR", "arm_index", "within"]
+__all__ = ["ACTIONS", "AMPLE", "ARMS", "LEAN", "NEAR", "arm_index", "within"]
 
 NEAR: Final = 0.02
 """Targets closer than this to the planner's (relative) are the same arm."""
+AMPLE: Final = 1.5
+"""The candidate with more room than planned, in times the planned room above what is in the system,"""
+LEAN: Final = 0.7
+"""and the one with less."""
 ACTIONS: Final = tuple(Action)
 ARMS: Final = tuple(f"{action.value}{side}" for action in ACTIONS for side in ("", "+", "-"))
 """The arms' names, by `arm_index`."""

@@ -28,6 +28,7 @@ import msgspec
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.policy.arms import AMPLE, LEAN
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.qtable import stamp
 from nhm_sched_plugin.policy.queueing import workers_for
@@ -35,13 +36,9 @@ from nhm_sched_plugin.policy.state_key import SLA_TARGET
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Action, Forecast, ForecastPoint, SchedulingState
 
-__all__ = ["AMPLE", "LEAN", "Candidate", "Plan", "Planner", "explain"]
+__all__ = ["Candidate", "Plan", "Planner", "explain"]
 
 _log = logging.getLogger(__name__)
-AMPLE: Final = 1.5
-"""The candidate with more room than planned, in times the planned room above what is in the system,"""
-LEAN: Final = 0.7
-"""and the one with less."""
 LEVEL: Final = 0.7
 _Z70: Final = 0.5244  # the standard normal's 0.7 quantile
 _Z90: Final = 1.2816

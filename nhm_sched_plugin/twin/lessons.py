@@ -13,7 +13,7 @@ import numpy as np
 
 from nhm_sched_plugin.decision import reward
 from nhm_sched_plugin.policy import arms, state_key
-from nhm_sched_plugin.policy.planner import AMPLE, LEAN
+from nhm_sched_plugin.policy.arms import AMPLE, LEAN
 from nhm_sched_plugin.twin import pilot
 from nhm_sched_plugin.twin.chance import uniform
 from nhm_sched_plugin.twin.compiled import compiled, inner

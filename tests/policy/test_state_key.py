@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nhm_sched_plugin.policy.state_key import ALL_KEYS, NO_METRICS, state_key
@@ -39,6 +39,9 @@ def test_total_stable_and_from_the_known_set(state: SchedulingState, volume: flo
     st.integers(2, 20),
 )
 def test_scale_free(workers: int, queue: int, load: int, trend: float, factor: int) -> None:
+    # Where the ratio is a bin's edge itself, rounding decides.
+    assume(all(abs(load / 60 / workers - edge) > 1e-9 for edge in (0.5, 0.8, 1.0)))
+
     def at(scale: int) -> str:
         return state_key(
             SchedulingState(
