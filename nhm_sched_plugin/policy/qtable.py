@@ -49,7 +49,7 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     wins: int = 0
     """how often it cost no more,"""
     over: float = 0.0
-    """what it saved on average, in shares of what the tickets in the system cost meanwhile,"""
+    """what it saved on average, in shares of what usual and present tickets cost meanwhile (`trials.Trials.scale`),"""
     over_m2: float = 0.0
     """and the sum of squared deviations from that (Welford)."""
     pairs: int = 0

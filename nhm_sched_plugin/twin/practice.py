@@ -148,8 +148,7 @@ class _Learner:
         planned, table = self._policy.planner.planned, self._policy.table
         last = self._rules.last_pool_action_at
         losses, theirs = self._trials.losses(moves, last), self._trials.rules_loss(last)
-        workers = max(plan.in_system or plan.active or 1, 1)
-        scale, seen = workers * self._trials.horizon_s, set[tuple[str, bool]]()
+        scale, seen = self._trials.scale(plan), set[tuple[str, bool]]()
         for at, (move, loss) in enumerate(zip(moves, losses, strict=True)):
             arm = arm_of(move.action, move.parameters, planned(plan, move.action))
             if (arm, at == 0) in seen:

@@ -22,6 +22,7 @@ import numpy as np
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy, arm_of
+from nhm_sched_plugin.policy.planner import Plan
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout, lessons, pilot
@@ -82,9 +83,18 @@ class Trials:
         """A new episode."""
         self._pool, self._window = pool, window
         self._loads = window.loads(self._startup_s)
+        self._load = max(window.trace.load, 1.0)
         self._copy = _another(pool.sim)
         self._rules_pool = copy.copy(pool)
         self._rules_pool.sim = _another(pool.sim)
+
+    def scale(self, plan: Plan) -> float:
+        """Worker-seconds that the tickets in the system and as many as are there on average cost meanwhile.
+
+        Savings are told in shares of it, so that a small pool and a large one teach the same. The average keeps an
+        empty pool before the morning's rush from counting for thousands.
+        """
+        return (self._load + (plan.in_system or plan.active or 0)) * self.horizon_s
 
     def possible(self, now: float) -> bool:
         """Whether a trial from now on would end inside the window, and the pool is warm."""
@@ -354,7 +364,7 @@ class _Asker:
                 (mine,), theirs = self.trials.losses([own], last), self.trials.rules_loss(last)
                 plan = self._policy.planner.plan(full, forecast)
                 arm = arm_of(own.action, own.parameters, self._policy.planner.planned(plan, own.action))
-                saved = (theirs - mine) / (max(plan.in_system or plan.active or 1, 1) * self.trials.horizon_s)
+                saved = (theirs - mine) / self.trials.scale(plan)
                 self.said.append(Said(said.state_hash, arm, said.confidence, saved))
         chosen = own if said is not None and said.confidence >= self._gate else rules
         target = obeyed(chosen.action, chosen.parameters, full)
