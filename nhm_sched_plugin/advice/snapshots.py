@@ -29,7 +29,7 @@ from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.store.cache import Cache, Kind, open_cache, ttls
 
-__all__ = ["Group", "Shelf", "Snapshots", "forget_learned", "groups"]
+__all__ = ["Group", "Shelf", "Snapshots", "forget_learned", "groups", "replace_file"]
 
 _log = logging.getLogger(__name__)
 _LOOK_S: Final = 0.5
@@ -176,7 +176,7 @@ class Shelf:
                 return False
             for path in reversed(list(self._group.files)):
                 if path.name in parts and path not in there:
-                    _replace(path, parts[path.name])
+                    replace_file(path, parts[path.name])
         return True
 
 
@@ -267,7 +267,7 @@ def _unpacked(raw: bytes) -> dict[str, bytes]:
         raise ModelError(f"it does not hold files ({error})") from None
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

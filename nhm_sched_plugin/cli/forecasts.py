@@ -97,6 +97,7 @@ def models(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             "version": found.version,
             "aliases": ", ".join(found.aliases),
             "mape": found.metrics.get("mape"),
+            "calibration_error": found.metrics.get("ece"),
             "created": moment(found.created_at),
             "approved_by": found.tags.get("approved_by"),
         }
@@ -135,7 +136,8 @@ def promote(name: str, version: str, config: ConfigOption = None) -> None:
     from nhm_sched_plugin.training.promotion import promote as promote_version
 
     promoted = promote_version(_with_models(settings_of(config)), name, version)
-    out.print(f"{promoted.name} version {promoted.version} is in production.", markup=False, soft_wrap=True)
+    text = " ".join([f"{promoted.name} version {promoted.version} is in production.", *promoted.notes])
+    out.print(text, markup=False, soft_wrap=True)
 
 
 @app.command()

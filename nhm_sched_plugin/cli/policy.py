@@ -80,6 +80,9 @@ def learn(
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Calibrate the planner again, even where that is recent.")
     ] = False,
+    register: Annotated[
+        bool, typer.Option("--register", help="Keep it in the registry: a version of scheduling_policy, staged.")
+    ] = False,
     report_path: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +96,10 @@ def learn(
     from nhm_sched_plugin.twin.learn import learn as run
 
     settings = settings_of(config)
+    if register:  # what is wrong with the registry shows before the work
+        from nhm_sched_plugin.training.registry import Registry
+
+        Registry.of(settings).open()
     made = _made_of(max_duration, service_mean, service_sigma)
     trace = _times(partial(_same, _trace(settings, file, pairs(mapping, "--map"), made, seed)), volume, seed)
     with progress("Learning") as update:
@@ -105,12 +112,22 @@ def learn(
             recalibrate=recalibrate,
             progress=lambda what, share: update(share, 1.0, what.capitalize()),
         )
+    if register:
+        from nhm_sched_plugin.training.policy_model import register_policy
+
+        found = report.reliability
+        ece = None if found is None or not found.trials else found.ece
+        report.version = register_policy(settings, decisions=report.decisions, seed=seed, ece=ece)
     if report_path is not None:
         _learn_page(report, report_path)
     values = plain(report)
-    found = values.pop("reliability")
-    if found is not None:
-        values |= {"calibration_error": found["ece"], "brier_score": found["brier"], "trials_held_out": found["trials"]}
+    checked = values.pop("reliability")
+    if checked is not None:
+        values |= {
+            "calibration_error": checked["ece"],
+            "brier_score": checked["brier"],
+            "trials_held_out": checked["trials"],
+        }
     show(report, as_json, lambda: record(values))
 
 

@@ -146,17 +146,24 @@ class DemandModel(msgspec.Struct, frozen=True, kw_only=True):
     def load(cls, path: Path) -> DemandModel:
         """The model in the file. Raises `FileNotFoundError` when there is none, else `ModelError` with the fix."""
         try:
-            model = msgspec.json.decode(path.read_bytes(), type=cls)
+            raw = path.read_bytes()
         except FileNotFoundError:
             raise
         except OSError as error:
             raise ModelError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-        except msgspec.MsgspecError as error:
-            raise ModelError(f"{path}: is not a calibrated planner ({error}); run `nhm-sched learn` again") from None
+        return cls.parse(raw, str(path))
+
+    @classmethod
+    def parse(cls, raw: bytes, name: str) -> DemandModel:
+        """The model in `raw`. Raises `ModelError` that names `name` and the fix."""
+        try:
+            model = msgspec.json.decode(raw, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ModelError(f"{name}: is not a calibrated planner ({error}); run `nhm-sched learn` again") from None
         numbers = (*model.coefficients, model.dispersion, model.startup_s, model.sla_wait_s, model.late_cost)
         if len(model.coefficients) != len(COEFFICIENTS) or not all(map(math.isfinite, numbers)):
             raise ModelError(
-                f"{path}: holds {len(model.coefficients)} coefficients or a number that is not finite; expected"
+                f"{name}: holds {len(model.coefficients)} coefficients or a number that is not finite; expected"
                 f" {len(COEFFICIENTS)} finite ones; run `nhm-sched learn` again"
             )
         return model

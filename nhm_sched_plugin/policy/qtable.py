@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ import msgspec
 
 from nhm_sched_plugin.errors import ModelError
 
-__all__ = ["PLANNED", "RULES", "Cell", "QTable", "file_lock", "reset", "set_aside", "stamp"]
+__all__ = ["PLANNED", "RULES", "Cell", "QTable", "file_lock", "keep_beside", "reset", "set_aside", "stamp"]
 
 FORMAT: Final = "nhm-sched-q-table"
 VERSION: Final = 2
@@ -237,10 +238,22 @@ class QTable:
 
 def set_aside(path: Path, why: str = "corrupt") -> Path:
     """Rename a file to `<name>.<why>-<n>`, with the first free n, so that nothing is overwritten."""
+    aside = _aside(path, why)
+    path.rename(aside)
+    return aside
+
+
+def keep_beside(path: Path, why: str) -> Path:
+    """A copy under the name that `set_aside` would give: readers find the file until it is replaced."""
+    aside = _aside(path, why)
+    shutil.copy2(path, aside)
+    return aside
+
+
+def _aside(path: Path, why: str) -> Path:
     number = 1
     while (aside := path.with_name(f"{path.name}.{why}-{number}")).exists():
         number += 1
-    path.rename(aside)
     return aside
 
 

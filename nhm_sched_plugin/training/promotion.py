@@ -3,6 +3,9 @@
 1. Backtest MAPE under the limit. 2. No worse than the model in production on the same backtest. 3. An A/B or switchback
 test won at p < 0.05 (tag `experiment_p_value`, written by `note_experiment`). 4. Somebody approved it. The very first
 model needs 1 and 4 only.
+
+For the policy, `scheduling_policy`, the calibration error of its confidence takes the place of MAPE; promoting it also
+publishes its files (`policy_model`).
 """
 
 from __future__ import annotations
@@ -11,17 +14,27 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from nhm_sched_plugin.errors import RegistryError
+from nhm_sched_plugin.training.policy_model import POLICY, measured_lacks, publish_policy
 from nhm_sched_plugin.training.registry import ModelVersion, Registry
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.experiment.arms import Comparison
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["approve", "missing_criteria", "note_experiment", "promote"]
+__all__ = ["Promoted", "approve", "missing_criteria", "note_experiment", "promote"]
 
 SIGNIFICANCE: Final = 0.05
 P_VALUE_TAG: Final = "experiment_p_value"
+
+
+class Promoted(ModelVersion, frozen=True, kw_only=True):
+    """A version that is in production now."""
+
+    notes: list[str] = msgspec.field(default_factory=list)
+    """What a person should know, a sentence each."""
 
 
 def approve(settings: Settings, name: str, version: str, by: str, clock: Callable[[], float] = time.time) -> None:
@@ -61,8 +74,11 @@ def note_experiment(
     return following.p_value
 
 
-def promote(settings: Settings, name: str, version: str) -> ModelVersion:
-    """Give the version the alias `production`. Raises `RegistryError` that lists every criterion it misses."""
+def promote(settings: Settings, name: str, version: str) -> Promoted:
+    """Give the version the alias `production`; the policy's files are published first.
+
+    Raises `RegistryError` that lists every criterion it misses, and what `publish_policy` does.
+    """
     registry = Registry.of(settings)
     found = registry.find(name, version)
     if found is None:
@@ -71,31 +87,37 @@ def promote(settings: Settings, name: str, version: str) -> ModelVersion:
     missing = missing_criteria(found, registry.find(name, "production"), settings.ml.training.max_mape)
     if missing:
         raise RegistryError(f"{name} version {version} cannot go to production: " + "; ".join(missing))
+    notes = publish_policy(settings, registry, found) if name == POLICY else []
     registry.alias(name, version, "production")
-    return registry.find(name, version) or found
+    return Promoted(**msgspec.structs.asdict(registry.find(name, version) or found), notes=notes)
 
 
 def missing_criteria(found: ModelVersion, current: ModelVersion | None, max_mape: float) -> list[str]:
     """What a version lacks to go to production, one line each; empty when it may."""
+    rival = None if current is None or current.version == found.version else current
+    missing = measured_lacks(found, rival) if found.name == POLICY else _backtest_lacks(found, rival, max_mape)
+    if rival is not None and not _significant(found.tags.get(P_VALUE_TAG)):
+        missing.append(
+            f"3. no A/B or switchback test with p < {SIGNIFICANCE:g} is recorded: "
+            f"nhm-sched experiment result {found.name} {found.version}"
+        )
+    if not found.tags.get("approved_by"):
+        missing.append(f"4. nobody approved it: nhm-sched approve {found.name} {found.version} --by WHO")
+    return missing
+
+
+def _backtest_lacks(found: ModelVersion, current: ModelVersion | None, max_mape: float) -> list[str]:
     missing = []
-    error = found.metrics.get("mape")
+    error, rival = found.metrics.get("mape"), found.metrics.get("production_mape")
     if error is None:
         missing.append("1. it has no backtest MAPE (too little history)")
     elif error >= max_mape:
         missing.append(f"1. its MAPE {error:.1f} % is not under {max_mape:g} %")
-    if current is not None and current.version != found.version:
-        rival = found.metrics.get("production_mape")
+    if current is not None:
         if rival is None:
             missing.append("2. it was not measured against the model in production: train again")
         elif error is not None and error > rival:
             missing.append(f"2. the model in production is better on the same backtest ({rival:.1f} %)")
-        if not _significant(found.tags.get(P_VALUE_TAG)):
-            missing.append(
-                f"3. no A/B or switchback test with p < {SIGNIFICANCE:g} is recorded: "
-                f"nhm-sched experiment result {found.name} {found.version}"
-            )
-    if not found.tags.get("approved_by"):
-        missing.append(f"4. nobody approved it: nhm-sched approve {found.name} {found.version} --by WHO")
     return missing
 
 

@@ -71,6 +71,8 @@ class LearnReport(msgspec.Struct, kw_only=True):
     resumed: bool = False
     reliability: Reliability | None = None
     """On the days held out; None where there were too few."""
+    version: str = ""
+    """Of `scheduling_policy` in the registry, where it was registered."""
 
 
 def calibrated(

@@ -147,6 +147,14 @@ def test_learn_and_the_q_table(nhm: Any, tickets: Path, folder: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "updates" in nhm("learn", tickets, "--decisions", 10, "--report", page).out
     assert "What the policy learned" in page.read_text()
+    kept = nhm("learn", tickets, "--decisions", 10, "--register", "--json")
+    assert (kept.code, kept.err, kept.json["version"]) == (0, "", "1")
+    assert "approved" in nhm("approve", "scheduling_policy", 1, "--by", "Ada").out
+    (row,) = nhm("models", "--json").json
+    assert (row["name"], row["aliases"], row["calibration_error"]) == ("scheduling_policy", "staging", None)
+    refused = nhm("promote", "scheduling_policy", 1)
+    assert refused.code == 1
+    assert "1. its confidence was not checked" in refused.said
     reset = nhm("q-table", "reset", "--yes", "--planner")
     assert "q_table.json.reset-1" in reset.out
     assert "planner.json.reset-1" in reset.out
