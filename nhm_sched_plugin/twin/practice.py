@@ -31,11 +31,14 @@ from nhm_sched_plugin.types import Experience, SchedulingState
 
 __all__ = ["lead_s", "practise"]
 
-VARIED: Final = 0.2
-"""Share of the episodes on variations of the trace: few, since confidence is to be true of days as they come."""
+VARIED: Final = 0.35
+"""Share of the episodes on variations of the trace: the lesser part, since confidence is to be true of days as they
+come; but a crowd is when advice matters most, and some histories have none."""
 _PLANNERS, _RULES = 0.4, 0.4
 TRIALS_EVERY_S: Final = 60.0
-"""Simulated time between two trials, on average."""
+"""Simulated time between two trials, on average,"""
+RARE: Final = 40
+"""but every tick of a state with fewer trials than this: crowds are rare, and over before a minute has told much."""
 
 
 def lead_s(startup_s: float, tick_s: float) -> float:
@@ -113,8 +116,10 @@ class _Learner:
         planner, last = self._policy.planner, self._rules.last_pool_action_at
         offered = planner.resting(planner.candidates(plan, full), now, last)
         moves = [Move(each.action, each.parameters) for each in offered]
-        if self._trials.possible(now) and self._draw.random() < self._share:
-            self._try(state_key(full), plan, moves, rules)
+        if self._trials.possible(now):
+            key, due = state_key(full), self._draw.random() < self._share
+            if due or self._rare(key):
+                self._try(key, plan, moves, rules)
         chosen = self._chosen(moves, rules)
         planned = self._policy.planner.planned(plan, chosen.action)
         parameters = dict(chosen.parameters)
@@ -142,6 +147,10 @@ class _Learner:
         if self._who == "planner":
             return moves[0]
         return ([*moves, rules])[self._draw.randrange(len(moves) + 1)]
+
+    def _rare(self, state: str) -> bool:
+        row = self._policy.table.rows.get(state)
+        return row is None or sum(cell.trials for arm, cell in row.items() if arm.startswith(PLANNED)) < RARE
 
     def _try(self, state: str, plan: Plan, moves: list[Move], rules: Move) -> None:
         """Every action from this very moment; what each cost against the rules' and the planner's."""
