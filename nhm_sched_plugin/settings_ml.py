@@ -89,6 +89,8 @@ class SchedulingSettings(Tree):
     """Weight of the next state against the reward now."""
     update_interval: Annotated[int, Field(ge=1)] = 100
     """Save the Q-table after this many updates."""
+    deviate: bool = False
+    """Leave the planner's action for another where the trials are sure that it saves more (`docs/policy.md`)."""
     seed: int | None = None
     """Of the exploration draws; set it to repeat a run."""
 

@@ -3,10 +3,10 @@
 In the twin, at random control ticks, the same moment is continued by the rules, and with each other action, the planner
 following it (`twin/trials.py`). What an arm saves over the rules is mostly a little idle time one way or the other, and
 rarely a crowd that waits or does not: single trials say little, their mean is what counts. So
-confidence is P(mean saving in this state >= 0), from a normal random-effects model: states differ around the arm's own
-mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986, "Meta-analysis in clinical trials"),
-and a state with few trials of its own is believed to be like the others. Trials overlap, so `TRIAL_DEPENDENCE` of them
-count as one. Below `MIN_TRIALS` of the arm, or `SEEN` in the state, the answer is at most `UNSEEN`.
+confidence is P(mean saving in this state >= 0), from a normal random-effects model: states differ around the plan's
+(for other arms the arm's) mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986,
+"Meta-analysis in clinical trials"), and a state with few trials of its own is believed to be like the others. Trials
+overlap, so `TRIAL_DEPENDENCE` of them count as one. Below `MIN_TRIALS` of the arm, or `SEEN` in the state, the answer is at most `UNSEEN`.
 
 The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at
 P < `BRAKE` that the arm is at least as good but for `MARGIN`, confidence is that P, whatever the twin found. Rewards
@@ -76,7 +76,7 @@ def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: 
     cell = row.get(name)
     if cell is None or not cell.trials:
         return UNSEEN
-    pool: _Pool = table.pooled(name, _over_rules)
+    pool: _Pool = table.pooled(PLANNED, lambda _: _planned(table)) if planned else table.pooled(name, _over_rules)
     sure = _odds(pool, cell.trials, cell.over)
     found = min(sure, CEILING if pool.trials >= MIN_TRIALS and cell.trials >= SEEN else UNSEEN)
     odds = live_odds(row.get(arm), row.get(rules_arm))
@@ -106,6 +106,11 @@ def _odds(pool: _Pool, trials: int, saved: float) -> float:
 
 def _over_rules(cells: list[Cell]) -> _Pool:
     return _random_effects([(cell.trials, cell.over, cell.over_m2) for cell in cells if cell.trials])
+
+
+def _planned(table: QTable) -> _Pool:
+    """Of the plan, whatever it asks for: one policy, whose parts are believed to be alike until they show otherwise."""
+    return _over_rules([cell for row in table.rows.values() for arm, cell in row.items() if arm.startswith(PLANNED)])
 
 
 def _over_plan(cells: list[Cell]) -> _Pool:

@@ -84,6 +84,7 @@ class QPolicy:
         tuning = settings.ml.scheduling
         self._learning_rate, self._discount = tuning.learning_rate, tuning.discount_factor
         self._epsilon, self._interval = tuning.epsilon, tuning.update_interval
+        self._deviate = tuning.deviate
         self._random = random.Random(tuning.seed)
         self._baseline, self._now, self._autosave = baseline, now, autosave
         self._last_change = last_change
@@ -212,7 +213,9 @@ class QPolicy:
     def _choose(
         self, row: Mapping[str, Cell], plan: Plan, candidates: list[Candidate], base: Recommendation, base_arm: str
     ) -> Candidate:
-        """The planner's action, unless the evidence is for another candidate - or for leaving it to the rules."""
+        """The planner's action; with `deviate`, another candidate or the rules' where the evidence is for it."""
+        if not self._deviate:
+            return candidates[0]
         planned = self.planner.planned
         arms = [arm_of(each.action, each.parameters, planned(plan, each.action)) for each in candidates]
         best = preferred(row, arms, base_arm)

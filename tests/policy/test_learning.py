@@ -362,13 +362,17 @@ def test_follows_the_rules_where_they_did_better(tmp_path: Path) -> None:
     assert preferred({f"{RULES}NO_ACTION": paired(0.05, 100)}, arms, "NO_ACTION") is None
     assert preferred({f"{RULES}NO_ACTION": paired(0.05, 100)}, arms, "DECREASE_WORKER_POOL") == 0
     assert preferred({f"{RULES}NO_ACTION": paired(-0.05, 100)}, arms, "NO_ACTION") == 0
-    policy = QPolicy(settings(tmp_path), keep)
+    policy = QPolicy(settings(tmp_path, deviate=True), keep)
     teach(policy, Action.INCREASE_WORKER_POOL, -0.2, 100)
     for _ in range(100):
         policy.table.tried(KEY, f"{RULES}NO_ACTION", None, 0.05)
     answer = policy.recommend(None, STATE, FORECAST)
     assert answer is not None
     assert (answer.action, answer.confidence) == (Action.NO_ACTION, 1.0)
+    policy.save()
+    plain = QPolicy(settings(tmp_path), keep).recommend(None, STATE, FORECAST)
+    assert plain is not None
+    assert plain.action is Action.INCREASE_WORKER_POOL, "unless asked to deviate it stays with the plan"
 
 
 def test_a_state_with_little_evidence_borrows_from_the_others() -> None:
