@@ -6,8 +6,8 @@ rarely a crowd that waits or does not: single trials say little, their mean is w
 confidence is P(mean saving in this state >= 0), from a normal random-effects model: states differ around the plan's
 (for other arms the arm's) mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986,
 "Meta-analysis in clinical trials"), and a state with few trials of its own is believed to be like the others. Trials
-overlap, so `TRIAL_DEPENDENCE` of them count as one. Below `MIN_TRIALS` of the arm, or `SEEN` in the state, the answer is
-at most `UNSEEN`.
+overlap, so `TRIAL_DEPENDENCE` of them count as one. Below `MIN_TRIALS` of the arm, or `SEEN` in the state, the answer
+is at most `UNSEEN`.
 
 The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at
 P < `BRAKE` that the arm is at least as good but for `MARGIN`, confidence is that P, whatever the twin found. Rewards
