@@ -1,6 +1,7 @@
 """One SQLite file that several processes share, survives damage, forks and a disk that comes and goes.
 
-The spool's inside: locks between processes, opening, setting a damaged file aside and saving what is readable of it.
+The spool's inside: locks between processes, opening, sealing a full file, setting a damaged one aside and saving what is
+readable of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Final, TypeVar
 
 from nhm_sched_plugin.errors import SpoolError
 from nhm_sched_plugin.store.frames import describe
-from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, readable_frames, set_aside
+from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, move, readable_frames, set_aside, unlink
 
 __all__ = ["SpoolFile"]
 
@@ -45,12 +46,16 @@ _live: weakref.WeakSet[SpoolFile] = weakref.WeakSet()
 class SpoolFile:
     """`run(work)` hands an open connection to `work`; everything that can go wrong comes out as `SpoolError`.
 
+    `name` other than the default is a sealed file: it is never made, and what can be saved of it when it is damaged
+    goes into the one that is written to.
+
     `salvaged` and `damaged` count records saved from damaged files and damaged files set aside, in this process.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], name: str = FILE_NAME) -> None:
         self.path = path
-        self.file = path / FILE_NAME
+        self.file = path / name
+        self.sealed = name != FILE_NAME
         self.salvaged = self.damaged = 0
         self._clock = clock
         self._lock = threading.RLock()
@@ -65,6 +70,50 @@ class SpoolFile:
         """Close the file; the next `run` opens it again."""
         with self._lock:
             self._drop()
+
+    def seal(self, target: Callable[[], Path]) -> bool:
+        """Rename the file to `target()` and go on with a new one, unless another process has just done so.
+
+        Numbering goes on, so that a reader's place holds across files. Raises `SpoolError`; the file is then as it was.
+        """
+        with self._lock:
+            try:
+                connection = self._open()
+                self._flock(fcntl.LOCK_EX)
+                try:
+                    return self._seal(connection, target)
+                finally:
+                    self._flock(fcntl.LOCK_UN)
+            except (sqlite3.Error, OSError) as error:
+                self._drop()
+                raise SpoolError(f"spool {self.file} cannot be sealed: {error}") from error
+
+    def _seal(self, connection: sqlite3.Connection, target: Callable[[], Path]) -> bool:
+        status = os.stat(self.file)
+        if (status.st_dev, status.st_ino) != self._inode:
+            return False
+        if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            return False  # somebody reads the log outside our locks; next time, then
+        newest = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+        self._drop_connection()
+        move(self.file, target())
+        # With the folder on the disk too: the new file's connection takes care of that.
+        self._connect().execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('records', ?)", newest or (0,))
+        return True
+
+    def remove(self) -> None:
+        """Delete a sealed file that holds nothing any more."""
+        with self._lock:
+            self._drop()
+            try:
+                unlink(self.file)
+            except OSError as error:
+                raise SpoolError(f"drained spool {self.file} cannot be removed: {error.strerror or error}") from error
+
+    def salvage(self) -> None:
+        """Take over what is readable of files that were set aside since this one was opened."""
+        self.close()
+        self.run(lambda connection: None)
 
     def synchronous(self, connection: sqlite3.Connection, sync: bool) -> None:
         """Whether the next commit waits for the disk. Outside a transaction only."""
@@ -120,6 +169,8 @@ class SpoolFile:
             self._forget()
         if self._connection is not None:
             return self._connection
+        if self.sealed:
+            os.stat(self.file)  # SQLite would make an empty one
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._flock(fcntl.LOCK_EX)
         try:
@@ -131,8 +182,11 @@ class SpoolFile:
                     raise
                 self._drop_connection()
                 self._rename_damaged(str(error))
+                if self.sealed:
+                    raise
                 connection = self._connect()
-            self._salvage_leftovers(connection)
+            if not self.sealed:
+                self._salvage_leftovers(connection)
             return connection
         finally:
             self._flock(fcntl.LOCK_UN)
