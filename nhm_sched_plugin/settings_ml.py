@@ -68,6 +68,13 @@ class ClickHouseSettings(Tree):
     database: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "neural_hive"
     """Made by `nhm-sched init`."""
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the records live in the embedded engine, which one process at a time may open."""
+        if self.dsn is not None:
+            return self.dsn.get_secret_value().lower().startswith("chdb:")
+        return self.host is None
+
 
 class ProphetSettings(Tree):
     seasonality_mode: Literal["additive", "multiplicative"] = "additive"
