@@ -39,6 +39,7 @@ ORDER = (
     "q-table",
     "replay",
     "drain",
+    "quarantine",
     "shadow",
     "experiment",
     "explain",

@@ -8,6 +8,7 @@ from typing import NoReturn
 from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     backtest,
     checks,
+    delivery,
     demo,
     experiments,
     forecasts,

@@ -1,4 +1,4 @@
-"""What goes into the records database and comes out of it: `init`, `ingest`, `drain`, `explain`."""
+"""What goes into the records database and comes out of it: `init`, `ingest`, `explain`."""
 
 from __future__ import annotations
 
@@ -82,25 +82,6 @@ def ingest(
             err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     show(report, as_json, tell)
-
-
-@app.command()
-def drain(
-    log_tickets: Annotated[
-        bool, typer.Option("--log-tickets", help="Also write ended tickets to execution_logs, where nothing else does.")
-    ] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Deliver what waits in the host's spool to the database, exactly once in effect."""
-    from nhm_sched_plugin.store.drain import drain as drain_spool
-    from nhm_sched_plugin.store.spool import Spool
-
-    settings = settings_of(config)
-    spool = Spool(settings.spool_path, settings.recording.spool_max_mb * 1024 * 1024)
-    with opened(settings) as store, progress("Draining") as update:
-        result = drain_spool(spool, store, progress=update, log_tickets=log_tickets)
-    show(result, as_json, lambda: record(plain(result)))
 
 
 @app.command()

@@ -16,13 +16,14 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from nhm_sched_plugin.errors import NhmSchedError, SpoolError, StoreError
+from nhm_sched_plugin.errors import SpoolError, StoreError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.store.drain import DrainResult, drain
 from nhm_sched_plugin.store.spool import Spool
 from nhm_sched_plugin.store.statements import RejectedRowsError
+from nhm_sched_plugin.types import Health
 
 if TYPE_CHECKING:
     from tenacity import Retrying
@@ -134,7 +135,7 @@ class Delivery:
         self._metrics, self._faults, self._log_tickets = metrics, faults, log_tickets
         self._stored = metrics.child("records", "stored")
         self._grace_ends: float | None = None
-        self._failures = 0
+        self._failures, self._last_cause = 0, ""
         self.after_fork()
         renew_after_fork(self)
 
@@ -164,6 +165,16 @@ class Delivery:
         self._grace_ends = time.monotonic() + grace_s
         self._stop.set()
 
+    def join(self) -> None:
+        """Wait until the thread ends."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def health(self) -> list[Health]:
+        """Whether the last pass reached the database."""
+        detail = f"{self._failures} failures in a row, {self._last_cause}" if self._failures else ""
+        return [Health(component="drain", ok=not self._failures, detail=detail)]
+
     # In the loop
 
     def run(self) -> None:
@@ -174,8 +185,9 @@ class Delivery:
                 self._wait_for_work()
                 try:
                     patiently(self._pass)
-                except NhmSchedError as error:
+                except Exception as error:  # noqa: BLE001 - also what nobody thought of must not end the delivery
                     self._failed(error)
+                    self._stop.wait(FIRST_PAUSE_S)
             self._last_pass()
         finally:
             self._close_store()
@@ -245,12 +257,13 @@ class Delivery:
         try:
             self._pass()
             self._look()
-        except NhmSchedError as error:
+        except Exception as error:  # noqa: BLE001 - ending goes on; what waits is safe in the spool
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
         self._failures += 1
-        self._metrics.child("drain_failures", cause_of(error)).inc()
+        self._last_cause = cause_of(error)
+        self._metrics.child("drain_failures", self._last_cause).inc()
         self._faults.report("drain", error if isinstance(error, Exception) else str(error))
 
     def _close_store(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -32,7 +32,15 @@ BATCH: Final = 10_000
 _SUSPICIOUS: Final = 16
 """So many rows refused and none taken: it is not the rows that are wrong."""
 
-_Row = tuple[int, list[Any]]
+
+class _Part(NamedTuple):
+    """What goes into one table: rows, and where each stands in the spool."""
+
+    seqs: list[int]
+    rows: list[tuple[Any, ...]]
+
+    def cut(self, first: int, last: int) -> _Part:
+        return _Part(self.seqs[first:last], self.rows[first:last])
 
 
 class DrainResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,20 +113,22 @@ def _patiently(retry: Retrying | None, work: Callable[..., Any], *arguments: Any
 
 def _deliver(batch: Batch, spool: Spool, store: Store, retry: Retrying | None) -> tuple[int, int]:
     """Insert a batch; returns how many decisions and outcomes are stored now."""
-    decisions: list[_Row] = []
-    outcomes: list[_Row] = []
+    decisions, outcomes = _Part([], []), _Part([], [])
     bad: dict[int, str] = {}
     for item in batch.records:
+        record = item.record
         try:
-            if isinstance(item.record, Decision):
-                decisions.append((item.seq, decision_row(item.record, item.created)))
+            if isinstance(record, Decision):
+                decisions.rows.append(decision_row(record, item.created))
+                decisions.seqs.append(item.seq)
             else:
-                outcomes.append((item.seq, outcome_row(item.record, item.created)))
+                outcomes.rows.append(outcome_row(record, item.created))
+                outcomes.seqs.append(item.seq)
         except ValueError as error:
             bad[item.seq] = str(error)
     stored = [
-        _Insert(store, table, columns, batch.token, bad, retry).all_that_fit(rows)
-        for table, columns, rows in (
+        _Insert(store, table, columns, batch.token, bad, retry).all_that_fit(part)
+        for table, columns, part in (
             ("scheduling_decisions_raw", DECISION_COLUMNS, decisions),
             ("scheduling_outcomes", OUTCOME_COLUMNS, outcomes),
         )
@@ -144,26 +154,25 @@ class _Insert:
         self._token, self._bad, self._retry = token, bad, retry
         self._taken = self._refused = 0
 
-    def all_that_fit(self, rows: Sequence[_Row]) -> int:
+    def all_that_fit(self, part: _Part) -> int:
         """How many of them are stored now. Raises `StoreError`, also when the table refuses row after row."""
-        if not rows:
+        if not part.rows:
             return 0
         # Parts of a halved batch differ in their first row or in their length.
-        token = f"{self._token}-{self._table}-{rows[0][0]}-{len(rows)}" if self._token else None
+        token = f"{self._token}-{self._table}-{part.seqs[0]}-{len(part.rows)}" if self._token else None
         try:
-            _patiently(
-                self._retry, self._store.insert_rows, self._table, self._columns, [row for _, row in rows], token
-            )
+            _patiently(self._retry, self._store.insert_rows, self._table, self._columns, part.rows, token)
         except RejectedRowsError as error:
-            return self._halved(rows, error)
-        self._taken += len(rows)
-        return len(rows)
+            return self._halved(part, error)
+        self._taken += len(part.rows)
+        return len(part.rows)
 
-    def _halved(self, rows: Sequence[_Row], error: RejectedRowsError) -> int:
-        if len(rows) > 1:
-            middle = len(rows) // 2
-            return self.all_that_fit(rows[:middle]) + self.all_that_fit(rows[middle:])
-        self._bad[rows[0][0]] = str(error)
+    def _halved(self, part: _Part, error: RejectedRowsError) -> int:
+        count = len(part.rows)
+        if count > 1:
+            middle = count // 2
+            return self.all_that_fit(part.cut(0, middle)) + self.all_that_fit(part.cut(middle, count))
+        self._bad[part.seqs[0]] = str(error)
         self._refused += 1
         if self._refused >= _SUSPICIOUS and not self._taken:
             raise StoreError(

@@ -18,13 +18,14 @@ import msgspec
 
 from nhm_sched_plugin.types import Decision, RewardedOutcome
 
-__all__ = ["Kind", "Record", "check", "decode", "describe", "encode", "kind_of", "record_id", "scan"]
+__all__ = ["HEADER_BYTES", "Kind", "Record", "check", "decode", "describe", "encode", "kind_of", "record_id", "scan"]
 
 Record = Decision | RewardedOutcome
 Kind = Literal["decision", "outcome"]
 
 _MAGIC: Final = b"NHM\x01"
 _HEADER: Final = struct.Struct("<4sBIdI")
+HEADER_BYTES: Final = _HEADER.size
 _CODES: Final[dict[Kind, int]] = {"decision": 1, "outcome": 2}
 _KINDS: Final[dict[int, Kind]] = {code: kind for kind, code in _CODES.items()}
 _LARGEST: Final = 64 * 1024 * 1024

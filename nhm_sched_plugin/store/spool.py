@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 
 from nhm_sched_plugin.errors import SpoolError, SpoolFullError
-from nhm_sched_plugin.store.frames import Record, check, decode, encode, kind_of, record_id
+from nhm_sched_plugin.store.frames import HEADER_BYTES, Record, check, decode, encode, kind_of, record_id
 from nhm_sched_plugin.store.segments import Segments, used
 from nhm_sched_plugin.store.spool_file import FILE_NAME
 from nhm_sched_plugin.types import Decision, RewardedOutcome
@@ -46,7 +46,7 @@ _OUTCOMES_ONLY: Final = 16
 decisions."""
 
 
-class SpooledRecord(msgspec.Struct, frozen=True):
+class SpooledRecord(msgspec.Struct, frozen=True, gc=False):
     """A record with its place in the spool and the time (Unix seconds) at which it was written there."""
 
     seq: int
@@ -365,7 +365,7 @@ def _decoded(rows: Sequence[tuple[int, bytes]]) -> tuple[tuple[SpooledRecord, ..
 def _token(rows: Sequence[tuple[int, bytes]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for _, frame in rows:
-        digest.update(frame)
+        digest.update(frame[:HEADER_BYTES])  # holds the checksum of the rest
     return digest.hexdigest()
 
 

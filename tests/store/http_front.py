@@ -1,8 +1,8 @@
 """ClickHouse's HTTP interface, as much of it as a client needs, in front of the embedded engine.
 
-    python http_front.py PATH PORT_FILE
+    python http_front.py PATH PORT_FILE [PORT]
 
-It writes its port to PORT_FILE. When PORT_FILE.drop exists, it removes that and hangs up after its next insert.
+It writes its port to PORT_FILE, that of a free one unless PORT says which. When PORT_FILE.drop exists, it removes that and hangs up after its next insert.
 
 A real server on a real socket for tests: the stock HTTP client cannot tell the difference.
 """
@@ -101,10 +101,10 @@ class Front(BaseHTTPRequestHandler):
         pass
 
 
-def main(path: str, port_file: str) -> None:
+def main(path: str, port_file: str, port: str = "0") -> None:
     Front.engine = chdb.connect(path)
     Front.drop_file = Path(f"{port_file}.drop")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    server = ThreadingHTTPServer(("127.0.0.1", int(port)), Front)
     temporary = Path(f"{port_file}.new")
     temporary.write_text(str(server.server_address[1]))
     os.replace(temporary, port_file)
