@@ -134,7 +134,7 @@ def _deliver(batch: Batch, spool: Spool, store: Store, retry: Retrying | None) -
         )
     ]
     if bad:
-        spool.quarantine(bad, batch.file)
+        spool.quarantine(bad, batch.place)
     return stored[0], stored[1]
 
 
@@ -159,7 +159,7 @@ class _Insert:
         if not part.rows:
             return 0
         # Parts of a halved batch differ in their first row or in their length.
-        token = f"{self._token}-{self._table}-{part.seqs[0]}-{len(part.rows)}" if self._token else None
+        token = f"{self._token}-{self._table}-{part.seqs[0]}-{len(part.rows)}"
         try:
             _patiently(self._retry, self._store.insert_rows, self._table, self._columns, part.rows, token)
         except RejectedRowsError as error:

@@ -14,16 +14,23 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from nhm_sched_plugin.errors import SpoolError
 from nhm_sched_plugin.forks import renew_after_fork
-from nhm_sched_plugin.store.spool_file import FILE_NAME, SpoolFile
+from nhm_sched_plugin.store.spool_file import FILE_NAME, SpoolFile, identity
 
-__all__ = ["Segments", "used"]
+__all__ = ["Place", "Segments", "used"]
 
 _SEALED: Final = re.compile(r"segment-(\d+)\.sqlite")
 _T = TypeVar("_T")
+
+
+class Place(NamedTuple):
+    """A file of the spool: what it is, and what it was called last."""
+
+    identity: int
+    name: str
 
 
 class Segments:
@@ -89,6 +96,21 @@ class Segments:
                 self.active.damaged += file.damaged - damaged
                 self.active.salvage()
             return gone
+
+    def run_at(self, place: Place, work: Callable[[sqlite3.Connection], _T]) -> tuple[str, _T] | None:
+        """Run `work` on the file of that identity, which may have been sealed since; its name now, and the result.
+
+        None when it is no longer there: drained by somebody else, or damaged and its records taken over.
+        """
+
+        def checked(connection: sqlite3.Connection) -> tuple[_T] | None:
+            return (work(connection),) if identity(connection) == place.identity else None
+
+        for name in (place.name, *(name for name in reversed(self.names()) if name != place.name)):
+            done = self.run(name, checked, None)
+            if done is not None:
+                return name, done[0]
+        return None
 
     def remove(self, name: str) -> None:
         """Delete a sealed file that is empty."""

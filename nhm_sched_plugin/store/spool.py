@@ -15,7 +15,7 @@ import hashlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ import msgspec
 
 from nhm_sched_plugin.errors import SpoolError, SpoolFullError
 from nhm_sched_plugin.store.frames import HEADER_BYTES, Record, check, decode, encode, kind_of, record_id
-from nhm_sched_plugin.store.segments import Segments, used
-from nhm_sched_plugin.store.spool_file import FILE_NAME
+from nhm_sched_plugin.store.segments import Place, Segments, used
+from nhm_sched_plugin.store.spool_file import FILE_NAME, identity
 from nhm_sched_plugin.types import Decision, RewardedOutcome
 
 __all__ = ["Batch", "Quarantined", "Spool", "SpoolSink", "SpooledRecord"]
@@ -73,8 +73,8 @@ class Batch(msgspec.Struct, frozen=True):
     first_seq: int
     last_seq: int
     records: tuple[SpooledRecord, ...]
-    file: str = FILE_NAME
-    token: str = ""
+    place: Place
+    token: str
 
     @property
     def decisions(self) -> list[tuple[Decision, float]]:
@@ -209,7 +209,7 @@ class Spool:
     def oldest(self) -> float | None:
         """When the oldest waiting record was written, Unix seconds; None for an empty spool."""
         for name in self._files.names():
-            rows = self._files.run(name, partial(_read, after=0, size=1), [])
+            _, rows = self._files.run(name, partial(_read, name=name, read={}, size=1), (Place(0, name), []))
             if rows:
                 try:
                     return check(rows[0][1])[1]
@@ -229,20 +229,20 @@ class Spool:
         """
         if size < 1:
             raise ValueError(f"batch size {size}: must be at least 1")
-        after = 0
+        read: dict[int, int] = {}  # how far, by the file's identity: one that is sealed meanwhile changes its name
         while True:
             for name in self._files.names():
-                rows = self._files.run(name, partial(_read, after=after, size=size), [])
+                place, rows = self._files.run(name, partial(_read, name=name, read=read, size=size), (Place(0, name), []))
                 if rows:
                     break
             else:
                 return
-            after = rows[-1][0]
+            read[place.identity] = rows[-1][0]
             good, bad = _decoded(rows)
             if bad:
-                self.quarantine(bad, name)
+                self.quarantine(bad, place)
             if good:
-                yield Batch(rows[0][0], after, good, name, _token(rows))
+                yield Batch(rows[0][0], rows[-1][0], good, place, _token(rows))
 
     def ack(self, batch: Batch) -> None:
         """Forget a batch: its records are stored. Call it only after the insert has succeeded."""
@@ -251,14 +251,15 @@ class Spool:
             connection.execute("DELETE FROM records WHERE seq BETWEEN ? AND ?", (batch.first_seq, batch.last_seq))
             if connection.execute("SELECT 1 FROM records LIMIT 1").fetchone() is not None:
                 return False
-            if connection.execute("SELECT 1 FROM quarantine LIMIT 1").fetchone() is None and batch.file != FILE_NAME:
-                return True
             # Only now are the free pages at the end, where giving them back to the disk moves nothing.
             connection.execute("PRAGMA incremental_vacuum").fetchall()
-            return False
+            return connection.execute("SELECT 1 FROM quarantine LIMIT 1").fetchone() is None
 
-        if self._files.run(batch.file, delete, False):
-            self._files.remove(batch.file)
+        done = self._files.run_at(batch.place, delete)
+        if done is not None:
+            name, empty = done
+            if empty and name != FILE_NAME:
+                self._files.remove(name)
 
     def only_drain(self) -> AbstractContextManager[None]:
         """Held by whoever delivers. Raises `SpoolError` when another process does already."""
@@ -266,8 +267,8 @@ class Spool:
 
     # Quarantine
 
-    def quarantine(self, reasons: dict[int, str], file: str = FILE_NAME) -> None:
-        """Put records of a file (by their `seq`) aside with a reason, out of the way of the others."""
+    def quarantine(self, reasons: dict[int, str], place: Place) -> None:
+        """Put records of one file (by their `seq`) aside with a reason, out of the way of the others."""
 
         def move(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
@@ -280,7 +281,7 @@ class Spool:
                 connection.execute("DELETE FROM records WHERE seq = ?", (seq,))
             connection.execute("COMMIT")
 
-        self._files.run(file, move, None)
+        self._files.run_at(place, move)
         log.error("%d records are in quarantine in %s: %s", len(reasons), self.path, next(iter(reasons.values())))
 
     def quarantined(self) -> list[Quarantined]:
@@ -343,9 +344,12 @@ class SpoolSink:
         self.spool.close()
 
 
-def _read(connection: sqlite3.Connection, after: int, size: int) -> list[tuple[int, bytes]]:
-    return connection.execute(
-        "SELECT seq, frame FROM records WHERE seq > ? ORDER BY seq LIMIT ?", (after, size)
+def _read(
+    connection: sqlite3.Connection, name: str, read: Mapping[int, int], size: int
+) -> tuple[Place, list[tuple[int, bytes]]]:
+    place = Place(identity(connection), name)
+    return place, connection.execute(
+        "SELECT seq, frame FROM records WHERE seq > ? ORDER BY seq LIMIT ?", (read.get(place.identity, 0), size)
     ).fetchall()
 
 

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -24,7 +25,7 @@ from nhm_sched_plugin.errors import SpoolError
 from nhm_sched_plugin.store.frames import describe
 from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, move, readable_frames, set_aside, unlink
 
-__all__ = ["SpoolFile"]
+__all__ = ["FILE_NAME", "SpoolFile", "identity"]
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,9 @@ class SpoolFile:
             self._drop()
 
     def seal(self, target: Callable[[], Path]) -> bool:
-        """Rename the file to `target()` and go on with a new one, unless another process has just done so.
+        """Rename the file to `target()`, unless another process has just done so; the next use begins a new one.
 
-        Numbering goes on, so that a reader's place holds across files. Raises `SpoolError`; the file is then as it was.
+        Raises `SpoolError`; the file is then as it was, or sealed.
         """
         with self._lock:
             try:
@@ -94,11 +95,9 @@ class SpoolFile:
             return False
         if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             return False  # somebody reads the log outside our locks; next time, then
-        newest = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
         self._drop_connection()
         move(self.file, target())
-        # With the folder on the disk too: the new file's connection takes care of that.
-        self._connect().execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('records', ?)", newest or (0,))
+        self._connect()  # which also sees to it that the folder is on the disk
         return True
 
     def remove(self) -> None:
@@ -203,6 +202,8 @@ class SpoolFile:
         connection.execute("PRAGMA wal_autocheckpoint=256")
         connection.execute(f"PRAGMA journal_size_limit={8 * 1024 * 1024}")
         connection.executescript(_SCHEMA)
+        if not identity(connection):
+            connection.execute(f"PRAGMA user_version={random.randrange(1, 2**31)}")
         if new:
             folder = os.open(self.path, os.O_RDONLY)
             try:
@@ -302,6 +303,11 @@ class SpoolFile:
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
+
+
+def identity(connection: sqlite3.Connection) -> int:
+    """A number that a file keeps when it is sealed under another name: `seq` counts within one file."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _damage(message: str) -> sqlite3.DatabaseError:
