@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ def kill_hosts(folder: Path, kills: int, *, sync: bool, seed: int = 1) -> Survey
         notes = folder / f"notes-{turn}"
         process = _start("_kills", "host", str(folder / "spool"), str(notes), str(turn), "sync" if sync else "batch")
         try:
-            _wait(lambda notes=notes: notes.exists() and notes.stat().st_size > 0, process)  # type: ignore[misc]
+            _wait(partial(_written, notes), process)
             time.sleep(draw.uniform(0.0, 0.4))
         finally:
             process.kill()
@@ -161,7 +161,7 @@ def _delivered_through(folder: Path, kills: int, victim: str, draw: random.Rando
             spool.append([record(number) for number in range(given, given + each)])
             given += each
             drainer = drainer or _drainer(folder, server.dsn)
-            _wait(lambda left=spool.pending(): spool.pending() < left, drainer)  # type: ignore[misc]
+            _wait(partial(_fewer, spool, spool.pending()), drainer)
             time.sleep(draw.uniform(0.0, 0.3))
             if victim == "store":
                 server.kill()
@@ -181,6 +181,14 @@ def _delivered_through(folder: Path, kills: int, victim: str, draw: random.Rando
             drainer.kill()
             drainer.wait()
         server.kill()
+
+
+def _fewer(spool: Spool, left: int) -> bool:
+    return spool.pending() < left
+
+
+def _written(notes: Path) -> bool:
+    return notes.exists() and notes.stat().st_size > 0
 
 
 def _survey(victim: str, kills: int, given: int, settings: Settings, spool: Spool) -> Survey:
@@ -231,22 +239,11 @@ class Server:
             self.process.wait()
 
 
-@contextmanager
-def server(folder: Path) -> Iterator[Server]:
-    """A started server, killed at the end."""
-    one = Server(folder)
-    try:
-        one.start()
-        yield one
-    finally:
-        one.kill()
-
-
 def _start(module: str, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", f"benchmarks.{module}", *arguments])
 
 
-def _wait(done: Any, process: subprocess.Popen[bytes]) -> None:
+def _wait(done: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + PATIENCE_S
     while not done():
         if process.poll() is not None:

@@ -75,9 +75,7 @@ def outcome(number: int) -> RewardedOutcome:
         state_after=_state(number + 1),
         finished_at=AT + number / 1000 + 5,
     )
-    return RewardedOutcome(
-        outcome=ended, reward=0.2, executed_action=Action.INCREASE_WORKER_POOL, applied=True
-    )
+    return RewardedOutcome(outcome=ended, reward=0.2, executed_action=Action.INCREASE_WORKER_POOL, applied=True)
 
 
 def record(number: int) -> Decision | RewardedOutcome:

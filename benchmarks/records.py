@@ -89,8 +89,10 @@ def _calls(count: int, pace: int | None, name: str, parent: Path) -> list[dict[s
         assert recorder.flush(300)
         recorder.close(10)
     plain.put(None)
-    rows = [{"load": name, "call": label, **_quantiles(values)} for label, values in (
-        ("record()", ours), ("queue.Queue.put()", bare))]
+    rows = [
+        {"load": name, "call": label, **_quantiles(values)}
+        for label, values in (("record()", ours), ("queue.Queue.put()", bare))
+    ]
     rows[0]["ratio of p99"] = round(rows[0]["p99 us"] / rows[1]["p99 us"], 2)
     rows[1]["ratio of p99"] = 1.0
     return rows
@@ -216,7 +218,10 @@ PARTS = {"call": call, "through": through, "memory": memory, "kills": kills}
 
 def _table(named: tuple[str, list[dict[str, Any]]]) -> str:
     name, rows = named
-    lines = [list(rows[0]), *([f"{v:,}" if isinstance(v, int | float) else str(v) for v in row.values()] for row in rows)]
+    lines = [
+        list(rows[0]),
+        *([f"{v:,}" if isinstance(v, int | float) else str(v) for v in row.values()] for row in rows),
+    ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     text = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

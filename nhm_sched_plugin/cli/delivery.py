@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
-from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +34,7 @@ def drain(
         float | None,
         typer.Option(
             callback=between(0.001, 3600),
-            help="With --follow: seconds that a record waits for its batch to fill. Default: recording.drain_max_age_s.",
+            help="With --follow: seconds a record waits for its batch to fill. Default: recording.drain_max_age_s.",
         ),
     ] = None,
     grace: Annotated[

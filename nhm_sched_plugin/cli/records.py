@@ -9,7 +9,7 @@ import typer
 
 from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, MapOption, app, between, pairs, settings_of
 from nhm_sched_plugin.cli.app import records as opened
-from nhm_sched_plugin.cli.show import err, out, plain, progress, record, show
+from nhm_sched_plugin.cli.show import err, out, progress, show
 from nhm_sched_plugin.errors import NhmSchedError
 
 

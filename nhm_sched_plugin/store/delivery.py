@@ -48,8 +48,19 @@ _CAUSES: Final = {
     "unreachable": {159, 198, 203, 209, 210},
 }
 """The engine's error codes by what a person would have to look at."""
-_UNREACHABLE: Final = re.compile(r"cannot be reached|refused|timed? ?out|unreachable|Connection|RemoteDisconnected", re.I)
+_UNREACHABLE: Final = re.compile(
+    r"cannot be reached|refused|timed? ?out|unreachable|Connection|RemoteDisconnected", re.I
+)
 _SCHEMA: Final = re.compile(r"Unrecognized column|refuses one record after another|lacks ", re.I)
+
+
+_THREAD: Final = "nhm-sched-drain"
+_TALKATIVE: Final = ("urllib3.connectionpool", "clickhouse_connect.driver._backend.http_sync")
+
+
+def _said_once(line: logging.LogRecord) -> bool:
+    """Of the client's libraries, no line at each attempt: the failure itself is counted and logged here."""
+    return line.threadName != _THREAD
 
 
 def cause_of(error: BaseException) -> str:
@@ -82,7 +93,8 @@ def retrying(
         sleep_using_event,
         stop_after_attempt,
         stop_when_event_set,
-        wait_exponential_jitter,
+        wait_exponential,
+        wait_random,
     )
 
     stop = stop or threading.Event()
@@ -90,7 +102,7 @@ def retrying(
     return Retrying(
         retry=retry_if_exception(_may_pass),
         stop=ends if attempts is None else ends | stop_after_attempt(attempts),
-        wait=wait_exponential_jitter(FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=FIRST_PAUSE_S),
+        wait=wait_exponential(FIRST_PAUSE_S, max=LONGEST_PAUSE_S) + wait_random(0, FIRST_PAUSE_S),
         sleep=sleep_using_event(stop),
         before_sleep=before_sleep,
         reraise=True,
@@ -151,7 +163,7 @@ class Delivery:
     def start(self) -> None:
         """Drain in a daemon thread."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self.run, name="nhm-sched-drain", daemon=True)
+            self._thread = threading.Thread(target=self.run, name=_THREAD, daemon=True)
             self._thread.start()
 
     def close(self, grace_s: float) -> None:
@@ -179,6 +191,8 @@ class Delivery:
 
     def run(self) -> None:
         """Drain until `stop`; never raises for what a person can mend."""
+        for name in _TALKATIVE:
+            logging.getLogger(name).addFilter(_said_once)  # adding one that is there changes nothing
         patiently = retrying(self._stop, before_sleep=lambda state: self._failed(state.outcome.exception()))
         try:
             while not self._stop.is_set():

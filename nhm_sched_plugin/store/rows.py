@@ -1,8 +1,8 @@
 """Records as table rows. A value that does not fit its column raises `ValueError` that names it.
 
 Each delivered record passes through here, so times are the column's own ticks and JSON stays bytes: the client would
-turn datetimes and texts into just these. Rows are tuples of plain values, which the garbage collector soon leaves alone;
-as lists, tens of thousands of them would cost more in its walks than in the making.
+turn datetimes and texts into just these. Rows are tuples of plain values, which the garbage collector soon leaves
+alone; as lists, tens of thousands of them would cost more in its walks than in the making.
 """
 
 from __future__ import annotations

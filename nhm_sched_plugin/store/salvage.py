@@ -95,7 +95,7 @@ def _raw_frames(aside: Path) -> Iterator[bytes]:
 
 
 def unlink(path: Path) -> None:
-    """Delete a database file. Its log goes first: left behind, it would be taken for that of a later file of the name."""
+    """Delete a database file. Its log goes first: left behind, it would be taken for that of a later file."""
     for suffix in _SIDE_FILES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -209,12 +209,9 @@ class Spool:
     def oldest(self) -> float | None:
         """When the oldest waiting record was written, Unix seconds; None for an empty spool."""
         for name in self._files.names():
-            _, rows = self._files.run(name, partial(_read, name=name, read={}, size=1), (Place(0, name), []))
+            _, rows = self._rows(name, {}, 1)
             if rows:
-                try:
-                    return check(rows[0][1])[1]
-                except ValueError:
-                    return None
+                return check(rows[0][1])[1] if _whole(rows[0][1]) else None
         return None
 
     def size_bytes(self) -> int:
@@ -232,7 +229,9 @@ class Spool:
         read: dict[int, int] = {}  # how far, by the file's identity: one that is sealed meanwhile changes its name
         while True:
             for name in self._files.names():
-                place, rows = self._files.run(name, partial(_read, name=name, read=read, size=size), (Place(0, name), []))
+                place, rows = self._files.run(
+                    name, partial(_read, name=name, read=read, size=size), (Place(0, name), [])
+                )
                 if rows:
                     break
             else:
@@ -243,6 +242,10 @@ class Spool:
                 self.quarantine(bad, place)
             if good:
                 yield Batch(rows[0][0], rows[-1][0], good, place, _token(rows))
+
+    def _rows(self, name: str, read: Mapping[int, int], size: int) -> tuple[Place, list[tuple[int, bytes]]]:
+        gone: tuple[Place, list[tuple[int, bytes]]] = Place(0, name), []
+        return self._files.run(name, partial(_read, name=name, read=read, size=size), gone)
 
     def ack(self, batch: Batch) -> None:
         """Forget a batch: its records are stored. Call it only after the insert has succeeded."""
@@ -286,8 +289,8 @@ class Spool:
 
     def quarantined(self) -> list[Quarantined]:
         """What is in quarantine, oldest first. Nothing is removed from there by itself."""
-        rows = [row for name in self._files.names() for row in self._files.run(name, _put_aside, [])]
-        return [Quarantined(*row) for row in rows]
+        none: list[tuple[str, str, str, float, bytes]] = []
+        return [Quarantined(*row) for name in self._files.names() for row in self._files.run(name, _put_aside, none)]
 
     def quarantined_count(self) -> int:
         """How many records are in quarantine."""

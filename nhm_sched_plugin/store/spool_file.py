@@ -1,7 +1,7 @@
 """One SQLite file that several processes share, survives damage, forks and a disk that comes and goes.
 
-The spool's inside: locks between processes, opening, sealing a full file, setting a damaged one aside and saving what is
-readable of it.
+The spool's inside: locks between processes, opening, sealing a full file, setting a damaged one aside and saving what
+is readable of it.
 """
 
 from __future__ import annotations

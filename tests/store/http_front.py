@@ -2,8 +2,7 @@
 
     python http_front.py PATH PORT_FILE [PORT]
 
-It writes its port to PORT_FILE, that of a free one unless PORT says which. When PORT_FILE.drop exists, it removes that and hangs up after its next insert.
-
+It writes its port to PORT_FILE
 A real server on a real socket for tests: the stock HTTP client cannot tell the difference.
 """
 
@@ -38,6 +37,7 @@ class Front(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     engine: Any
     drop_file: Path
+    deny_file: Path
 
     def do_POST(self) -> None:
         query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
@@ -50,6 +50,8 @@ class Front(BaseHTTPRequestHandler):
             body = UNPACK[self.headers.get("Content-Encoding", "")](body)
             if "query" in query:
                 body = query["query"].encode() + (b"\n" + body if body else b"")
+            if INSERT.match(body) and self.deny_file.exists():
+                raise RuntimeError(self.deny_file.read_text())
             answer, form = self.run(body, params, query.get("insert_deduplication_token", ""))
             if INSERT.match(body) and self.drop_file.exists():
                 self.drop_file.unlink()
@@ -103,7 +105,7 @@ class Front(BaseHTTPRequestHandler):
 
 def main(path: str, port_file: str, port: str = "0") -> None:
     Front.engine = chdb.connect(path)
-    Front.drop_file = Path(f"{port_file}.drop")
+    Front.drop_file, Front.deny_file = Path(f"{port_file}.drop"), Path(f"{port_file}.deny")
     server = ThreadingHTTPServer(("127.0.0.1", int(port)), Front)
     temporary = Path(f"{port_file}.new")
     temporary.write_text(str(server.server_address[1]))

@@ -78,11 +78,9 @@ def test_a_full_file_is_sealed_and_a_drained_one_deleted(tmp_path: Path) -> None
 def test_the_limit_counts_every_file(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=1_000_000)
     spool.file_bytes = SMALL
-    accepted = 0
     with pytest.raises(SpoolFullError, match=r"spool is full: .*recording.spool_max_mb"):
-        for number in range(5000):
-            spool.append([decision(str(number))])
-            accepted += 1
+        fill(spool, [str(number) for number in range(5000)], at_once=1)
+    accepted = spool.pending()
     assert 250 < accepted < 1000
     assert sum(path.stat().st_size for path in tmp_path.glob("*.sqlite")) <= 1_000_000
     assert len(names(spool, ack=True)) == accepted
@@ -92,14 +90,12 @@ def test_the_limit_counts_every_file(tmp_path: Path) -> None:
 def test_the_last_room_is_for_outcomes(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=1_000_000)
     with pytest.raises(SpoolFullError):
-        for number in range(5000):
-            spool.append([decision(str(number))])
+        fill(spool, [str(number) for number in range(5000)], at_once=1)
     spool.append([outcome(str(number)) for number in range(50)])
     with pytest.raises(SpoolFullError):
         spool.append([decision("x"), outcome("x")])
     with pytest.raises(SpoolFullError):
-        for number in range(5000):
-            spool.append([outcome(str(number)) for number in range(100)])
+        spool.append([outcome(str(number)) for number in range(5000)])
 
 
 def test_another_process_goes_on_in_the_new_file(tmp_path: Path) -> None:
