@@ -94,9 +94,10 @@ def _cache(settings: Settings) -> str:
 def _spool(settings: Settings) -> str:
     from nhm_sched_plugin.store.spool import Spool
 
-    if not settings.spool_path.exists():
+    files = sorted(settings.spool_path.glob("*.sqlite"))
+    if not files:
         return "empty"
-    for file in sorted(settings.spool_path.glob("*.sqlite")):
+    for file in files:
         if (verdict := _verdict(file)) != "ok":
             raise NhmSchedError(
                 f"{file} is damaged ({verdict}); `nhm-sched drain` sets it aside and saves what can be read"

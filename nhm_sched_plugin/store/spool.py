@@ -244,8 +244,8 @@ class Spool:
                 yield Batch(rows[0][0], rows[-1][0], good, place, _token(rows))
 
     def _rows(self, name: str, read: Mapping[int, int], size: int) -> tuple[Place, list[tuple[int, bytes]]]:
-        gone: tuple[Place, list[tuple[int, bytes]]] = Place(0, name), []
-        return self._files.run(name, partial(_read, name=name, read=read, size=size), gone)
+        none: list[tuple[int, bytes]] = []
+        return self._files.run(name, partial(_read, name=name, read=read, size=size), (Place(0, name), none))
 
     def ack(self, batch: Batch) -> None:
         """Forget a batch: its records are stored. Call it only after the insert has succeeded."""
