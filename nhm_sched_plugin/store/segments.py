@@ -23,6 +23,7 @@ from nhm_sched_plugin.store.spool_file import FILE_NAME, SpoolFile, identity
 __all__ = ["Place", "Segments", "used"]
 
 _SEALED: Final = re.compile(r"segment-(\d+)\.sqlite")
+_COUNTED_UP_TO: Final = 200_000
 _T = TypeVar("_T")
 
 
@@ -41,6 +42,7 @@ class Segments:
         self.active = SpoolFile(path, clock)
         self._clock = clock
         self._reader: SpoolFile | None = None
+        self._tallies: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {}
         self.after_fork()
         renew_after_fork(self)
 
@@ -67,6 +69,40 @@ class Segments:
             with contextlib.suppress(FileNotFoundError):  # drained in between
                 total += os.stat(self.path / name).st_size
         return total
+
+    def tally(self) -> tuple[int, int]:
+        """Records that wait, and that are in quarantine. A sealed file is counted again only after it has changed: of a
+        long outage there are hundreds."""
+        with self._lock:
+            names = self.sealed()
+            self._tallies = {name: self._tallies[name] for name in names if name in self._tallies}
+            tallies = [self.active.run(_tally), *(self._sealed_tally(name) for name in names)]
+        return sum(one[0] for one in tallies), sum(one[1] for one in tallies)
+
+    def _sealed_tally(self, name: str) -> tuple[int, int]:
+        state = self._state(name)
+        known = self._tallies.get(name)
+        if known is not None and known[0] == state:
+            return known[1]
+        file = SpoolFile(self.path, self._clock, name, checked=True)  # whoever reads the records looks for damage
+        try:
+            found = file.run(_tally)
+        except SpoolError:
+            if file.file.exists():
+                raise
+            return 0, 0  # drained meanwhile
+        finally:
+            file.close()
+        self._tallies[name] = self._state(name), found
+        return found
+
+    def _state(self, name: str) -> tuple[int, ...]:
+        state: list[int] = []
+        for path in (self.path / name, self.path / f"{name}-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(path)
+                state += (status.st_ino, status.st_size, status.st_mtime_ns)
+        return tuple(state)
 
     def seal(self) -> bool:
         """Go on in a new file; False when another process was quicker."""
@@ -149,6 +185,17 @@ class Segments:
             yield
         finally:
             os.close(descriptor)
+
+
+def _tally(connection: sqlite3.Connection) -> tuple[int, int]:
+    quarantined = int(connection.execute("SELECT count(*) FROM quarantine").fetchone()[0])
+    low, high = connection.execute("SELECT (SELECT min(seq) FROM records), (SELECT max(seq) FROM records)").fetchone()
+    if low is None:
+        return 0, quarantined
+    span = int(high - low + 1)
+    if span > _COUNTED_UP_TO:
+        return span, quarantined
+    return int(connection.execute("SELECT count(*) FROM records").fetchone()[0]), quarantined
 
 
 def used(connection: sqlite3.Connection) -> int:

@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 _ROWS_AT_ONCE: Final = (256, 32, 4, 1)
 """Rows a statement. sqlite3 gives the interpreter lock up at each statement and has to win it back from a busy host, so
 few statements; and few different ones, since each prepared one keeps memory."""
-_COUNTED_UP_TO: Final = 200_000
 _LARGEST_FILE: Final = 64 * 1024 * 1024
 _SMALLEST_FILE: Final = 1024 * 1024
 _FILES: Final = 8
@@ -204,7 +203,7 @@ class Spool:
 
     def pending(self) -> int:
         """Records that wait for delivery; above 200,000 a file an upper bound, which costs no scan."""
-        return sum(self._files.run(name, _count, 0) for name in self._files.names())
+        return self._files.tally()[0]
 
     def oldest(self) -> float | None:
         """When the oldest waiting record was written, Unix seconds; None for an empty spool."""
@@ -227,13 +226,14 @@ class Spool:
         if size < 1:
             raise ValueError(f"batch size {size}: must be at least 1")
         read: dict[int, int] = {}  # how far, by the file's identity: one that is sealed meanwhile changes its name
+        emptied: set[str] = set()  # sealed ones that stay for what is in quarantine
         while True:
             for name in self._files.names():
-                place, rows = self._files.run(
-                    name, partial(_read, name=name, read=read, size=size), (Place(0, name), [])
-                )
+                place, rows = (Place(0, name), []) if name in emptied else self._rows(name, read, size)
                 if rows:
                     break
+                if name != FILE_NAME:
+                    emptied.add(name)
             else:
                 return
             read[place.identity] = rows[-1][0]
@@ -294,10 +294,7 @@ class Spool:
 
     def quarantined_count(self) -> int:
         """How many records are in quarantine."""
-        return sum(
-            self._files.run(name, lambda c: int(c.execute("SELECT count(*) FROM quarantine").fetchone()[0]), 0)
-            for name in self._files.names()
-        )
+        return self._files.tally()[1]
 
     def retry_quarantined(self, ids: Collection[str] | None = None) -> int:
         """Put records from quarantine (all, or those of these ids) among the waiting ones again; how many.
@@ -374,16 +371,6 @@ def _token(rows: Sequence[tuple[int, bytes]]) -> str:
     for _, frame in rows:
         digest.update(frame[:HEADER_BYTES])  # holds the checksum of the rest
     return digest.hexdigest()
-
-
-def _count(connection: sqlite3.Connection) -> int:
-    low, high = connection.execute("SELECT (SELECT min(seq) FROM records), (SELECT max(seq) FROM records)").fetchone()
-    if low is None:
-        return 0
-    span = int(high - low + 1)
-    if span > _COUNTED_UP_TO:
-        return span
-    return int(connection.execute("SELECT count(*) FROM records").fetchone()[0])
 
 
 def _put_aside(connection: sqlite3.Connection) -> list[tuple[str, str, str, float, bytes]]:

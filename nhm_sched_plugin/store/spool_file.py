@@ -50,10 +50,12 @@ class SpoolFile:
     `name` other than the default is a sealed file: it is never made, and what can be saved of it when it is damaged
     goes into the one that is written to.
 
+    `checked`: do not look a file over when it is opened.
+
     `salvaged` and `damaged` count records saved from damaged files and damaged files set aside, in this process.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float], name: str = FILE_NAME) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], name: str = FILE_NAME, *, checked: bool = False) -> None:
         self.path = path
         self.file = path / name
         self.sealed = name != FILE_NAME
@@ -63,7 +65,7 @@ class SpoolFile:
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._lock_file: int | None = None
-        self._synced = self._checked = False
+        self._synced, self._checked = False, checked
         self._pid = os.getpid()
         _live.add(self)
 

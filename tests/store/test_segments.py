@@ -255,3 +255,16 @@ def test_writers_killed_while_they_seal_lose_nothing(tmp_path: Path) -> None:
     assert safe <= set(found)
     assert len(found) == len(set(found))
     assert not list((tmp_path / "spool").glob("segment-*"))
+
+
+def test_what_another_process_puts_back_is_counted_and_delivered(tmp_path: Path) -> None:
+    mine, other = small(tmp_path), small(tmp_path)
+    fill(mine, [str(number) for number in range(300)])
+    first = next(iter(mine.batches(10)))
+    mine.quarantine({first.first_seq: "not today"}, first.place)
+    assert len(names(mine, ack=True)) == 299
+    assert (mine.pending(), mine.quarantined_count()) == (0, 1)
+    assert other.retry_quarantined() == 1
+    assert (mine.pending(), mine.quarantined_count()) == (1, 0)
+    assert names(mine, ack=True) == ["0"]
+    assert (mine.pending(), other.pending(), segments(tmp_path)) == (0, 0, [])
