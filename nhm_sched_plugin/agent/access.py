@@ -21,17 +21,17 @@ from nhm_sched_plugin.credentials import ADMIN, READ, WRITE, PemFiles, TokenErro
 from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.settings_agent import AgentSettings
 
-__all__ = ["Authoriser", "credentials", "described", "refuse_open_agent"]
+__all__ = ["METHODS", "Authoriser", "credentials", "described", "refuse_open_agent"]
 
 _OPEN: Final = "/grpc.health.v1.Health/"
-_NEEDED: Final = {
+METHODS: Final = {
     "/OptimizerAgent/GetLoadForecast": READ,
     "/OptimizerAgent/GetSchedulingRecommendation": READ,
     "/OptimizerAgent/GetPolicySnapshot": READ,
     "/OptimizerAgent/GetForecastSnapshot": READ,
     "/OptimizerAgent/RecordActionOutcome": WRITE,
 }
-"""A method that is missing here needs `admin`."""
+"""The agent's methods as on the wire, with the scope that each needs; what is not among them needs `admin`."""
 _OF_A_CERTIFICATE: Final = frozenset((READ, WRITE))
 _PROVEN: Final = "x509_pem_cert"
 """What gRPC tells of a connection whose other end has shown a certificate."""
@@ -61,7 +61,7 @@ class Authoriser:
         tokens = self._tokens
         if (tokens is None and not self._mutual) or method.startswith(_OPEN):
             return None
-        needed = _NEEDED.get(method, ADMIN)
+        needed = METHODS.get(method, ADMIN)
         if tokens is None:
             if _PROVEN not in auth_context:
                 return grpc.StatusCode.UNAUTHENTICATED, "a client certificate is needed"
