@@ -10,6 +10,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,6 +183,15 @@ def status(channel: grpc.Channel, client: ClientCredentials, method: str = FOREC
     return OK
 
 
+def becomes(wanted: grpc.StatusCode, call: Callable[[], grpc.StatusCode]) -> bool:
+    """Whether calls come to end so: what was revoked is remembered for a moment."""
+    end = time.monotonic() + DEADLINE_S
+    while call() is not wanted:
+        if time.monotonic() > end:
+            return False
+    return True
+
+
 def reflect(address: str, **keys: Any) -> grpc.StatusCode:
     client = ClientCredentials(OptimizerSettings(endpoint=address, **keys))
     with connected(address, client) as channel:
@@ -300,7 +310,16 @@ def test_what_is_no_method_of_ours_needs_admin() -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["", "bearer", "Bearer ", "Basic czNjcmV0", "s3cret", "Bearer s3cret extra", "Bearer \udcff", b"Bearer s3cret"],
+    [
+        "",
+        "bearer",
+        "Bearer ",
+        "Basic czNjcmV0",
+        "s3cret",
+        "Bearer s3cret extra",
+        "Bearer \udcff\ud800",
+        b"Bearer s3cret",
+    ],
 )
 def test_only_a_bearer_token_will_do(tmp_path: Path, header: str | bytes) -> None:
     (tmp_path / "tokens").write_text("s3cret")
@@ -355,7 +374,7 @@ def test_tokens_rotate_under_running_calls(tmp_path: Path, serve: Callable[..., 
         calls.pass_calls()
     assert calls.failures == []
     write(mine, "old")
-    assert ask(address, token_file=mine) is NOBODY
+    assert becomes(NOBODY, lambda: ask(address, token_file=mine))
 
 
 def test_a_token_file_that_is_gone_lets_nobody_in_until_it_is_back(tmp_path: Path, serve: Callable[..., str]) -> None:
@@ -363,7 +382,7 @@ def test_a_token_file_that_is_gone_lets_nobody_in_until_it_is_back(tmp_path: Pat
     address = serve(token_file=accepted)
     assert ask(address, token_file=mine) is OK
     accepted.unlink()
-    assert ask(address, token_file=mine) is UNREACHABLE  # the agent's trouble, not the caller's
+    assert becomes(UNREACHABLE, lambda: ask(address, token_file=mine))  # the agent's trouble, not the caller's
     write(accepted, "s3cret")
     assert ask(address, token_file=mine) is OK
 
