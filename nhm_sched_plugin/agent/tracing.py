@@ -28,8 +28,6 @@ from nhm_sched_plugin.settings_agent import AgentSettings
 __all__ = ["Tracing"]
 
 _CLOSING_S: Final = 3.0
-_LONGEST: Final = 512
-"""Characters of `traceparent` or `tracestate`; longer ones are nobody's."""
 _EXPORTERS: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 """By OTEL_EXPORTER_OTLP_PROTOCOL: names in the entry-point group that OpenTelemetry's exporters register in."""
 _OURS: Final = frozenset(
@@ -122,9 +120,8 @@ class _Spans(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": short}
 
         async def call(request: Any, context: Any) -> Any:
-            caller = self._propagator.extract(
-                {key: value for key, value in context.invocation_metadata() if key in known and len(value) <= _LONGEST}
-            )
+            headers = {key: value for key, value in context.invocation_metadata() if key in known}
+            caller = self._propagator.extract(headers)
             with self._tracer.start_as_current_span(
                 name, caller, self._kind, attributes, record_exception=False, set_status_on_exception=False
             ) as span:

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
@@ -308,6 +309,13 @@ def test_what_is_no_method_of_ours_needs_admin() -> None:
     assert refusal[0] is FORBIDDEN
 
 
+def test_mtls_takes_nobodys_word_for_the_certificate() -> None:
+    agent = AgentSettings(tls_cert_file="c", tls_key_file="k", tls_client_ca_file="a")
+    refusal = Authoriser(agent).refusal(FORECAST, [("x509_pem_cert", "...")], {"transport_security_type": [b"ssl"]})
+    assert refusal is not None
+    assert refusal[0] is NOBODY
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -541,8 +549,6 @@ def test_unusable_files_stop_the_start_and_are_named(authority: Authority, spoil
 
 
 def test_a_key_with_a_password_is_refused_instead_of_asked_for(authority: Authority) -> None:
-    from cryptography.hazmat.primitives import serialization
-
     files = authority.pair()
     key = serialization.load_pem_private_key(files["tls_key_file"].read_bytes(), None)
     locked = key.private_bytes(
