@@ -139,12 +139,12 @@ def host(path: str, notes_path: str, turn: str, durability: str) -> None:
             time.sleep(0.001)
 
 
-def kill_drainers(folder: Path, kills: int, *, seed: int = 2, each: int = 20_000) -> Survey:
+def kill_drainers(folder: Path, kills: int, *, seed: int = 2, each: int = 5_000) -> Survey:
     """Kill the process that delivers, until everything is delivered none the less."""
     return _delivered_through(folder, kills, "drainer", random.Random(seed), each)
 
 
-def kill_stores(folder: Path, kills: int, *, seed: int = 3, each: int = 20_000) -> Survey:
+def kill_stores(folder: Path, kills: int, *, seed: int = 3, each: int = 5_000) -> Survey:
     """Kill the database server under a drainer that goes on trying."""
     return _delivered_through(folder, kills, "store", random.Random(seed), each)
 

@@ -153,7 +153,7 @@ class Delivery:
 
     def after_fork(self) -> None:
         """The parent goes on delivering, for its children too: a child must not touch the parent's connections."""
-        self._stop = threading.Event()
+        self._stop, self._ended = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._store: Store | None = None
         self._open = ExitStack()
@@ -169,18 +169,17 @@ class Delivery:
     def close(self, grace_s: float) -> None:
         """Deliver what waits, as far as that is possible within the time, and end the thread."""
         self.stop(grace_s)
-        if self._thread is not None:
-            self._thread.join(grace_s)
+        self.join(grace_s)
 
     def stop(self, grace_s: float) -> None:
         """Make `run` return after one more pass, which ends between two batches once the time is over."""
         self._grace_ends = time.monotonic() + grace_s
         self._stop.set()
 
-    def join(self) -> None:
-        """Wait until the thread ends."""
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait until the thread has ended; a signal may interrupt it. (`Thread.join` then takes the thread for dead.)"""
         if self._thread is not None:
-            self._thread.join()
+            self._ended.wait(timeout_s)
 
     def health(self) -> list[Health]:
         """Whether the last pass reached the database."""
@@ -206,6 +205,7 @@ class Delivery:
         finally:
             self._close_store()
             self._spool.close()
+            self._ended.set()
 
     def _wait_for_work(self) -> None:
         """Until a batch is full, its first record has waited long enough, or `stop`. Ages go by the monotonic clock:
