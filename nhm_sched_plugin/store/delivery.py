@@ -177,7 +177,7 @@ class Delivery:
         self._stop.set()
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until the thread has ended; a signal may interrupt it. (`Thread.join` then takes the thread for dead.)"""
+        """Wait until the thread has ended; a signal may interrupt that. (`Thread.join` then takes it for dead.)"""
         if self._thread is not None:
             self._ended.wait(timeout_s)
 

@@ -43,11 +43,16 @@ class Segments:
         self._clock = clock
         self._reader: SpoolFile | None = None
         self._tallies: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {}
+        self._drain_lock: int | None = None
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
+        """The parent's lock on draining is not the child's to keep: it would outlive the parent's pass."""
         self._lock = threading.RLock()
+        if self._drain_lock is not None:
+            os.close(self._drain_lock)
+            self._drain_lock = None
 
     def sealed(self) -> list[str]:
         """Names of the sealed files, oldest first."""
@@ -182,8 +187,11 @@ class Segments:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise SpoolError(f"another process delivers from the spool {self.path} just now") from None
+            self._drain_lock = descriptor
             yield
         finally:
+            self._drain_lock = None
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child forked past our hooks, which shares it
             os.close(descriptor)
 
 

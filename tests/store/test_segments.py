@@ -212,6 +212,22 @@ def test_one_drain_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_child_forked_in_the_middle_does_not_hold_the_drain(tmp_path: Path) -> None:
+    parent_says, child_says = os.pipe(), os.pipe()
+    spool = Spool(tmp_path)
+    with spool.only_drain():
+        child = os.fork()
+        if child == 0:
+            os.write(child_says[1], b"1" if spool._files._drain_lock is None else b"0")
+            os.read(parent_says[0], 1)  # stays alive for as long as the parent looks
+            os._exit(0)
+        assert os.read(child_says[0], 1) == b"1"
+    with Spool(tmp_path).only_drain():
+        pass
+    os.write(parent_says[1], b"x")
+    os.waitpid(child, 0)
+
+
 WRITER = """
     import os, sys
     from pathlib import Path
