@@ -8,8 +8,8 @@ through  records a second through queue, spool and the embedded engine, everythi
 memory   a host that goes on recording while the store is away: the queue, the spool on disk, no drain
 kills    `kill -9` of host, drainer and store at random moments, and what is lost, doubled or unreadable then
 
-DIR needs about 1.2 KB for each of --records. The whole measurement, `--records 10000000 --kills 50`, takes the better part
-of an hour on two busy cores.
+DIR needs about 1.2 KB for each of --records. The whole measurement, `--records 10000000 --kills 50`, takes the better
+part of an hour on two busy cores.
 """
 
 from __future__ import annotations

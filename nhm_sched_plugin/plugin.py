@@ -88,6 +88,8 @@ class SchedulerPlugin:
                     made.close()
             raise
         self._background.start()
+        if self._recorder is not None:
+            self._background.submit("recorder", self._recorder.open)
         if self._delivery is not None:
             self._delivery.start()
         self._ready = True

@@ -1,6 +1,6 @@
 """From the caller's thread to the sinks: a bounded queue, and a lane with a thread of its own for every sink.
 
-`record()` appends to a deque and returns; each `recording.flush_ms` what came in goes to the sinks. A sink that fails
+`record()` appends to a deque and returns; within `recording.flush_ms` what came in goes to the sinks. A sink that fails
 keeps its batch and is offered it again, with a growing pause; one that hangs holds up nobody else. Nothing is dropped
 before the bounded queue is full, and what is dropped then is counted by cause and logged. What came in first stays;
 of what comes in, decisions are dropped first and outcomes last: an outcome's decision is most likely safe already, and
@@ -106,8 +106,9 @@ class Recorder:
         self._settings, self._faults, self._metrics = settings, faults, metrics
         self._limit = settings.queue_size
         self._limit_of_outcomes = self._limit + int(self._limit * ROOM_FOR_OUTCOMES)
-        self._pause_s = settings.flush_ms / 1000
-        self._spool, *self._others = [_Lane(sink, self._pause_s, faults) for sink in sinks]
+        # Half of it, so that what came right after one look is on disk, not merely on its way, when it is over.
+        self._pause_s = settings.flush_ms / 2000
+        self._spool, *self._others = [_Lane(sink, settings.flush_ms / 1000, faults) for sink in sinks]
         self._queued = metrics.child("records", "queued")
         self._spooled = metrics.child("records", "spooled")
         self._dropped = metrics.child("records", "dropped")
@@ -124,6 +125,11 @@ class Recorder:
         self._waiting: list[threading.Event] = []
         self._thread: threading.Thread | None = None
         self._taking = False
+
+    def open(self) -> None:
+        """Let a sink that has an `open()` get ready for its first records; in the background, since it may take time."""
+        for lane in self._lanes():
+            getattr(lane.sink, "open", _nothing)()
 
     def record(self, record: Record, durable: threading.Event | None = None) -> bool:
         """Queue a record; `durable` is set once it is on disk. False when it was dropped: the queue is full."""
@@ -237,3 +243,7 @@ class Recorder:
             lane.wake.wait(self._pause_s)
             lane.wake.clear()
             lane.offer()
+
+
+def _nothing() -> None:
+    return None

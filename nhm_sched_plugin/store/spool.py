@@ -16,7 +16,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -335,6 +335,11 @@ class SpoolSink:
     def __init__(self, spool: Spool, *, sync: bool = False) -> None:
         self.spool = spool
         self._sync = sync
+
+    def open(self) -> None:
+        """Open the file and look it over, so that the first records need not wait for it. What is wrong shows later."""
+        with suppress(SpoolError):
+            self.spool.pending()
 
     def write(self, records: Sequence[Record]) -> None:
         """Make the batch durable. Raises `SpoolError`: nothing of it was written, offer it again."""

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 FILE_NAME: Final = "spool.sqlite"
 _BUSY_S: Final = 5.0
 _PAGE: Final = 16_384  # large enough that a decision with its forecast stays in one page, where a raw scan finds it
-_CHECKED_UP_TO: Final = 64 * 1024 * 1024
+_CHECKED_UP_TO: Final = 128 * 1024 * 1024
+"""Twice what a file grows to: only one of an earlier version is larger, and shows damage when it is read."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB);
 CREATE TABLE IF NOT EXISTS quarantine (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB,
@@ -217,7 +218,7 @@ class SpoolFile:
         return connection
 
     def _check_once(self, connection: sqlite3.Connection) -> None:
-        """Look a small file over when it is first opened; damage in a large one shows when it is read."""
+        """Look a file over when it is first opened: a garbled page may otherwise simply hold fewer rows."""
         if self._checked or self.file.stat().st_size > _CHECKED_UP_TO:
             return
         verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
