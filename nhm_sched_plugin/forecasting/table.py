@@ -11,8 +11,6 @@ import datetime as dt
 import hashlib
 import logging
 import math
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Final
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import replace_file
 from nhm_sched_plugin.forecasting.correction import UNCORRECTED, Correction, corrected
 from nhm_sched_plugin.forecasting.intervals import LEVELS, confidence, thin
 from nhm_sched_plugin.forks import renew_after_fork
@@ -122,17 +121,7 @@ def write_table(path: Path, table: ForecastTable) -> ForecastTable:
     _check(path, table)
     table = msgspec.structs.replace(table, version=TABLE_VERSION, digest="")
     table = msgspec.structs.replace(table, digest=_digest(table))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(table, order="deterministic"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, msgspec.json.encode(table, order="deterministic"))
     return table
 
 

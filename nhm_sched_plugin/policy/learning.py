@@ -25,11 +25,12 @@ import msgspec
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import file_lock, set_aside, stamp
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.arms import ACTIONS, ARMS, arm_index
 from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
-from nhm_sched_plugin.policy.qtable import Cell, QTable, file_lock, set_aside, stamp
+from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Action, Experience, Forecast, Health, Recommendation, SchedulingState, Ticket

@@ -28,9 +28,9 @@ import msgspec
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import stamp
 from nhm_sched_plugin.policy.arms import AMPLE, LEAN
 from nhm_sched_plugin.policy.demand import DemandModel
-from nhm_sched_plugin.policy.qtable import stamp
 from nhm_sched_plugin.policy.queueing import workers_for
 from nhm_sched_plugin.policy.state_key import SLA_TARGET
 from nhm_sched_plugin.settings import Settings
