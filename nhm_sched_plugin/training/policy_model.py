@@ -16,7 +16,8 @@ from nhm_sched_plugin.errors import ModelError, RegistryError
 from nhm_sched_plugin.files import file_lock, keep_beside, replace_file
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.qtable import QTable
-from nhm_sched_plugin.training.registry import ModelVersion, NewVersion, Registry
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import ModelVersion, NewVersion
 
 if TYPE_CHECKING:
     from pathlib import Path

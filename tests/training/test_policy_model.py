@@ -14,7 +14,8 @@ from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.training.policy_model import POLICY, register_policy
 from nhm_sched_plugin.training.promotion import approve, missing_criteria, promote
-from nhm_sched_plugin.training.registry import ModelVersion, Registry
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import ModelVersion
 
 
 def made(folder: Path, updates: int = 4, cost: float = 1.2, **planner: float) -> Settings:
