@@ -88,7 +88,7 @@ class SchedulerHost:
 
     def _add_third_parties(self, found: Iterable[Found]) -> None:
         """After the plugin's own start, which has checked them all: what it refused is refused here without a word."""
-        self._hooks.on_error = self._plugin.hook_failed
+        self._hooks.on_error = self._plugin.observers.hook_failed
         problems = self._plugin.hooks.problems
         for one in found:
             if one.name not in problems:
