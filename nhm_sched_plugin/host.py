@@ -99,7 +99,7 @@ class SchedulerHost:
         """What to do for this ticket, or for the pool when `ticket` is None. Always a valid decision, in time."""
         try:
             # Nobody but the plugin answers this hook, and it bounds itself.
-            decision = self._hook.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
+            decision = self._hooks.call.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
             if isinstance(decision, Decision):
                 return decision
         except Exception as error:  # noqa: BLE001 - the host comes first

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
+import msgspec
 from cel_expr_python import cel
 
 from nhm_sched_plugin.decision.cel_check import Compiler
@@ -41,7 +42,7 @@ _MAX_WORKERS: Final = 2**53
 """Largest whole number that a double counts exactly; beyond it a target is nonsense."""
 
 
-class _Memo(NamedTuple):
+class _Memo(msgspec.Struct, frozen=True, gc=False):
     """The last question and its answer."""
 
     ticket: Ticket | None
