@@ -12,7 +12,7 @@ from nhm_sched_plugin.decision.gate import MS_PER_HOUR, capacity
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.types import STATE_FIELDS, Forecast, SchedulingState, Ticket
 
-__all__ = ["VARIABLES", "Sentence", "Variable", "VariableReader", "words"]
+__all__ = ["VARIABLES", "Sentence", "Variable", "VariableReader", "when_known", "words"]
 
 
 class Variable(NamedTuple):
@@ -55,10 +55,17 @@ def words(expression: str) -> frozenset[str]:
     return _NAMES.intersection(_WORD.findall(expression))
 
 
+def when_known(expression: str) -> str | None:
+    """The expression where all that it asks `known.NAME` of is known; None: a text in it may look like that."""
+    if "known" in expression and ("'" in expression or '"' in expression):
+        return None
+    return _KNOWN.sub(lambda found: "true" if found[1] in _NAMES else found[0], expression)
+
+
 class VariableReader:
     """Fills the variables that some expressions really use, and no others: on the hot path each one costs 0.7 us."""
 
-    __slots__ = ("_booleans", "_derived", "_features", "_fields", "_ticket", "uses_clock", "uses_reason")
+    __slots__ = ("_derived", "_features", "_fields", "_ticket", "asked", "uses_clock", "uses_reason")
 
     def __init__(self, expressions: Iterable[str] = (), names: Iterable[str] = ()) -> None:
         texts = list(expressions)
@@ -69,8 +76,8 @@ class VariableReader:
         self._features = "features" in wanted
         self.uses_reason = "reason" in wanted
         self.uses_clock = not wanted.isdisjoint(("hour", "weekday"))
-        asked = {name for text in texts for name in _KNOWN.findall(text)}
-        self._booleans = tuple((f"known.{name}", name) for name in sorted(asked & _NAMES))
+        self.asked = _NAMES.intersection(name for text in texts for name in _KNOWN.findall(text))
+        """Of which the expressions ask `known.NAME`."""
 
     def read(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, reason: str, now: float
@@ -95,21 +102,24 @@ class VariableReader:
             _put_text(values, "reason", reason)
         if self._features:
             values["features"] = _finite_features(state.features)
-        for variable, name in self._booleans:
-            values[variable] = name in values
         return values
+
+    def booleans(self, values: Mapping[str, Any]) -> dict[str, bool]:
+        """`known.NAME` for each that the expressions ask of."""
+        return {f"known.{name}": name in values for name in self.asked}
 
 
 def _derive(values: dict[str, Any], wanted: frozenset[str], state: SchedulingState, forecast: Forecast | None) -> None:
-    duration_ms = known(state.avg_task_duration_ms)
     volume = None if forecast is None else known(forecast.predicted_volume)
     if volume is None:
         volume = known(state.predicted_load_1h)
     if volume is not None:
         if "predicted_volume" in wanted:
             values["predicted_volume"] = volume
-        if "offered_load" in wanted and duration_ms is not None:
-            _put_number(values, "offered_load", volume * duration_ms / MS_PER_HOUR)
+        if "offered_load" in wanted:
+            duration_ms = known(state.avg_task_duration_ms)
+            if duration_ms is not None:
+                _put_number(values, "offered_load", volume * duration_ms / MS_PER_HOUR)
     if "capacity" in wanted:
         _put_number(values, "capacity", capacity(state))
     if "forecast_confidence" in wanted and forecast is not None:
