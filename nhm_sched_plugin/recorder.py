@@ -127,7 +127,7 @@ class Recorder:
         self._taking = False
 
     def open(self) -> None:
-        """Let sinks that have an `open()` get ready for their first records; call it in the background, it may take time."""
+        """Let sinks that have an `open()` get ready for their first records; in the background, it may take time."""
         for lane in self._lanes():
             getattr(lane.sink, "open", _nothing)()
 
