@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["RejectedRowsError", "Statements", "utc", "where"]
 
 _CODE: Final = re.compile(r"Code: (\d+)")
+_SETTINGS: Final = re.compile(r"(with url: /)\?\S*")
+"""In what the HTTP client says of a lost connection: all settings, in any order, and perhaps values of the query."""
 _WRONG_VALUES: Final = {6, 27, 38, 41, 69, 72, 131, 321, 349, 469}
 """Error codes of the engine about a value: it cannot be parsed, is out of range, NULL where none may be, or breaks a
 constraint."""
@@ -113,7 +115,8 @@ class Statements:
         except StoreError:
             raise
         except Exception as error:  # struct, numpy and urllib3 errors come through the client too
-            raise StoreError(f"{name}: {' '.join(str(error).split())[:600] or type(error).__name__}") from error
+            text = _SETTINGS.sub(r"\1", " ".join(str(error).split()))[:600]
+            raise StoreError(f"{name}: {text or type(error).__name__}") from error
         finally:
             if self._observer is not None:
                 self._observer(name, done, time.perf_counter() - started)
