@@ -149,6 +149,7 @@ class _Tables:
     def begin(self) -> None:
         """Without an agreed table: the next `settle` finds one, until then the policy's own learns."""
         self._epoch, self._seq, self._saved, self._gone = _NOWHERE, 0, 0, False
+        self._inode = self._ledger.inode
 
     @property
     def ready(self) -> bool:
@@ -210,6 +211,9 @@ class _Tables:
     def settle(self) -> None:
         """See to it that the table in memory is the agreed one. Raises `ModelError`, `LedgerError`, `OSError`."""
         saved, found = self._ledger.saved(), stamp(self._path)
+        if self._ledger.inode != self._inode:
+            # Damaged and replaced: what could not be saved of it is in the memory of one process and not of another.
+            self.begin()
         if saved is None and found is None:
             if not self.ready:
                 self._use(QTable(), 0, _FIRST)
