@@ -181,11 +181,14 @@ class _Tables:
 
     def catch_up(self, done: dict[int, Recorded] | None = None) -> None:
         """Apply what is in the ledger and not in the table."""
+        settled = _NOWHERE
         while rows := self._ledger.after(self._seq):
-            if rows[0][0] > self._seq + 1 and self._ledger.dropped() > self._seq:
-                # Stopped for so long that what is missing here is only in the table that others saved.
+            if self._seq != settled and rows[0][0] > self._seq + 1 and self._ledger.dropped() > self._seq:
+                # Stopped for so long that what is missing here is only in the table that others saved. (Or lost, with
+                # a damaged ledger: then it is not in that table either, and we go on without it.)
                 self._epoch = _NOWHERE
                 self.settle()
+                settled = self._seq
             else:
                 self._apply(rows, {} if done is None else done)
 

@@ -281,6 +281,20 @@ def test_a_table_goes_on_with_a_ledger_that_was_damaged(tmp_path: Path) -> None:
     assert saved.ledger == agent.learner.ledger.id
 
 
+def test_a_ledger_whose_front_is_lost(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    agent = learning.Agent(settings)
+    agent.record(*range(20))
+    connection = sqlite3.connect(agent.learner.ledger.path)
+    connection.execute("DELETE FROM experiences WHERE seq <= 10")
+    connection.commit()
+    connection.close()
+    again = learning.Agent(settings)
+    assert same(again.table, replayed(settings, some(*range(10, 20))))
+    again.record(20)
+    assert again.table.updates == 11
+
+
 def test_a_damaged_entry_is_left_out(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.append(some(*range(5)))
