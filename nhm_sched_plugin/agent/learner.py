@@ -182,7 +182,7 @@ class _Tables:
     def catch_up(self, done: dict[int, Recorded] | None = None) -> None:
         """Apply what is in the ledger and not in the table."""
         settled = _NOWHERE
-        while rows := self._ledger.after(self._seq):
+        while self.ready and (rows := self._ledger.after(self._seq)):
             if self._seq != settled and rows[0][0] > self._seq + 1 and self._ledger.dropped() > self._seq:
                 # Stopped for so long that what is missing here is only in the table that others saved. (Or lost, with
                 # a damaged ledger: then it is not in that table either, and we go on without it.)
@@ -254,7 +254,10 @@ class _Tables:
                 table = QTable.load(self._path)
                 base = self._base(table.mark, saved)
             except FileNotFoundError:
-                if ours or saved is None:
+                if saved is None and not self.ready:
+                    self._use(QTable(), 0, _FIRST)
+                    return
+                if ours:
                     self._gone = True
                     return
                 table, base = QTable(), self._ledger.last()  # somebody moved it away, to start anew
