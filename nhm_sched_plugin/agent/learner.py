@@ -90,6 +90,8 @@ class Learner:
                 self._attempt(self._keeper.settle)
             settled = [self._keeper.settled(experience) for experience in experiences]
             entries = [Told(each, *told) for each, told in zip(settled, self.ledger.append(settled), strict=True)]
+            if self._keeper.replaced:
+                self._attempt(self._keeper.settle)
             return self._keeper.learn(entries)
 
     def follow(self) -> None:
@@ -149,11 +151,16 @@ class _Tables:
     def begin(self) -> None:
         """Without an agreed table: the next `settle` finds one, until then the policy's own learns."""
         self._epoch, self._seq, self._saved, self._gone = _NOWHERE, 0, 0, False
-        self._inode = self._ledger.inode
+        self._inode, self._id = self._ledger.inode, ""
 
     @property
     def ready(self) -> bool:
         return self._epoch != _NOWHERE
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the ledger's file is another one than that which the table came from."""
+        return self._ledger.inode != self._inode
 
     @property
     def waiting(self) -> int:
@@ -214,9 +221,9 @@ class _Tables:
     def settle(self) -> None:
         """See to it that the table in memory is the agreed one. Raises `ModelError`, `LedgerError`, `OSError`."""
         saved, found = self._ledger.saved(), stamp(self._path)
-        if self._ledger.inode != self._inode:
-            # Damaged and replaced: what could not be saved of it is in the memory of one process and not of another.
-            self.begin()
+        if self.replaced:
+            saved = self._rescue(saved)
+            found = stamp(self._path)
         if saved is None and found is None:
             if not self.ready:
                 self._use(QTable(), 0, _FIRST)
@@ -227,10 +234,28 @@ class _Tables:
         elif not self._load(saved):
             self._take_over()
 
+    def _rescue(self, saved: Saved | None) -> Saved | None:
+        """The ledger was damaged and replaced, and what could not be saved of it is in the memory of some processes.
+
+        Save the table of the first one that notices; the others begin with that.
+        """
+        ledger, seq, epoch = self._id, self._seq, self._epoch
+        self.begin()
+        if epoch == _NOWHERE:
+            return saved
+        with file_lock(self._path):
+            saved, found = self._ledger.saved(), stamp(self._path)
+            if saved is None or (saved.epoch == epoch and saved.stamp == found):
+                # Under another id all that is in it was recorded since, and `learn` has not been asked for it yet.
+                contained = seq if self._ledger.id == ledger else self._ledger.dropped()
+                self._write(self._policy.table.copy(), contained, epoch + 1)
+            return self._ledger.saved()
+
     def _use(self, table: QTable, seq: int, epoch: int) -> None:
         self._policy.take(table)
         self._seq = self._saved = seq
         self._epoch, self._gone = epoch, False
+        self._id = self._ledger.id
 
     def _load(self, saved: Saved) -> bool:
         """Take the agreed file; False if it is not what it should be."""
@@ -324,7 +349,7 @@ class _Tables:
 class _Stranger:
     """Somebody else's policy: it keeps what it learns in its own way."""
 
-    ready = True
+    ready, replaced = True, False
 
     def __init__(self, ledger: Ledger, policy: Policy, faults: Faults) -> None:
         self._ledger, self._policy, self._faults = ledger, policy, faults
