@@ -60,7 +60,8 @@ class Learner:
     """Records outcomes and lets the policy learn from them. Thread-safe; a forked child begins with the file anew.
 
     The policy is the built-in one (`QPolicy`, whose table and file this takes charge of), or somebody else's, which
-    gets `learn` once for each outcome that this process was the first to record, and `save` when that is due.
+    gets `learn` for each outcome that this process was the first to record, and `save` when that is due; after a crash
+    `learn` again for what was not saved.
     Making one raises nothing: what cannot be opened is reported, and tried again by whatever needs it.
     """
 
@@ -348,18 +349,36 @@ class _Tables:
 
 
 class _Stranger:
-    """Somebody else's policy: it keeps what it learns in its own way."""
+    """Somebody else's policy, or one that hands on to another agent: it keeps what it learns in its own way.
 
-    ready, replaced = True, False
+    What it has not saved yet stays in the ledger, and is learned again by whatever process begins next.
+    """
+
+    replaced = False
 
     def __init__(self, ledger: Ledger, policy: Policy, faults: Faults) -> None:
         self._ledger, self._policy, self._faults = ledger, policy, faults
-        self.waiting = self._seq = 0
+        self._unsaved: list[int] = []
+        self._seq = 0
+        self.ready = False
+
+    @property
+    def waiting(self) -> int:
+        return len(self._unsaved)
 
     def begin(self) -> None:
-        self.waiting = 0
+        """In a forked child: the rest is the parent's to save."""
+        self._unsaved = []
 
-    def settle(self) -> None: ...
+    def settle(self) -> None:
+        if self.ready:
+            return
+        saved = self._ledger.saved()  # of the built-in policy, before this one came
+        self._seq = 0 if saved is None else saved.seq
+        self.ready = True
+        while rows := self._ledger.after(self._seq):
+            for seq, experience in rows:
+                self._learn(seq, experience)
 
     def catch_up(self) -> None: ...
 
@@ -372,19 +391,22 @@ class _Stranger:
 
     def learn(self, entries: Sequence[Told]) -> list[Recorded]:
         for entry in entries:
-            self._seq = max(self._seq, entry.seq)
             if entry.fresh:
-                self.waiting += 1
-                try:
-                    self._policy.learn(entry.experience)
-                except Exception as error:  # noqa: BLE001 - it is recorded all the same
-                    self._faults.report("policy", error)
+                self._learn(entry.seq, entry.experience)
         return [Recorded(entry.fresh, self._seq, 0.0) for entry in entries]
 
-    def saving(self) -> Callable[[], None]:
-        return functools.partial(self._save, self._seq, self.waiting)
+    def _learn(self, seq: int, experience: Experience) -> None:
+        self._seq = max(self._seq, seq)
+        self._unsaved.append(seq)
+        try:
+            self._policy.learn(experience)
+        except Exception as error:  # noqa: BLE001 - it is recorded all the same
+            self._faults.report("policy", error)
 
-    def _save(self, seq: int, waiting: int) -> None:
+    def saving(self) -> Callable[[], None]:
+        return functools.partial(self._save, list(self._unsaved))
+
+    def _save(self, learned: list[int]) -> None:
         self._policy.save()
-        self._ledger.note(Saved(_FIRST, seq, (0, 0, 0)))
-        self.waiting -= waiting
+        self._ledger.learned(learned)
+        del self._unsaved[: len(learned)]

@@ -330,6 +330,34 @@ def test_somebody_elses_policy_learns_once_for_each(tmp_path: Path) -> None:
     assert policy.learned == ["d-1", "d-3"]
 
 
+def test_what_somebody_elses_policy_had_not_saved_it_learns_again_after_a_crash(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, update_interval=3)
+    built_in = Agent(settings)
+    built_in.record(100, 101, 102)
+    built_in.learner.close()
+    policy: Any = Stranger()
+    learner = Learner(settings, policy, Faults(Metrics()))
+    learner.record([outcome(number) for number in (1, 3, 4)])
+    learner.follow()
+    assert policy.saved == 1
+    learner.record([outcome(5), outcome(6)])
+    # Killed here.
+    policy = Stranger()
+    again = Learner(settings, policy, Faults(Metrics()))
+    assert policy.learned == ["d-5", "d-6"]
+    assert not again.record([outcome(5)])[0].accepted
+    child = os.fork()
+    if child == 0:
+        again.follow()
+        os._exit(0 if policy.learned == ["d-5", "d-6"] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    again.close()
+    policy = Stranger()
+    Learner(settings, policy, Faults(Metrics()))
+    assert policy.learned == []
+    assert Agent(settings).learner.record([outcome(4)])[0].accepted is False
+
+
 def test_the_workers_outcomes_make_many_states() -> None:
     """Else an order that is not kept would not show."""
     table = replayed(settings_in(Path("unused")), [outcome(number) for number in range(300)])
