@@ -282,6 +282,25 @@ def test_a_crash_between_saving_the_table_and_noting_it(tmp_path: Path, monkeypa
     assert agent.learner.health().ok
 
 
+def test_what_cannot_be_learned_at_once_is_recorded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_in(tmp_path)
+    agent, peer = Agent(settings), Agent(settings)
+    peer.record(1)
+
+    def fails(*_: object) -> None:
+        raise LedgerError("read error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "after", fails)
+        assert agent.learner.record([outcome(2)]) == [(True, 0, 0.0)]
+    assert not agent.learner.health().ok
+    agent.learner.follow()
+    assert same(agent.table, replayed(settings, [outcome(1), outcome(2)]))
+    assert agent.learner.health().ok
+
+
 def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
     subprocess.run([sys.executable, learning.__file__, "full-disk", str(tmp_path)], check=True, timeout=PATIENCE_S)
     settings = settings_in(tmp_path)
