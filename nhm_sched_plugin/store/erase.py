@@ -14,6 +14,7 @@ import mmap
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -98,39 +99,35 @@ def _decisions(store: Store, tickets: Sequence[str]) -> set[str]:
 
 
 def _from_database(store: Store, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
-    by_ticket, by_decision = "ticket_id IN {ids:Array(String)}", "decision_id IN {ids:Array(String)}"
-    tickets, decisions = sorted(wanted.tickets), sorted(wanted.decisions)
-    conditions = {
-        "scheduling_outcomes": ((by_ticket, tickets), (by_decision, decisions)),
-        "scheduling_decisions_raw": ((by_ticket, tickets), (by_decision, decisions)),
-        "execution_logs": ((by_ticket, tickets), (by_decision, decisions)),
-        "telemetry_metrics": (("hasAny(mapValues(labels), {ids:Array(String)})", tickets),),
-    }
-    for table, parts in conditions.items():
-        place = f"{store.database}.{table}"
-        found = removed = left = 0
-        for condition, ids in parts:
-            for batch in _batches(ids):
-                count = _count(store, place, condition, batch)
-                found += count
-                if count and not dry_run:
-                    # Every replica has done it when this returns.
-                    store.command(
-                        f"ALTER TABLE {place} DELETE WHERE {condition} SETTINGS mutations_sync = 2",
-                        {"ids": batch},
-                        name="erase",
-                    )
-                    still = _count(store, place, condition, batch)
-                    removed, left = removed + count - still, left + still
-                else:
-                    left += count
+    either = "ticket_id IN {tickets:Array(String)} OR decision_id IN {decisions:Array(String)}"
+    labels = "hasAny(mapValues(labels), {tickets:Array(String)})"
+    for table in (*reversed(_BY_TICKET), "telemetry_metrics"):
+        place, condition = f"{store.database}.{table}", labels if table == "telemetry_metrics" else either
+        found = left = 0
+        for ids in _pairs(wanted):
+            count = _count(store, place, condition, ids)
+            found += count
+            if count and not dry_run:
+                # Every replica has done it when this returns.
+                store.command(
+                    f"ALTER TABLE {place} DELETE WHERE {condition} SETTINGS mutations_sync = 2", ids, name="erase"
+                )
+                count = _count(store, place, condition, ids)
+            left += count
         if found:
-            yield Erased(f"table {place}", found, removed, left)
+            yield Erased(f"table {place}", found, found - left, left)
 
 
-def _count(store: Store, place: str, condition: str, ids: list[str]) -> int:
+def _pairs(wanted: _Wanted) -> Iterator[dict[str, list[str]]]:
+    """Tickets and decisions, so many at a time: over HTTP they travel in the address."""
+    both = zip_longest(_batches(sorted(wanted.tickets)), _batches(sorted(wanted.decisions)), fillvalue=[])
+    for tickets, decisions in both:
+        yield {"tickets": tickets, "decisions": decisions}
+
+
+def _count(store: Store, place: str, condition: str, ids: dict[str, list[str]]) -> int:
     sql = f"SELECT count() FROM {place} WHERE {condition}"  # noqa: S608 - names of our own, values as parameters
-    return int(store.rows(sql, {"ids": ids}, name="erase")[0][0])
+    return int(store.rows(sql, ids, name="erase")[0][0])
 
 
 def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
