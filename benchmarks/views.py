@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def measure(folder: Path, rows: int, decisions: int) -> list[dict[str, Any]]:
-    """Seconds by question, the best and the median of five, and of the processor: other work on the machine adds to all."""
+    """Seconds by question, the best and the median of five, and of the processor; other work only adds to them."""
     with open_store(load_settings({"data_dir": str(folder), "metrics": {"enabled": False}})) as store:
         fill(store, rows, decisions)
         results = []

@@ -120,9 +120,9 @@ def _from_database(store: Store, wanted: _Wanted, *, dry_run: bool) -> Iterator[
 
 def _pairs(wanted: _Wanted) -> Iterator[dict[str, list[str]]]:
     """Tickets and decisions, so many at a time: over HTTP they travel in the address."""
-    both = zip_longest(_batches(sorted(wanted.tickets)), _batches(sorted(wanted.decisions)), fillvalue=[])
-    for tickets, decisions in both:
-        yield {"tickets": tickets, "decisions": decisions}
+    batches = zip_longest(_batches(sorted(wanted.tickets)), _batches(sorted(wanted.decisions)))
+    for tickets, decisions in batches:
+        yield {"tickets": tickets or [], "decisions": decisions or []}
 
 
 def _count(store: Store, place: str, condition: str, ids: dict[str, list[str]]) -> int:
