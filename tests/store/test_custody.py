@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from nhm_sched_plugin import SchedulerHost
 from nhm_sched_plugin.errors import ConfigError, StoreError
 from nhm_sched_plugin.pseudonyms import Pseudonyms, pseudonyms
 from nhm_sched_plugin.settings import RecordingSettings
@@ -177,3 +178,14 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(logs: Store, tmp_pa
     with pytest.raises(StoreError, match=r"has to end in \.csv or \.parquet"):
         export(logs, "tickets", tmp_path / "a.xlsx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_without_its_key_does_not_start(tmp_path: Path) -> None:
+    tree = {
+        "data_dir": str(tmp_path / "data"),
+        "metrics": {"enabled": False},
+        "recording": {"hash_fields": ["ticket_id"], "hash_key_file": str(tmp_path / "absent")},
+    }
+    with pytest.raises(ConfigError, match="recording.hash_key_file = .*absent: cannot be read"):
+        SchedulerHost.from_config(tree)
+    assert not (tmp_path / "data" / "spool").exists()
