@@ -72,13 +72,18 @@ def erase(
     """
     names = frozenset(tickets) | (frozenset(map(hidden.of, tickets)) if hidden is not None else frozenset())
     wanted = _Wanted(names, set())
-    files = sorted(spool.glob("*.sqlite"))
     for batch in _batches(sorted(names)):
         wanted.decisions |= _decisions(store, batch)
-    for file in files:
+    for file in sorted(spool.glob("*.sqlite")):
         _spooled(file, wanted, remove=False)  # an outcome may carry no ticket, and stand in an earlier file
     # The spool first: what is drained meanwhile would come into the database after it has been searched.
-    result = [one for file in files for one in _from_file(file, wanted, dry_run=dry_run)]
+    # Twice, since hosts go on writing, and may begin another file meanwhile.
+    result = [
+        one
+        for _ in range(1 if dry_run else 2)
+        for file in sorted(spool.glob("*.sqlite"))
+        for one in _from_file(file, wanted, dry_run=dry_run)
+    ]
     result += [one for file in sorted(spool.glob("*.corrupt")) for one in _from_damaged(file, wanted, dry_run=dry_run)]
     for batch in _batches(sorted(names)):
         wanted.decisions |= _decisions(store, batch)
@@ -148,6 +153,8 @@ def _from_file(file: Path, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased
 def _spooled(file: Path, wanted: _Wanted, *, remove: bool) -> int:
     """How many records of the file belong to the tickets; their decisions are noted."""
     with _opened(file) as connection:
+        if connection is None:
+            return 0
         connection.execute("PRAGMA secure_delete = ON")  # the bytes are overwritten, not only let go
         connection.execute("BEGIN IMMEDIATE" if remove else "BEGIN")
         hits: dict[str, list[int]] = {}
@@ -182,13 +189,17 @@ def _belongs(record_id: str | None, frame: bytes, wanted: _Wanted) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[sqlite3.Connection]:
-    """The file, under the lock that keeps other processes from setting it aside."""
+def _opened(file: Path) -> Iterator[sqlite3.Connection | None]:
+    """The file, under the lock that keeps other processes from setting it aside; None when it is gone by now."""
     try:
         lock = os.open(file.parent / "spool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH)
-            connection = sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None)
+            if not file.exists():
+                yield None
+                return
+            # Without `mode=rw` a file that is drained and deleted just now would be made anew.
+            connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", _BUSY_S, isolation_level=None, uri=True)
             try:
                 yield connection
             finally:

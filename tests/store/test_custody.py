@@ -186,6 +186,6 @@ def test_a_host_without_its_key_does_not_start(tmp_path: Path) -> None:
         "metrics": {"enabled": False},
         "recording": {"hash_fields": ["ticket_id"], "hash_key_file": str(tmp_path / "absent")},
     }
-    with pytest.raises(ConfigError, match="recording.hash_key_file = .*absent: cannot be read"):
+    with pytest.raises(ConfigError, match=r"recording\.hash_key_file = .*absent: cannot be read"):
         SchedulerHost.from_config(tree)
     assert not (tmp_path / "data" / "spool").exists()

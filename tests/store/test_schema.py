@@ -51,7 +51,9 @@ def test_an_installation_of_the_specification_is_upgraded_with_its_rows(bare: St
         f"INSERT INTO {bare.database}.execution_logs VALUES "
         "(now(), 'old', 'processing', 'medium', 5000, 'success', 'w1', 0.5, 1.5)"
     )
+    bare.command(f"INSERT INTO {bare.database}.telemetry_metrics VALUES (now(), 's', 'm', 1, {{'a': 'b'}})")
     assert upgrade(bare, RETENTION_DAYS).problems == ()
+    assert bare.rows(f"SELECT labels FROM {bare.database}.telemetry_metrics") == [({"a": "b"},)]
     assert bare.rows(f"SELECT ticket_id, sla_met FROM {bare.database}.execution_logs") == [("old", None)]
     (row,) = bare.dicts(f"SELECT * FROM {bare.database}.bottlenecks")
     assert (row["ticket_volume"], row["sla_known"]) == (1, 0)
