@@ -249,9 +249,9 @@ class Advisor:
         if said is None:
             return None, "the policy has no answer"
         veto = self._defaults.limits.check(ticket, state, said, now, None)
-        return (
-            (said, "") if veto is None else (None, f"the policy's {said.action} is outside the limits: {veto.reason}")
-        )
+        if veto is not None:
+            return None, f"the policy's {said.action} is outside the limits: {veto.reason}"
+        return said, ""
 
     def _rules(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, why: str

@@ -1,4 +1,4 @@
-"""The standard reflection service, for tools such as grpcurl: version 1 and version 1alpha, which differ in name only."""
+"""The standard reflection service, for tools such as grpcurl: versions 1 and 1alpha, which differ in name only."""
 
 from __future__ import annotations
 

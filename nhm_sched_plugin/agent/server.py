@@ -27,6 +27,7 @@ from nhm_sched_plugin.agent.reflection import reflection
 from nhm_sched_plugin.agent.service import SERVICE, OptimizerService
 from nhm_sched_plugin.agent.tables import Table, forecast_table, policy_table
 from nhm_sched_plugin.background import Worker
+from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.extension import Found
 from nhm_sched_plugin.forecasting.table import SnapshotForecaster
 from nhm_sched_plugin.observe.faults import Faults
@@ -174,7 +175,7 @@ class AgentServer:
         for table in self._tables:
             try:
                 table.refresh()
-            except OSError as error:
+            except (OSError, ModelError) as error:
                 self.faults.report("snapshots", error)
 
     def _tell(self, task: Callable[..., None], *args: Any) -> None:

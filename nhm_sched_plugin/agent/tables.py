@@ -34,7 +34,7 @@ class Table:
         return self._unchanged if known and known == self._etag else self._whole
 
     def refresh(self) -> None:
-        """Raises OSError when a file cannot be read; the old content then stays. So it does when the file is gone."""
+        """Raises OSError or `ModelError` when a file cannot be used; the old content then stays, as it does without one."""
         stamps = [stamp(path) for path in self._paths]
         if stamps == self._stamps or stamps[0] is None:
             return
@@ -43,6 +43,7 @@ class Table:
         ]
         if [stamp(path) for path in self._paths] != stamps:
             return  # replaced meanwhile: the next look takes all of the new ones
+        self._stamps = stamps
         content = self._pack(*contents)
         millis = max(found[0] for found in stamps if found is not None) // 1_000_000
         tag = etag(content)
@@ -52,7 +53,7 @@ class Table:
         self._unchanged = pb.SnapshotResponse(
             version=millis, etag=tag, not_modified=True, timestamp=millis
         ).SerializeToString()
-        self._etag, self._stamps = tag, stamps
+        self._etag = tag
 
 
 def policy_table(q_table: Path, planner: Path) -> Table:

@@ -28,8 +28,16 @@ class _Packed(msgspec.Struct, kw_only=True):
 
 
 def pack_policy(q_table: bytes, planner: bytes | None) -> bytes:
-    """The snapshot's content, from the content of the two files; None where there is no planner's."""
-    return msgspec.json.encode(_Packed(q_table=msgspec.Raw(q_table), planner=planner and msgspec.Raw(planner)))
+    """The snapshot's content, from the content of the two files; None where there is no planner's.
+
+    Raises `ModelError` for files that hold no JSON.
+    """
+    try:
+        parts = [None if raw is None else msgspec.json.decode(raw, type=msgspec.Raw) for raw in (q_table, planner)]
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ModelError(f"the policy's files cannot be handed on: they hold no JSON ({error})") from None
+    assert parts[0] is not None  # noqa: S101 - there is always a Q-table
+    return msgspec.json.encode(_Packed(q_table=parts[0], planner=parts[1]))
 
 
 def unpack_policy(content: bytes) -> tuple[bytes, bytes | None]:
