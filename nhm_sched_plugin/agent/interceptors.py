@@ -10,13 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
 import grpc
 
+from nhm_sched_plugin.agent.access import Authoriser
+from nhm_sched_plugin.agent.logs import refused
 from nhm_sched_plugin.observe.metrics import Metrics
 
-__all__ = ["Authoriser", "Calls", "Method", "Refusal"]
+__all__ = ["Calls", "Method", "Refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,6 @@ _UNKNOWN: Final = "unknown"
 """Label of a method that is not served: what a caller wrote never becomes a label."""
 _MOST_DETAILS: Final = 1000
 """Characters; they travel in a header."""
-_MOST_PATH: Final = 256
-_OWN_FAULTS: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
 
 Kind = Literal["unary", "server_stream", "bidi_stream"]
 
@@ -36,13 +36,6 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure
     def __init__(self, code: grpc.StatusCode, details: str, *, field: str = "", decision_id: str = "") -> None:
         super().__init__(details)
         self.code, self.details, self.field, self.decision_id = code, details[:_MOST_DETAILS], field, decision_id
-
-
-class Authoriser(Protocol):
-    """Who may do what."""
-
-    def refusal(self, method: str, metadata: Any, auth_context: Any) -> tuple[grpc.StatusCode, str] | None:
-        """Why this caller may not call `/service/method`: the code and a sentence; None: it may."""
 
 
 class Method(NamedTuple):
@@ -210,22 +203,7 @@ def _refusal(error: Exception, path: str) -> Refusal:
 
 
 def _tell(refusal: Refusal, path: str, context: Any) -> None:
-    """One line for each refused call; the parts by name for structured logs."""
-    parts = {
-        "method": path[:_MOST_PATH],
-        "code": refusal.code.name,
-        "field": refusal.field,
-        "peer": context.peer(),
-        "decision_id": refusal.decision_id,
-    }
-    told = " ".join(f"{name}={value}" for name, value in parts.items() if value)
-    level = logging.WARNING if refusal.code in _OWN_FAULTS else logging.INFO
-    logger.log(level, "%s", _one_line(f"refused {told}: {refusal.details}"), extra={"call": parts})
-
-
-def _one_line(text: str) -> str:
-    """Without the control characters that a caller may have sent."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    refused(path, refusal.code, context.peer(), refusal.details, refusal.decision_id, refusal.field)
 
 
 _FULL: Final = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once (agent.max_concurrent_rpcs); try again")

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 import grpc
 
+from nhm_sched_plugin.agent.access import Authoriser, credentials
 from nhm_sched_plugin.agent.advisor import Advisor
 from nhm_sched_plugin.agent.health import SERVICE as HEALTH
 from nhm_sched_plugin.agent.health import HealthService
@@ -26,6 +27,7 @@ from nhm_sched_plugin.agent.outcomes import Outcomes
 from nhm_sched_plugin.agent.reflection import reflection
 from nhm_sched_plugin.agent.service import SERVICE, OptimizerService
 from nhm_sched_plugin.agent.tables import Table, forecast_table, policy_table
+from nhm_sched_plugin.agent.tracing import Tracing
 from nhm_sched_plugin.background import Worker
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.extension import Found
@@ -70,6 +72,9 @@ class AgentServer:
         self.advisor = Advisor(settings, self.metrics, self.faults, clock, plugins)
         self._learner: Learner | None = None
         self._tables: list[Table] = []
+        self._credentials = credentials(settings.agent)
+        self._authoriser = Authoriser(settings.agent)
+        self._tracing = Tracing(settings.agent)
         self._worker = Worker("nhm-sched-agent", self.faults.report)
         self._worker.every(REFRESH_S, "refresh", self._refresh)
         self._listener: MetricsListener | None = None
@@ -92,13 +97,16 @@ class AgentServer:
             self._policy_table,
             self._forecast_table,
             self.settings.hooks.pool_size,
+            self._tracing,
             self._clock,
         )
         methods = [*self._service.methods(), *self._health.methods()]
         if agent.reflection:
             methods += reflection((SERVICE, HEALTH))
-        self._calls = Calls(methods, self.metrics, agent.max_concurrent_rpcs)
-        self._server = grpc.aio.server(options=_options(agent, shared=self._shared))
+        self._calls = Calls(methods, self.metrics, agent.max_concurrent_rpcs, self._authoriser)
+        self._server = grpc.aio.server(
+            interceptors=self._tracing.interceptors, options=_options(agent, shared=self._shared)
+        )
         self._server.add_generic_rpc_handlers((self._calls,))
         self.port = self._bind(agent)
         await self._server.start()
@@ -125,12 +133,13 @@ class AgentServer:
     def _bind(self, agent: AgentSettings) -> int:
         address = address_of(agent.host, agent.port)
         try:
-            port: int = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                return int(self._server.add_insecure_port(address))
+            return int(self._server.add_secure_port(address, self._credentials))
         except RuntimeError:
             raise OSError(
                 f"cannot listen on {address}: the port is taken, or the address is not this machine's"
             ) from None
-        return port
 
     def _listen(self) -> None:
         if not self.settings.metrics.enabled:
@@ -144,7 +153,8 @@ class AgentServer:
 
     def health(self) -> list[Health]:
         """Part by part, for `/healthz`."""
-        return self.advisor.health()
+        learner = [] if self._learner is None else [self._learner.health()]
+        return [*self.advisor.health(), *learner]
 
     # In the background
 
@@ -152,10 +162,7 @@ class AgentServer:
         self.advisor.open()
         policy = self.advisor.policy
         if policy is not None:
-            try:
-                self._learner = Learner(self.settings, policy, self.faults)
-            except Exception as error:  # noqa: BLE001 - advice is given all the same
-                self.faults.report("learner", error)
+            self._learner = Learner(self.settings, policy, self.faults, self._clock)
         # Who has a part of a third party must not mirror the file that it does not use.
         if isinstance(policy, QPolicy):
             self._tables.append(self._policy_table)
@@ -167,10 +174,7 @@ class AgentServer:
 
     def _refresh(self) -> None:
         if self._learner is not None:
-            try:
-                self._learner.follow()
-            except Exception as error:  # noqa: BLE001 - the next look tries again
-                self.faults.report("learner", error)
+            self._learner.follow()
         self.advisor.refresh()
         for table in self._tables:
             try:
@@ -185,31 +189,42 @@ class AgentServer:
     def _close(self) -> None:
         self._worker.close(_CLOSING_S)
         if self._learner is not None:
-            try:
-                self._learner.close()
-            except Exception as error:  # noqa: BLE001 - shutting down goes on
-                self.faults.report("learner", error)
+            self._learner.close()
         self.advisor.close(_CLOSING_S)
         if self._listener is not None:
             self._listener.close()
+        self._tracing.close()
 
 
 async def serve(
-    settings: Settings, *, shared: bool = False, started: Callable[[AgentServer], None] = lambda server: None
+    settings: Settings,
+    *,
+    shared: bool = False,
+    until: int | None = None,
+    started: Callable[[AgentServer], None] = lambda server: None,
 ) -> None:
-    """Listen until SIGTERM or SIGINT, then drain. `started` hears when it listens."""
+    """Listen until SIGTERM or SIGINT, then drain. `started` hears when it listens.
+
+    `until`: also until this file descriptor can be read.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    if until is not None:
+        loop.add_reader(until, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AgentServer(settings, shared=shared) as server:
         started(server)
         await stop.wait()
+        if until is not None:
+            loop.remove_reader(until)
         logger.info("shutting down: calls that have begun get %g s", settings.agent.grace_s)
 
 
 def address_of(host: str, port: int) -> str:
-    """As grpc wants it: IPv6 addresses in brackets."""
+    """As grpc wants it: IPv6 addresses in brackets; a Unix socket has no port."""
+    if host.startswith("unix:"):
+        return host
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 

@@ -14,6 +14,7 @@ from nhm_sched_plugin.agent.interceptors import Method, Refusal
 from nhm_sched_plugin.agent.messages import parsed
 from nhm_sched_plugin.agent.outcomes import Outcomes
 from nhm_sched_plugin.agent.tables import Table
+from nhm_sched_plugin.agent.tracing import Tracing
 from nhm_sched_plugin.background import Pool
 from nhm_sched_plugin.extension import deadline
 from nhm_sched_plugin.ids import new_id
@@ -43,10 +44,12 @@ class OptimizerService:
         policy_table: Table,
         forecast_table: Table,
         threads: int,
+        tracing: Tracing,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._advisor, self._outcomes, self._clock = advisor, outcomes, clock
         self._policy_table, self._forecast_table = policy_table, forecast_table
+        self._tracing = tracing
         self._threads = Pool(threads, "nhm-sched-advice", wait_in_line=True)
         self._answers: dict[tuple[int, str, str], tuple[Forecast, float | None, bytes]] = {}
 
@@ -81,7 +84,9 @@ class OptimizerService:
     async def recommendation(self, raw: bytes, context: Any) -> bytes:
         request = _checked(pb.StateRequest, raw, check.check_state_request)
         said = await self._made(context, self._advisor.recommend, convert.ticket_of(request), convert.state_of(request))
-        answer: bytes = convert.recommendation_response(said, new_id(), self._clock()).SerializeToString()
+        decision_id = new_id()
+        self._tracing.annotate(decision_id=decision_id, action=said.action, confidence=said.confidence)
+        answer: bytes = convert.recommendation_response(said, decision_id, self._clock()).SerializeToString()
         return answer
 
     async def outcome(self, raw: bytes, context: Any) -> bytes:
