@@ -47,6 +47,8 @@ REFRESH_S: Final = 0.5
 """How often files (tables, rule book, what other processes learned) are looked at."""
 _STREAMS_A_CONNECTION: Final = 1024
 """Calls that one connection may have under way; further ones wait at the caller's end."""
+_WATCHERS_S: Final = 0.5
+"""What watchers get to hear that the end has come."""
 _CLOSING_S: Final = 5.0
 
 
@@ -122,10 +124,8 @@ class AgentServer:
     async def drain(self, grace_s: float) -> None:
         """Take no new calls, finish those that have begun, write down what was learned."""
         self._health.close()
-        stopping = asyncio.ensure_future(self._server.stop(grace_s))
-        await asyncio.sleep(0)  # watchers hear it before their streams end
-        self._calls.end_streams()
-        await stopping
+        await self._calls.end_streams(_WATCHERS_S)
+        await self._server.stop(grace_s)
         self._service.close()
         await self._outcomes.close()
         await asyncio.to_thread(self._close)

@@ -27,7 +27,9 @@ __all__ = ["SERVICE", "OptimizerService"]
 SERVICE: Final = "OptimizerAgent"
 _MOST_ANSWERS: Final = 4096
 _SLOW_PARTS_S: Final = 5.0
-"""What parts that are not ours get for an answer, where the caller sets no shorter deadline."""
+"""What parts that are not ours get for an answer,"""
+_SHARE: Final = 0.7
+"""and of the caller's deadline; the rest is for the rules, which answer when they oversleep."""
 
 
 class OptimizerService:
@@ -109,7 +111,7 @@ class OptimizerService:
         if self._advisor.inline:
             return make(*args)
         left = context.time_remaining()
-        seconds = _SLOW_PARTS_S if left is None else min(left, _SLOW_PARTS_S)
+        seconds = _SLOW_PARTS_S if left is None else min(_SHARE * left, _SLOW_PARTS_S)
         return await asyncio.wrap_future(self._threads.submit(_within, seconds, make, *args))
 
 
