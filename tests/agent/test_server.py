@@ -75,7 +75,9 @@ def test_it_answers_at_once_and_is_ready_when_the_models_are_in(kit: Any, servin
         assert loaded.wait(PATIENCE_S)
         return kit.FixedForecaster()
 
-    agent = serving(plugins={"parts": kit.plugin(make_forecaster=make_forecaster, make_policy=lambda: kit.FixedPolicy())})
+    agent = serving(
+        plugins={"parts": kit.plugin(make_forecaster=make_forecaster, make_policy=lambda: kit.FixedPolicy())}
+    )
     assert loading.wait(PATIENCE_S)
     assert status(agent, "") == STATUS.SERVING
     assert status(agent, "OptimizerAgent") == STATUS.NOT_SERVING
@@ -105,11 +107,23 @@ def test_a_service_that_is_not_there_is_not_found(serving: Any) -> None:
 def test_every_watcher_hears_of_the_end_though_another_has_left(serving: Any) -> None:
     agent = serving().ready()
     ask = health_pb2.HealthCheckRequest(service="OptimizerAgent")
-    leaving, staying = agent.health.Watch(ask), agent.health.Watch(ask, timeout=PATIENCE_S)
-    assert next(leaving).status == next(staying).status == STATUS.SERVING
+    leaving = agent.health.Watch(ask)
+    assert next(leaving).status == STATUS.SERVING
+    heard: queue.Queue[int | None] = queue.Queue()
+
+    def listen() -> None:
+        for answer in agent.health.Watch(ask, timeout=PATIENCE_S):
+            heard.put(answer.status)
+        heard.put(None)  # the stream has ended well
+
+    listening = threading.Thread(target=listen)
+    listening.start()
+    assert heard.get(timeout=PATIENCE_S) == STATUS.SERVING
     leaving.cancel()
     agent.begin_to_stop()
-    assert [answer.status for answer in staying] == [STATUS.NOT_SERVING], "and then its stream ends"
+    assert heard.get(timeout=PATIENCE_S) == STATUS.NOT_SERVING
+    assert heard.get(timeout=PATIENCE_S) is None
+    listening.join()
 
 
 # -- reflection
@@ -145,12 +159,8 @@ def test_reflection_can_be_switched_off(serving: Any) -> None:
 # -- limits and deadlines
 
 
-def test_more_calls_than_allowed_are_refused_and_health_still_answers(
-    kit: Any, serving: Any, waiting: Waiting
-) -> None:
-    agent = serving(
-        {"agent": {"max_concurrent_rpcs": 2}}, {"parts": kit.Parts(kit.FixedForecaster(), waiting)}
-    ).ready()
+def test_more_calls_than_allowed_are_refused_and_health_still_answers(kit: Any, serving: Any, waiting: Waiting) -> None:
+    agent = serving({"agent": {"max_concurrent_rpcs": 2}}, {"parts": kit.Parts(kit.FixedForecaster(), waiting)}).ready()
     calls = [
         agent.stub.GetSchedulingRecommendation.future(pb.StateRequest(**BUSY), timeout=PATIENCE_S) for _ in range(2)
     ]
@@ -295,9 +305,7 @@ def test_a_token_is_asked_for_where_there_are_tokens(serving: Any, tmp_path: Pat
     reading = [("authorization", "Bearer reading")]
     assert agent.stub.GetLoadForecast(ask, metadata=reading).method == "mean"
     with pytest.raises(grpc.RpcError) as error:
-        agent.stub.RecordActionOutcome(
-            pb.OutcomeRequest(state=pb.StateRequest(), action="NO_ACTION"), metadata=reading
-        )
+        agent.stub.RecordActionOutcome(pb.OutcomeRequest(state=pb.StateRequest(), action="NO_ACTION"), metadata=reading)
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert agent.handled("RecordActionOutcome", "PermissionDenied") == 1
     assert status(agent, "") == STATUS.SERVING, "probes carry no token"

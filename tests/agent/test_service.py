@@ -403,4 +403,3 @@ def test_an_unexpected_failure_of_ours_is_unavailable_and_in_the_log(
     assert "a bug" not in details
     assert any(record.exc_info and "a bug" in str(record.exc_info[1]) for record in caplog.records)
     assert agent.handled("GetSchedulingRecommendation", "Unavailable") == 1
-
