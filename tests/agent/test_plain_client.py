@@ -62,14 +62,15 @@ sys.meta_path.insert(0, NotHere())
 import grpc
 from grpc_tools import protoc
 folder, address = sys.argv[1:]
-assert protoc.main(["protoc", f"-I{folder}", f"--python_out={folder}", f"--grpc_python_out={folder}", "client.proto"]) == 0
+made = [f"-I{folder}", f"--python_out={folder}", f"--grpc_python_out={folder}"]
+assert protoc.main(["protoc", *made, "client.proto"]) == 0
 sys.path.insert(0, folder)
 import client_pb2, client_pb2_grpc
 with grpc.insecure_channel(address) as channel:
     agent = client_pb2_grpc.OptimizerAgentStub(channel)
     forecast = agent.GetLoadForecast(client_pb2.ForecastRequest(horizon_minutes=60), timeout=60)
-    state = client_pb2.StateRequest(queue_depth=150, active_workers=10, avg_task_duration_ms=60000, resource_cpu_avg=0.95)
-    said = agent.GetSchedulingRecommendation(state, timeout=60)
+    state = dict(queue_depth=150, active_workers=10, avg_task_duration_ms=60000, resource_cpu_avg=0.95)
+    said = agent.GetSchedulingRecommendation(client_pb2.StateRequest(**state), timeout=60)
 print(json.dumps([forecast.predicted_volume, forecast.forecast_horizon_minutes, said.action, dict(said.parameters)]))
 assert not [name for name in sys.modules if name.startswith("nhm_sched_plugin")]
 """

@@ -158,7 +158,7 @@ def test_several_processes_share_a_port_and_what_they_learn(command: Callable[..
     assert "2 processes" in agent.said[0]
     ports = [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", agent.said[1])]
     assert len(set(ports)) == 2, "each process shows its own metrics"
-    by_port = {port: 0.0 for port in ports}
+    by_port = dict.fromkeys(ports, 0.0)
 
     def both_have_answered() -> bool:
         asked(agent.address)
