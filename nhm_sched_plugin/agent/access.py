@@ -33,6 +33,8 @@ METHODS: Final = {
 }
 """The agent's methods as on the wire, with the scope that each needs; what is not among them needs `admin`."""
 _OF_A_CERTIFICATE: Final = frozenset((READ, WRITE))
+_LOOK_EVERY_S: Final = 0.25
+"""So long a revoked token is still good: a look at the file takes longer than all the rest of the check."""
 _PROVEN: Final = "x509_pem_cert"
 """What gRPC tells of a connection whose other end has shown a certificate."""
 
@@ -48,7 +50,7 @@ class Authoriser:
     """Says no to calls. Costs microseconds, so it can be asked on the event loop. Raises `ConfigError` when made."""
 
     def __init__(self, agent: AgentSettings) -> None:
-        self._tokens = None if agent.token_file is None else Tokens(agent.token_file, "agent")
+        self._tokens = None if agent.token_file is None else Tokens(agent.token_file, "agent", _LOOK_EVERY_S)
         self._mutual = agent.tls_client_ca_file is not None
 
     def refusal(

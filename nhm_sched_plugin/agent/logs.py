@@ -11,6 +11,7 @@ other modules use the standard one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -109,14 +110,19 @@ class _Handler(logging.Handler):
             if self._lost:
                 lost, self._lost = self._lost, 0
                 self._write(logging.LogRecord(calls.name, logging.WARNING, __file__, 0, "%d lines lost", (lost,), None))
+            if self._queue.empty():
+                self._flush()
+        self._flush()
 
     def _write(self, record: logging.LogRecord) -> None:
         try:
             self._stream.write(self.format(record) + "\n")
-            if self._queue.empty():
-                self._stream.flush()
         except Exception:  # noqa: BLE001 - a closed pipe, or somebody's arguments that cannot be formatted
             self._lost += 1
+
+    def _flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe
+            self._stream.flush()
 
 
 class _Text(logging.Formatter):

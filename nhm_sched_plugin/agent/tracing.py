@@ -12,6 +12,7 @@ can have it log dozens of lines.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -63,6 +64,8 @@ class Tracing:
             raise ConfigError(
                 [f"agent.tracing = True: needs {error.name}: pip install 'nhm-sched-plugin[otel]', or set it to false"]
             ) from None
+        # It warns of everything that is odd in a caller's headers, many lines for one call.
+        logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
         self._current_span = trace.get_current_span
         self.interceptors.append(_Spans(provider.get_tracer("nhm_sched_plugin.agent"), _propagator()))
 
@@ -113,10 +116,12 @@ class _Spans(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         inner = handler.unary_unary
         name = method.removeprefix("/")
         service, _, short = name.partition("/")
+        known = frozenset(self._propagator.fields)
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": short}
 
         async def call(request: Any, context: Any) -> Any:
-            caller = self._propagator.extract(dict(context.invocation_metadata() or ()))
+            headers = {key: value for key, value in context.invocation_metadata() if key in known}
+            caller = self._propagator.extract(headers)
             with self._tracer.start_as_current_span(
                 name, caller, self._kind, attributes, record_exception=False, set_status_on_exception=False
             ) as span:
@@ -164,7 +169,7 @@ def _provider() -> Any:
     named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     resource = Resource.create({} if named else {"service.name": "nhm-sched-agent"})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    for name in os.environ.get("OTEL_TRACES_EXPORTER", "otlp").split(","):
+    for name in (os.environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(","):
         if name.strip() not in ("none", ""):
             provider.add_span_processor(BatchSpanProcessor(_exporter(name.strip())))
     return provider
