@@ -107,7 +107,7 @@ def test_a_call_under_way_is_answered_before_the_end(
         assert agent.process.poll() is None
         (tmp_path / "go").touch()
         assert call.result().action in ("NO_ACTION", "INCREASE_WORKER_POOL"), (
-            "the policy's, or on a slow day the rules'"
+            "the policy's, or on a slow day those of the rules"
         )
     assert agent.ended() == 0
 
@@ -135,7 +135,7 @@ def test_the_port_of_another_agents_processes_is_taken_too(command: Callable[...
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_wrong_settings_are_one_message_and_status_2(command: Callable[..., Any], workers: str) -> None:
-    agent = command("--host", "0.0.0.0", "--workers", workers)
+    agent = command("--host", "0.0.0.0", "--workers", workers)  # noqa: S104
     assert agent.ended() == 2
     assert "agent.host" in agent.errors
     assert "tls_cert_file" in agent.errors

@@ -277,7 +277,7 @@ def test_metrics_and_health_have_a_listener(serving: Any) -> None:
     agent = serving({"metrics": {"port": 0}}).ready()
     address = f"http://127.0.0.1:{agent.server.metrics_port}"
     agent.stub.GetLoadForecast(pb.ForecastRequest(horizon_minutes=60))
-    with urlopen(f"{address}/metrics") as answer:
+    with urlopen(f"{address}/metrics") as answer:  # noqa: S310
         text = answer.read().decode()
     assert 'grpc_server_handled_total{grpc_code="OK",grpc_method="GetLoadForecast"' in text
     assert "grpc_server_handling_seconds_bucket" in text
@@ -288,7 +288,7 @@ def test_metrics_and_health_have_a_listener(serving: Any) -> None:
 
 def test_what_a_person_has_to_mend_is_said_before_it_listens(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"agent\.host"):
-        AgentServer(load_settings({"data_dir": str(tmp_path), "agent": {"host": "0.0.0.0"}}))
+        AgentServer(load_settings({"data_dir": str(tmp_path), "agent": {"host": "0.0.0.0"}}))  # noqa: S104
     with pytest.raises(RuleBookError):
         AgentServer(load_settings({"data_dir": str(tmp_path), "fallback": {"rule_book": str(tmp_path / "none.yaml")}}))
 
