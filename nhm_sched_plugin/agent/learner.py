@@ -149,6 +149,7 @@ class _Tables:
     def begin(self) -> None:
         """Without an agreed table: the next `settle` finds one, until then the policy's own learns."""
         self._epoch, self._seq, self._saved, self._gone = _NOWHERE, 0, 0, False
+        self._inode = self._ledger.inode
 
     @property
     def ready(self) -> bool:
@@ -180,11 +181,14 @@ class _Tables:
 
     def catch_up(self, done: dict[int, Recorded] | None = None) -> None:
         """Apply what is in the ledger and not in the table."""
+        settled = _NOWHERE
         while rows := self._ledger.after(self._seq):
-            if rows[0][0] > self._seq + 1 and self._ledger.dropped() > self._seq:
-                # Stopped for so long that what is missing here is only in the table that others saved.
+            if self._seq != settled and rows[0][0] > self._seq + 1 and self._ledger.dropped() > self._seq:
+                # Stopped for so long that what is missing here is only in the table that others saved. (Or lost, with
+                # a damaged ledger: then it is not in that table either, and we go on without it.)
                 self._epoch = _NOWHERE
                 self.settle()
+                settled = self._seq
             else:
                 self._apply(rows, {} if done is None else done)
 
@@ -210,6 +214,9 @@ class _Tables:
     def settle(self) -> None:
         """See to it that the table in memory is the agreed one. Raises `ModelError`, `LedgerError`, `OSError`."""
         saved, found = self._ledger.saved(), stamp(self._path)
+        if self._ledger.inode != self._inode:
+            # Damaged and replaced: what could not be saved of it is in the memory of one process and not of another.
+            self.begin()
         if saved is None and found is None:
             if not self.ready:
                 self._use(QTable(), 0, _FIRST)

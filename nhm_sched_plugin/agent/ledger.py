@@ -70,6 +70,11 @@ class Ledger:
         return self._file.run(_id)
 
     @property
+    def inode(self) -> tuple[int, int]:
+        """Changes when the file was damaged and replaced, by whichever process."""
+        return self._file.inode
+
+    @property
     def damaged(self) -> int:
         """Damaged files that this process has set aside."""
         return self._file.damaged

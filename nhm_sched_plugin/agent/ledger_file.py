@@ -92,9 +92,9 @@ class LedgerFile(SpoolFile):
             [(frame, entry.seq, entry.experience.decision_id) for entry, frame in left.entries.values()],
         )
         if left.ledger:
-            connection.execute("UPDATE ledger SET id = ? WHERE one = 1", (left.ledger,))
+            connection.execute("UPDATE ledger SET id = ? ", (left.ledger,))
         if left.saved:
-            connection.execute("UPDATE ledger SET epoch = ?, seq = ?, stamp = ? WHERE one = 1", left.saved)
+            connection.execute("UPDATE ledger SET epoch = ?, seq = ?, stamp = ?", left.saved)
         last = max([left.last, *left.outcomes, left.saved[1] if left.saved else 0])
         connection.execute("DELETE FROM sqlite_sequence WHERE name = 'outcomes'")
         connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('outcomes', ?)", (last + _JUMP,))

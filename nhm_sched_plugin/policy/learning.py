@@ -319,6 +319,7 @@ class QPolicy:
     def take(self, table: QTable) -> None:
         """Serve from this table, which whoever it was handed over to brings up to date."""
         self.table, self.version = table, table.version
+        self._problem, self._corrupt = "", False
 
     def _save(self) -> None:
         if self._handed_over:

@@ -67,6 +67,11 @@ class SpoolFile:
         self._pid = os.getpid()
         _live.add(self)
 
+    @property
+    def inode(self) -> tuple[int, int]:
+        """Device and inode of the file that was used last: another one when a damaged file was replaced."""
+        return self._inode
+
     def close(self) -> None:
         """Close the file; the next `run` opens it again."""
         with self._lock:

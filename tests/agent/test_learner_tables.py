@@ -8,18 +8,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from nhm_sched_plugin.agent import ledger as ledger_module
-from nhm_sched_plugin.agent.ledger import mark_of
+from nhm_sched_plugin.cli.commands import app
 from nhm_sched_plugin.policy.learning import QPolicy
-from nhm_sched_plugin.policy.qtable import QTable, reset
+from nhm_sched_plugin.policy.qtable import QTable
 
 _found = importlib.util.spec_from_file_location("learning", Path(__file__).with_name("learning.py"))
 assert _found is not None
 assert _found.loader is not None
 learning = importlib.util.module_from_spec(_found)
 _found.loader.exec_module(learning)
-Agent, everything, outcome, policy_in = learning.Agent, learning.everything, learning.outcome, learning.policy_in
+Agent, outcome, policy_in = learning.Agent, learning.outcome, learning.policy_in
 replayed, same, settings_in = learning.replayed, learning.same, learning.settings_in
 
 
@@ -28,7 +29,10 @@ def test_a_reset_while_running_forgets_what_came_before_it_and_nothing_else(tmp_
     agent, peer = Agent(settings), Agent(settings)
     agent.record(*range(10))
     agent.learner.follow()
-    reset(settings.q_table_path, lambda: mark_of(settings.ledger_path))
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data_dir: {tmp_path}\n")
+    done = CliRunner().invoke(app, ["q-table", "reset", "--yes", "--config", str(config)])
+    assert done.exit_code == 0, done.output
     agent.record(10, 11)
     peer.record(12)
     for each in (agent, peer, Agent(settings)):
