@@ -28,10 +28,11 @@ from typing import Final, NamedTuple
 from nhm_sched_plugin.advice.protocols import Policy
 from nhm_sched_plugin.agent.ledger import Ledger, Saved
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import file_lock, set_aside, stamp
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.policy.learning import QPolicy
-from nhm_sched_plugin.policy.qtable import Mark, QTable, file_lock, set_aside, stamp
+from nhm_sched_plugin.policy.qtable import Mark, QTable
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Experience, Health
 

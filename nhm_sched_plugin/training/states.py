@@ -15,7 +15,7 @@ from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.store.cache import Cache
 
 if TYPE_CHECKING:
-    from nhm_sched_plugin.training.registry import ModelVersion
+    from nhm_sched_plugin.training.versions import ModelVersion
 
 __all__ = ["DIGEST_TAG", "read_state"]
 

@@ -121,7 +121,7 @@ def test_saving_does_not_hold_up_recording(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, update_interval=2)
     agent = Agent(settings)
     agent.record(1, 2)
-    from nhm_sched_plugin.policy.qtable import file_lock
+    from nhm_sched_plugin.files import file_lock
 
     with file_lock(settings.q_table_path):
         following = threading.Thread(target=agent.learner.follow)

@@ -10,7 +10,8 @@ import redis
 
 from nhm_sched_plugin.errors import ModelError, RegistryError
 from nhm_sched_plugin.settings import load_settings
-from nhm_sched_plugin.training.registry import NewVersion, Registry, model_name
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import NewVersion, model_name
 
 
 @pytest.fixture(scope="module")
