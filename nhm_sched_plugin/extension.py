@@ -45,6 +45,7 @@ __all__ = [
     "discover",
     "inspect_hooks",
     "is_disabled",
+    "time_left",
 ]
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,12 @@ class deadline:  # noqa: N801 - reads as a statement: `with deadline(seconds):`
 
     def __exit__(self, *_: object) -> None:
         _budget.until = self._before
+
+
+def time_left() -> float | None:
+    """Seconds left to this thread inside `deadline`; None outside of any."""
+    until = _budget.until
+    return None if until is None else until - time.monotonic()
 
 
 class _Isolated:

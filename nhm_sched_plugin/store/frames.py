@@ -16,22 +16,26 @@ from typing import Final, Literal
 
 import msgspec
 
-from nhm_sched_plugin.types import Decision, RewardedOutcome
+from nhm_sched_plugin.types import Decision, Experience, RewardedOutcome
 
 __all__ = ["Kind", "Record", "check", "decode", "describe", "encode", "kind_of", "record_id", "scan"]
 
-Record = Decision | RewardedOutcome
-Kind = Literal["decision", "outcome"]
+Record = Decision | RewardedOutcome | Experience
+"""What a spool holds: decisions and outcomes for the database; in an outbox, experiences for the agent."""
+Kind = Literal["decision", "outcome", "experience"]
 
 _MAGIC: Final = b"NHM\x01"
 _HEADER: Final = struct.Struct("<4sBIdI")
-_CODES: Final[dict[Kind, int]] = {"decision": 1, "outcome": 2}
+_CODES: Final[dict[Kind, int]] = {"decision": 1, "outcome": 2, "experience": 3}
 _KINDS: Final[dict[int, Kind]] = {code: kind for kind, code in _CODES.items()}
 _LARGEST: Final = 64 * 1024 * 1024
 
 _encoder = msgspec.msgpack.Encoder()
-_decisions: Final = msgspec.msgpack.Decoder(Decision)
-_outcomes: Final = msgspec.msgpack.Decoder(RewardedOutcome)
+_decoders: Final[dict[Kind, msgspec.msgpack.Decoder[Record]]] = {
+    "decision": msgspec.msgpack.Decoder(Decision),
+    "outcome": msgspec.msgpack.Decoder(RewardedOutcome),
+    "experience": msgspec.msgpack.Decoder(Experience),
+}
 
 
 def kind_of(record: Record) -> Kind:
@@ -40,12 +44,14 @@ def kind_of(record: Record) -> Kind:
         return "decision"
     if isinstance(record, RewardedOutcome):
         return "outcome"
-    raise TypeError(f"a {type(record).__name__} is no record: expected Decision or RewardedOutcome")
+    if isinstance(record, Experience):
+        return "experience"
+    raise TypeError(f"a {type(record).__name__} is no record: expected Decision, RewardedOutcome or Experience")
 
 
 def record_id(record: Record) -> str:
     """The decision's id: a decision is recorded once, and so is what came of it."""
-    return record.decision_id if isinstance(record, Decision) else record.outcome.decision_id
+    return record.outcome.decision_id if isinstance(record, RewardedOutcome) else record.decision_id
 
 
 def _crc(code: int, created: float, body: bytes) -> int:
@@ -81,9 +87,7 @@ def decode(frame: bytes) -> tuple[Record, float]:
     """
     kind, created, body = check(frame)
     try:
-        if kind == "decision":
-            return _decisions.decode(body), created
-        return _outcomes.decode(body), created
+        return _decoders[kind].decode(body), created
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
 
