@@ -1,0 +1,47 @@
+"""What the outcome of a call means: for the breaker, for a retry, for whoever asked."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from nhm_sched_plugin.errors import AgentUnavailableError
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.advice.remote.endpoints import Chosen
+    from nhm_sched_plugin.observe.metrics import Metrics
+
+__all__ = ["RETRIED", "count", "judge", "unavailable"]
+
+RETRIED: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
+"""Codes that say: not now. Every RPC may be repeated, an outcome too, since the agent counts each decision once."""
+_ILL: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "DATA_LOSS"})
+"""Codes of an address that is not well. With any other the agent there has answered: what it thinks of the caller."""
+
+
+def judge(chosen: Chosen, code: str, *, at_once: bool = False) -> None:
+    """Tell the breaker how the call went. `code`: the gRPC status' name. `at_once`: one failure is enough to open."""
+    breaker = chosen.endpoint.breaker
+    if code == "CANCELLED":  # by ourselves
+        breaker.undecided(chosen.permit)
+    elif code in _ILL:
+        breaker.failed(chosen.permit, at_once=at_once)
+    else:
+        breaker.succeeded()
+
+
+def unavailable(chosen: Chosen, error: Any) -> AgentUnavailableError:
+    """What a caller gets for an `RpcError`; its details name the field that the agent complains about."""
+    details = error.details() or "no details"
+    return AgentUnavailableError(error.code().name, f"{chosen.endpoint.address} says: {details}")
+
+
+def count(metrics: Metrics, method: str, code: str) -> None:
+    """Count a call that has ended."""
+    metrics.child("agent_calls", "unary", "OptimizerAgent", method, _as_written(code)).inc()
+
+
+@functools.cache
+def _as_written(code: str) -> str:
+    """`DEADLINE_EXCEEDED` as `DeadlineExceeded`, the way of go-grpc-prometheus."""
+    return "OK" if code == "OK" else "".join(word.title() for word in code.split("_"))
