@@ -5,9 +5,6 @@ It reads what is in memory and asks the hooks; it computes no model, opens no fi
 
 from __future__ import annotations
 
-import itertools
-import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +16,7 @@ from nhm_sched_plugin.decision import gate, rollout
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.decision.rulebook import LAST_RESORT
 from nhm_sched_plugin.extension import CUSTOM, HookFailedError, HookManager, deadline
+from nhm_sched_plugin.ids import new_id
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.tally import Noted, Tally
 from nhm_sched_plugin.settings import Settings
@@ -35,28 +33,12 @@ from nhm_sched_plugin.types import (
     Veto,
 )
 
-__all__ = ["UNKNOWN_STATE", "Pipeline", "last_resort", "new_id"]
+__all__ = ["UNKNOWN_STATE", "Pipeline", "last_resort"]
 
 HOOKS_SHARE = 0.7
 """Of the budget goes to third-party hooks; the rest is kept for the rules, which decide when a hook oversleeps."""
 _SIX_HOURS = 360
 UNKNOWN_STATE: Final = SchedulingState()
-
-_process_prefix = secrets.token_hex(8)
-_counter = itertools.count()
-
-
-def _after_fork() -> None:
-    global _process_prefix
-    _process_prefix = secrets.token_hex(8)
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def new_id() -> str:
-    """A decision id, unique across processes and hosts: 64 random bits per process, then a counter."""
-    return f"{_process_prefix}-{next(_counter):x}"
 
 
 class Advice(NamedTuple):

@@ -16,7 +16,7 @@ import msgspec
 
 from nhm_sched_plugin.advice import gauges
 from nhm_sched_plugin.advice.defaults import DefaultHooks
-from nhm_sched_plugin.advice.protocols import Forecaster, Policy, Sink
+from nhm_sched_plugin.advice.protocols import PARTS, Forecaster, Policy, Sink
 from nhm_sched_plugin.advice.snapshots import Snapshots
 from nhm_sched_plugin.background import FileWatch, Worker
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
@@ -46,7 +46,6 @@ __all__ = ["SchedulerPlugin", "plugin"]
 logger = logging.getLogger(__name__)
 
 BUILT_IN: Final = "built-in"
-PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
 MOST_OBSERVATIONS: Final = 10_000
 """Waiting for slow observers; beyond it they miss some."""
 MOST_ERRORS: Final = 200

@@ -22,7 +22,7 @@ from nhm_sched_plugin.settings_agent import AgentSettings, OptimizerSettings, na
 from nhm_sched_plugin.settings_ml import ClickHouseSettings, ExpandedPath, Fraction, MlSettings, ProphetSettings, Tree
 from nhm_sched_plugin.settings_problems import explain
 
-__all__ = ["ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
+__all__ = ["AgentSettings", "ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
 
 
 def bundled(kind: Literal["hooks", "fallback"]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from nhm_sched_plugin.types import (
     Decision,
@@ -16,7 +16,7 @@ from nhm_sched_plugin.types import (
     Ticket,
 )
 
-__all__ = ["Forecaster", "Policy", "Sink"]
+__all__ = ["PARTS", "Forecaster", "Policy", "Sink"]
 
 
 @runtime_checkable
@@ -74,3 +74,7 @@ class Sink(Protocol):
         """Make the batch durable. May raise: the batch is offered again later."""
 
     def close(self) -> None: ...
+
+
+PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
+"""What each factory hook has to make."""

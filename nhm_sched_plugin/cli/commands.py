@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
+    agent,
     backtest,
     checks,
     demo,

@@ -5,7 +5,6 @@ The limits keep one caller from filling the agent's memory; they are far above w
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 from nhm_sched_plugin.types import Action, Arm
@@ -66,8 +65,10 @@ def check_state_request(request: Any, outer: str = "") -> None:
     if features:
         _entries(f"{outer}features", features)
         for name, value in features.items():
-            if not math.isfinite(value):
-                raise InvalidFieldError(f"{outer}features", f"{name!r} is {value}; expected a finite number")
+            if not -_MOST_COUNT <= value <= _MOST_COUNT:  # NaN is in no range
+                raise InvalidFieldError(
+                    f"{outer}features", f"{name!r} is {value}; expected a number in [-{_MOST_COUNT:g}, {_MOST_COUNT:g}]"
+                )
 
 
 def check_outcome_request(request: Any) -> None:
