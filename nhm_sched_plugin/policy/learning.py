@@ -79,6 +79,7 @@ class QPolicy:
         *,
         last_change: Callable[[], float | None] = lambda: None,
         path: Path | None = None,
+        planner_path: Path | None = None,
         autosave: bool = True,
     ) -> None:
         tuning = settings.ml.scheduling
@@ -88,7 +89,7 @@ class QPolicy:
         self._random = random.Random(tuning.seed)
         self._baseline, self._now, self._autosave = baseline, now, autosave
         self._last_change = last_change
-        self.planner = Planner(settings)
+        self.planner = Planner(settings, planner_path)
         self.path = path or settings.q_table_path
         self.version = QTable().version
         self._situations: dict[tuple[Any, ...], tuple[Forecast | None, tuple[str, Plan, list[Candidate]]]] = {}

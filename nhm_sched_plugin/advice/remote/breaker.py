@@ -47,9 +47,7 @@ class Breaker:
         draw: a number in [0, 1), for the jitter.
     """
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random) -> None:
         self._clock, self._draw = clock, draw
         self.after_fork()
         renew_after_fork(self)

@@ -97,17 +97,13 @@ class Caller:
             if hot:
                 return self._blocking(chosen, method, call, request, timeout_s, metadata)
             # A probe waits for the connection as well: it ends as soon as the agent is back.
-            sent = call.future(
-                request, timeout=timeout_s, metadata=metadata, wait_for_ready=chosen.permit == "probe"
-            )
+            sent = call.future(request, timeout=timeout_s, metadata=metadata, wait_for_ready=chosen.permit == "probe")
             answer = self._taken(chosen, method, sent)
         if isinstance(answer, AgentUnavailableError):
             raise answer
         return answer
 
-    def _blocking(
-        self, chosen: Chosen, method: str, call: Any, request: Any, timeout_s: float, metadata: Any
-    ) -> Any:
+    def _blocking(self, chosen: Chosen, method: str, call: Any, request: Any, timeout_s: float, metadata: Any) -> Any:
         """In the caller's own thread: what a future costs on top is half as much again."""
         import grpc
 
@@ -195,4 +191,6 @@ def _stops(answer: Any) -> AgentUnavailableError | None:
     return None
 
 
-_ABOUT_ONE_REQUEST: Final = frozenset({"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INTERNAL", "UNKNOWN"})
+_ABOUT_ONE_REQUEST: Final = frozenset(
+    {"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INTERNAL", "UNKNOWN"}
+)

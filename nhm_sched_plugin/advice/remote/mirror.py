@@ -145,7 +145,7 @@ class Mirror:
         return self.q_table_path, self.planner_path, self.forecast_path
 
     def _ask_for(self, table: _Table) -> None:
-        """Raises `AgentUnavailableError`, `ModelError` for what cannot be used, OSError where nothing can be written."""
+        """Raises `AgentUnavailableError`, `ModelError` for what cannot be used, OSError where none can be written."""
         from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 
         answer = self._caller.call(table.rpc, pb.SnapshotRequest(etag=self._etag(table)))
@@ -169,7 +169,9 @@ class Mirror:
             return known[1]
         if stamps[0] is None:
             return ""
-        contents = [None if found is None else path.read_bytes() for path, found in zip(table.paths, stamps, strict=True)]
+        contents = [
+            None if found is None else path.read_bytes() for path, found in zip(table.paths, stamps, strict=True)
+        ]
         first = contents[0] or b""
         tag = etag(first if table.name == "forecast" else pack_policy(first, contents[1]))
         self._known[table.name] = (stamps, tag)
@@ -184,9 +186,11 @@ class Mirror:
             self._replace({self.forecast_path: content}, {self.forecast_path: read_table})
             return
         q_table, planner = unpack_policy(content)
-        parts = {self.q_table_path: q_table} if planner is None else {
-            self.planner_path: planner, self.q_table_path: q_table
-        }
+        parts = (
+            {self.q_table_path: q_table}
+            if planner is None
+            else {self.planner_path: planner, self.q_table_path: q_table}
+        )
         self._replace(parts, {self.q_table_path: QTable.load, self.planner_path: DemandModel.load})
         if planner is None:
             self.planner_path.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from nhm_sched_plugin.forks import renew_after_fork
-from nhm_sched_plugin.store.frames import decode, encode
+from nhm_sched_plugin.store.frames import decode_experience, encode
 from nhm_sched_plugin.store.spool_file import SpoolFile
 from nhm_sched_plugin.types import Experience
 
@@ -87,14 +87,9 @@ class Outbox:
         bad: dict[int, str] = {}
         for seq, frame in rows:
             try:
-                record, _ = decode(frame)
+                found.append(Waiting(seq, decode_experience(frame)))
             except (ValueError, TypeError) as error:
                 bad[seq] = str(error)
-                continue
-            if isinstance(record, Experience):
-                found.append(Waiting(seq, record))
-            else:
-                bad[seq] = f"a {type(record).__name__} does not belong here"
         if bad:
             self.set_aside(bad)
         return found if found or not rows else self.first(count, rows[-1][0])
