@@ -122,7 +122,7 @@ class Pipeline:
             forecast = forecaster.forecast(horizon, now)
             later = forecaster.forecast(_SIX_HOURS, now)
         except AgentUnavailableError as error:  # counted by who asked it
-            self._faults.log("asking the optimizer agent", error)
+            self._faults.log("asking the optimizer agent", str(error))
             missing = Reason.OPTIMIZER_UNAVAILABLE
         except Exception as error:  # noqa: BLE001 - also somebody else's forecaster
             self._faults.report("forecaster", error)
@@ -201,7 +201,7 @@ class Pipeline:
             late = isinstance(error.error, TimeoutError)
             return Advice(None, Reason.BUDGET_EXCEEDED if late else Reason.OPTIMIZER_UNAVAILABLE)
         except AgentUnavailableError as error:  # counted by who asked it
-            self._faults.log("asking the optimizer agent", error)
+            self._faults.log("asking the optimizer agent", str(error))
             return Advice(None, Reason.OPTIMIZER_UNAVAILABLE)
         except Exception as error:  # noqa: BLE001 - the built-in policy, or one that a plugin made
             self._faults.report("policy", error)

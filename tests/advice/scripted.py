@@ -7,6 +7,7 @@ it has taken to FOLDER/outcomes.jsonl before it confirms them.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -179,7 +180,10 @@ class AgentProcess:
 
     def start(self) -> AgentProcess:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(self.folder), str(self.port)], stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, str(self.folder), str(self.port)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline().strip() == "serving"

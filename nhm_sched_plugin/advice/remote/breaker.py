@@ -6,7 +6,7 @@
                                                                             └── it fails: a longer pause
 
 A new breaker is open with its pause over: the first call is a probe, so that no decision ever waits for an address that
-has not answered yet. The pause grows to at most a second, so an agent that comes back is found within one.
+has not answered yet. The pause grows to at most half a second, so an agent that comes back is found within one.
 
 Why not a library: pybreaker holds its lock while the call runs, so that threads wait for each other and a hanging call
 holds up the question whether to call; circuitbreaker takes no lock at all; purgatory and the asyncio ones lock nothing
@@ -28,7 +28,7 @@ __all__ = ["Breaker", "Permit", "State"]
 FAILURES: Final = 3
 """In a row, until a closed breaker opens."""
 FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 0.5
 PROBE_LEASE_S: Final = 90.0
 """A probe that nobody has reported on by then does not count any more; no call takes as long."""
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.advice.remote.endpoints import Chosen, Endpoint, Endpoints
 from nhm_sched_plugin.advice.remote.gate import cancellable, inside
-from nhm_sched_plugin.advice.remote.status import RETRIED, count, judge, unavailable
+from nhm_sched_plugin.advice.remote.status import RETRIED, ended, parsed, unavailable
 from nhm_sched_plugin.errors import AgentUnavailableError, ConfigError
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.observe.metrics import Metrics
     from nhm_sched_plugin.settings_agent import OptimizerSettings
 
-__all__ = ["Caller", "retrying"]
+__all__ = ["Caller", "allowed", "retry_policy"]
 
 PROBE_S: Final = 1.0
 """What an address gets that is tried out; longer, and the others would wait for a dead one."""
@@ -42,23 +42,26 @@ class Caller:
             raise AgentUnavailableError("no_time", "nothing is left of the decision's budget")
         chosen = self.endpoints.ready()
         if chosen is None:
-            raise self._nobody()
+            raise self.endpoints.nobody()
         return self._once(chosen, method, request, timeout_s, hot=True)
 
     def call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         """In the background: with retries at the next address, within `timeout_s` (`optimizer.grpc_timeout`)."""
+        import tenacity
+
         until = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         tried: list[Endpoint] = []
-        for attempt in retrying(until):
+        last: AgentUnavailableError | None = None
+        for attempt in tenacity.Retrying(**retry_policy(until)):
+            chosen = self.endpoints.next(tried)
+            if chosen is None:
+                raise last or self.endpoints.nobody()
+            tried.append(chosen.endpoint)
             with attempt:
-                chosen = self.endpoints.next(tried)
-                if chosen is None:
-                    raise attempt.retry_state.kwargs.get("last") or self._nobody()
-                tried.append(chosen.endpoint)
                 try:
-                    return self._once(chosen, method, request, _allowed(chosen, until), hot=False)
+                    return self._once(chosen, method, request, allowed(chosen, until), hot=False)
                 except AgentUnavailableError as error:
-                    attempt.retry_state.kwargs["last"] = error
+                    last = error
                     raise
         raise AssertionError("unreachable")  # the last attempt's error is raised above
 
@@ -69,7 +72,7 @@ class Caller:
         """
         chosen = self.endpoints.next()
         if chosen is None:
-            raise self._nobody()
+            raise self.endpoints.nobody()
         with inside():
             return self._pipelined(chosen, method, requests, 1 if chosen.permit == "probe" else at_once)
 
@@ -84,7 +87,7 @@ class Caller:
                 answers.append(self._taken(chosen, method, under_way.pop(0)))
                 stopped = _stops(answers[-1])
             if stopped is None:
-                timeout_s = _allowed(chosen, time.monotonic() + self._timeout_s)
+                timeout_s = allowed(chosen, time.monotonic() + self._timeout_s)
                 under_way.append(call.future(request, timeout=timeout_s, metadata=metadata))
         answers += [self._taken(chosen, method, sent) for sent in under_way]
         stopped = stopped or next(filter(None, map(_stops, answers)), None)
@@ -108,12 +111,11 @@ class Caller:
         import grpc
 
         try:
-            answer = call(request, timeout=timeout_s, metadata=metadata)
+            raw = call(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
-            self._ended(chosen, method, error.code().name, at_once=True)
+            ended(self._metrics, chosen, method, error.code().name, at_once=True)
             raise unavailable(chosen, error) from None
-        self._ended(chosen, method, "OK")
-        return answer
+        return parsed(self._metrics, chosen, method, raw, at_once=True)
 
     def _taken(self, chosen: Chosen, method: str, sent: Any) -> Any:
         """The answer of a call under way, or the error, which is not raised."""
@@ -121,18 +123,16 @@ class Caller:
 
         try:
             with cancellable(sent):
-                answer = sent.result()
+                raw = sent.result()
+            return parsed(self._metrics, chosen, method, raw)
         except grpc.FutureCancelledError:
-            self._ended(chosen, method, "CANCELLED")
+            ended(self._metrics, chosen, method, "CANCELLED")
             return AgentUnavailableError("CANCELLED", "interrupted by a fork of this process")
         except grpc.RpcError as error:
-            self._ended(chosen, method, error.code().name)
+            ended(self._metrics, chosen, method, error.code().name)
             return unavailable(chosen, error)
-        self._ended(chosen, method, "OK")
-        return answer
-
-    def _nobody(self) -> AgentUnavailableError:
-        return AgentUnavailableError("breaker_open", f"not asked for now: {self.endpoints.state()}")
+        except AgentUnavailableError as error:
+            return error
 
     def _method(self, chosen: Chosen, method: str) -> Any:
         try:
@@ -140,10 +140,6 @@ class Caller:
         except ConfigError as error:
             chosen.endpoint.breaker.failed(chosen.permit)
             raise AgentUnavailableError("credentials", str(error)) from None
-
-    def _ended(self, chosen: Chosen, method: str, code: str, *, at_once: bool = False) -> None:
-        judge(chosen, code, at_once=at_once)
-        count(self._metrics, method, code)
 
     def close(self) -> None:
         """End every connection, with whatever is still under way."""
@@ -153,21 +149,14 @@ class Caller:
                 channel.close()
 
 
-def _allowed(chosen: Chosen, until: float) -> float:
+def allowed(chosen: Chosen, until: float) -> float:
     """Seconds that a call at this address gets."""
     left = max(until - time.monotonic(), SHORTEST_S)
     return min(left, PROBE_S) if chosen.permit == "probe" else left
 
 
-def retrying(until: float) -> Any:
-    """Attempts (tenacity's) with growing, jittered pauses, as long as another can end before `until` (monotonic)."""
-    import tenacity
-
-    return tenacity.Retrying(**retry_policy(until))
-
-
 def retry_policy(until: float) -> dict[str, Any]:
-    """The arguments of tenacity's `Retrying` and `AsyncRetrying`."""
+    """For tenacity: growing, jittered pauses, as long as another attempt can begin before `until` (monotonic)."""
     import tenacity
 
     def out_of_time(state: tenacity.RetryCallState) -> bool:
@@ -192,5 +181,5 @@ def _stops(answer: Any) -> AgentUnavailableError | None:
 
 
 _ABOUT_ONE_REQUEST: Final = frozenset(
-    {"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INTERNAL", "UNKNOWN"}
+    {"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INTERNAL", "UNKNOWN", "garbage"}
 )

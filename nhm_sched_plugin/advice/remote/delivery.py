@@ -1,8 +1,8 @@
 """Brings the outcomes in the outbox to the agent: in order, several under way at a time, until it has them.
 
 An outcome leaves the outbox when the agent has confirmed it, so after a crash some are sent twice; the agent counts
-each decision once. One that the agent refuses as wrong is set aside and holds up nobody. One process of a host delivers;
-when it ends, another takes over.
+each decision once. One that the agent refuses as wrong is set aside and holds up nobody. One process of a host
+delivers; when it ends, another takes over.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Delivery:
                 problem = error
             if problem is not None:
                 self._at_once = max(1, self._at_once // 2)
-                self._faults.report("outbox", problem)
+                self._faults.report("outbox", str(problem))
                 return min(max(self._caller.endpoints.wait_s(), _SOON_S), _LOOK_S)
             self._at_once = min(2 * self._at_once, MOST_AT_ONCE)
         self._idle.set()

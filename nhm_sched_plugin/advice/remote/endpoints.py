@@ -11,7 +11,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nhm_sched_plugin.advice.remote.breaker import Breaker, Permit
-from nhm_sched_plugin.errors import ConfigError
+from nhm_sched_plugin.advice.remote.status import SERVICE
+from nhm_sched_plugin.errors import AgentUnavailableError, ConfigError
 from nhm_sched_plugin.forks import renew_after_fork
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Chosen", "Endpoint", "Endpoints"]
 
-SERVICE: Final = "OptimizerAgent"
 LARGEST_ANSWER: Final = 256 * 1024 * 1024
 """Bytes; a forecast table with thousands of slices comes near a tenth of it."""
 _OPTIONS: Final = (
@@ -31,8 +31,8 @@ _OPTIONS: Final = (
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     # gRPC waits up to two minutes before it connects again; an agent that returns is to be found within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 400),
-    ("grpc.min_reconnect_backoff_ms", 2000),  # in spite of its name: how long one attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # in spite of its name: what one attempt to connect may take
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # A peer that vanished without a word; nothing is sent while no call is under way.
     ("grpc.keepalive_time_ms", 20_000),
@@ -59,7 +59,10 @@ class Endpoint:
         self._methods: dict[str, Any] = {}
 
     def method(self, name: str) -> Any:
-        """The RPC as gRPC's own multi-callable. Raises `ConfigError` for certificates that cannot be used."""
+        """The RPC as gRPC's own multi-callable, from message to bytes.
+
+        Raises `ConfigError` for certificates that cannot be used.
+        """
         found = self._methods.get(name)
         if found is not None and not self._credentials.changed(self._made_with):
             return found
@@ -69,9 +72,9 @@ class Endpoint:
             if name not in self._methods:
                 from nhm_sched_plugin.wire.methods import METHODS
 
-                answer = METHODS[name].answer.FromString
+                # Answers are read by `parsed`: gRPC would log a traceback for each that cannot be read.
                 serialize = METHODS[name].request.SerializeToString
-                self._methods[name] = self._channel.unary_unary(f"/{SERVICE}/{name}", serialize, answer)
+                self._methods[name] = self._channel.unary_unary(f"/{SERVICE}/{name}", serialize)
             return self._methods[name]
 
     def _open(self) -> None:
@@ -142,12 +145,17 @@ class Endpoints:
         return None
 
     def next(self, tried: Collection[Endpoint] = ()) -> Chosen | None:
-        """The next one that may be called, those whose turn it is to be tried out first, then those not in `tried`."""
+        """The next one that may be called: those that are to be tried out come first.
+
+        A second attempt (`tried`: those of the earlier ones) goes to another address, or to one that is still well.
+        """
         count = len(self.all)
         first = next(self._turn)
         order = [self.all[(first + step) % count] for step in range(count)]
         order.sort(key=lambda one: (one in tried, one.breaker.closed))
         for endpoint in order:
+            if endpoint in tried and not endpoint.breaker.closed:
+                continue
             permit = endpoint.breaker.permit()
             if permit is not None:
                 return Chosen(endpoint, permit)
@@ -156,6 +164,10 @@ class Endpoints:
     def wait_s(self) -> float:
         """Seconds until one of them may be called."""
         return min(endpoint.breaker.wait_s() for endpoint in self.all)
+
+    def nobody(self) -> AgentUnavailableError:
+        """What there is to say when none of them may be called."""
+        return AgentUnavailableError("breaker_open", f"not asked for now: {self.state()}")
 
     def state(self) -> str:
         """For people: `10.0.0.1:50053 closed, 10.0.0.2:50053 open`."""

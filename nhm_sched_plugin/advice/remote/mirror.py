@@ -103,7 +103,7 @@ class Mirror:
                     self._ask_for(table)
             except (AgentUnavailableError, ModelError, OSError) as error:
                 self._silent = True
-                self._faults.report("optimizer agent", error)
+                self._faults.report("optimizer agent", str(error))
                 return min(self._interval_s, max(self._caller.endpoints.wait_s(), _SOON_S))
             finally:
                 self._notice()
