@@ -91,7 +91,7 @@ class DefaultHooks:
         if settings.optimizer.endpoint is not None:
             from nhm_sched_plugin.advice.remote.forecaster import RemoteForecaster
 
-            mirrored = RemoteForecaster(self._agent(settings), self._on_load)
+            mirrored = RemoteForecaster(self._agent(settings), self._clock, self._on_load)
             self.live = LiveFeed(settings, mirrored.local, self.arrivals, self._clock)
             return mirrored
         forecaster = SnapshotForecaster(settings.forecast_table_path, on_load=self._on_load)

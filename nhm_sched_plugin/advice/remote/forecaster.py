@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +15,7 @@ from nhm_sched_plugin.types import Forecast, Health
 __all__ = ["RemoteForecaster"]
 
 _MOST_ANSWERS: Final = 1024
+_KEPT_S: Final = 60.0
 
 
 class RemoteForecaster:
@@ -24,10 +26,15 @@ class RemoteForecaster:
     when it gives no answer.
     """
 
-    def __init__(self, agent: RemoteAgent, on_load: Callable[[str], None] | None = None) -> None:
-        self._agent, self._mirror = agent, agent.mirror
+    def __init__(
+        self,
+        agent: RemoteAgent,
+        clock: Callable[[], float] = time.time,
+        on_load: Callable[[str], None] | None = None,
+    ) -> None:
+        self._agent, self._mirror, self._clock = agent, agent.mirror, clock
         self.local = SnapshotForecaster(agent.mirror.forecast_path, on_load)
-        self._answers: dict[tuple[int, str | None, str | None], tuple[int, Forecast]] = {}
+        self._answers: dict[tuple[int, str | None, str | None], tuple[float, Forecast]] = {}
         agent.read_by(self.local.refresh)
 
     @property
@@ -41,12 +48,14 @@ class RemoteForecaster:
         self._agent.go_on()
         if self._mirror.fresh and self.local.table is not None:
             return self.local.forecast(horizon_minutes, now, task_type, risk_band)
+        if abs(now - self._clock()) > _KEPT_S:
+            return None  # the agent forecasts from now on, whatever moment one may be interested in
         return self._asked(horizon_minutes, now, task_type, risk_band)
 
     def _asked(self, horizon_minutes: int, now: float, task_type: str | None, risk_band: str | None) -> Forecast:
-        asked, minute = (horizon_minutes, task_type, risk_band), int(now // 60)
+        asked = horizon_minutes, task_type, risk_band
         known = self._answers.get(asked)
-        if known is not None and known[0] == minute:
+        if known is not None and abs(now - known[0]) < _KEPT_S:
             return known[1]
         from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
         from nhm_sched_plugin.wire.convert import forecast_of
@@ -60,7 +69,7 @@ class RemoteForecaster:
             raise AgentUnavailableError("garbage", "GetLoadForecast answered with numbers that cannot be")
         if len(self._answers) >= _MOST_ANSWERS:
             self._answers.clear()
-        self._answers[asked] = minute, forecast
+        self._answers[asked] = now, forecast
         return forecast
 
     def refresh(self) -> None:
