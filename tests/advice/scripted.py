@@ -40,14 +40,16 @@ def free_port() -> int:
 class ScriptedAgent:
     """Serves the tables under `folder`/snapshots. `mode` may change at any time.
 
+    Calls are answered in the order in which they come with one thread only.
+
     Attributes:
         asked: every call, by the RPC's name, in order.
         taken: the outcomes that were confirmed, in order.
         refuse: decision ids that it finds wrong.
     """
 
-    def __init__(self, folder: Path, port: int = 0, mode: str = "healthy") -> None:
-        self.folder, self.mode = folder, mode
+    def __init__(self, folder: Path, port: int = 0, mode: str = "healthy", threads: int = 32) -> None:
+        self.folder, self.mode, self._threads = folder, mode, threads
         self.asked: list[str] = []
         self.taken: list[pb.OutcomeRequest] = []
         self.refuse: set[str] = set()
@@ -59,7 +61,7 @@ class ScriptedAgent:
 
     def start(self) -> ScriptedAgent:
         self._let_go.clear()
-        pool = futures.ThreadPoolExecutor(32)
+        pool = futures.ThreadPoolExecutor(self._threads)
         self._server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((_Handlers(self._answer),))
         until = time.monotonic() + 20
@@ -204,7 +206,7 @@ class AgentProcess:
 
 
 def main(folder: Path, port: int) -> None:
-    agent = ScriptedAgent(folder, port)
+    agent = ScriptedAgent(folder, port, threads=1)
     with (folder / "outcomes.jsonl").open("a", buffering=1) as file:
         agent.on_taken = lambda request: print(json.dumps(request.decision_id), file=file, flush=True)
         agent.start()
