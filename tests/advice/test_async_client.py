@@ -41,7 +41,8 @@ def test_the_examples_of_the_specification(agent: ScriptedAgent) -> None:
         assert isinstance(forecast["predicted_volume"], int)
         assert f"{forecast['confidence']:.2f} {forecast['bottleneck_probability']:.2f}"
         recommendation = await optimizer.get_scheduling_recommendation(STATE)
-        assert recommendation and recommendation["confidence"] >= 0.7
+        assert recommendation is not None
+        assert recommendation["confidence"] >= 0.7
         assert int(recommendation["parameters"]["target_workers"]) == 14
         recorded = await optimizer.record_action_outcome(
             state=STATE,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from nhm_sched_plugin import Outcome, Reason, SchedulerHost, SchedulingState, Source
-from nhm_sched_plugin.errors import ConfigError
+from nhm_sched_plugin import Outcome, Reason, SchedulerHost, SchedulingState, Source, load_settings
+from nhm_sched_plugin.errors import ConfigError, NhmSchedError
 from tests.advice.conftest import learn
 from tests.advice.scripted import ANSWER, ScriptedAgent, free_port
 
@@ -265,3 +265,21 @@ def test_a_missing_extra_is_one_clear_message(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     last = done.stderr.strip().splitlines()[-1]
     assert "optimizer.endpoint needs grpc: pip install 'nhm-sched-plugin[grpc]'" in last
+
+
+def test_doctor_tells_how_it_stands_with_the_agent(agent: ScriptedAgent, ask: Ask, kit: Any, tmp_path: Path) -> None:
+    from nhm_sched_plugin.advice.remote.survey import survey
+
+    before = load_settings({"data_dir": str(tmp_path / "none"), "endpoint": agent.address})
+    assert survey(before) == f"{agent.address}: answers; nothing mirrored yet; no outcomes wait"
+    assert not (tmp_path / "none").exists()
+    host = ask(agent.address)
+    mirrored(host, kit)
+    decision = host.decide(None, kit.BUSY)
+    host.finished(Outcome(decision_id=decision.decision_id, state_after=AFTER))
+    kit.wait_for(lambda: agent.taken, 20)
+    line = kit.wait_for(lambda: "0 outcomes wait" in (found := survey(host.settings)) and found, 20)
+    assert line.startswith(f"{agent.address}: answers; mirror confirmed")
+    agent.stop()
+    with pytest.raises(NhmSchedError, match=f"{agent.address}: .*UNAVAILABLE"):
+        survey(host.settings)

@@ -35,6 +35,8 @@ __all__ = ["Mirror"]
 
 _log = logging.getLogger(__name__)
 Stamp = tuple[int, int, int] | None
+MARK: Final = "confirmed"
+"""The file whose modification time is the last confirmation."""
 _SHARED: Final = 0.9
 """Of the interval: another process that has asked within this much of it has asked for us as well."""
 _CLOCK_WRONG_S: Final = 60.0
@@ -59,11 +61,11 @@ class Mirror:
     def __init__(
         self, settings: Settings, caller: Caller, metrics: Metrics, faults: Faults, on_new: Callable[[], None]
     ) -> None:
-        optimizer, folder = settings.optimizer, settings.mirror_path
-        self.forecast_path = folder / "forecast.json"
-        self.q_table_path = folder / "q_table.json"
-        self.planner_path = folder / "planner.json"
-        self._mark = folder / "confirmed"
+        optimizer = settings.optimizer
+        self.forecast_path = settings.served_forecast_path
+        self.q_table_path = settings.served_q_table_path
+        self.planner_path = settings.served_planner_path
+        self._mark = settings.mirror_path / MARK
         self._interval_s, self._most_age_s = optimizer.mirror_interval_s, optimizer.mirror_max_age_s
         self._caller, self._metrics, self._faults, self._on_new = caller, metrics, faults, on_new
         self._tables = (
