@@ -184,8 +184,7 @@ class Snapshots:
     """Takes missing files over from the cache, and keeps the cache up to date, in a thread of its own.
 
     Without Redis it does nothing: a process would only keep a second copy of its own files. Nor does it where the
-    tables come from a remote agent. Raises `ConfigError` for
-    settings of Redis that cannot work.
+    tables come from a remote agent. Raises `ConfigError` for settings of Redis that cannot work.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, faults: Faults) -> None:

@@ -66,6 +66,11 @@ class Breaker:
         return self._open_until is None
 
     @property
+    def tried(self) -> bool:
+        """Whether the address has failed since it last answered."""
+        return self._pause_s > 0
+
+    @property
     def state(self) -> State:
         with self._lock:
             if self._open_until is None:

@@ -99,8 +99,10 @@ class Caller:
             metadata = self.endpoints.credentials.call_metadata()
             if hot:
                 return self._blocking(chosen, method, call, request, timeout_s, metadata)
-            # A probe waits for the connection as well: it ends as soon as the agent is back.
-            sent = call.future(request, timeout=timeout_s, metadata=metadata, wait_for_ready=chosen.permit == "probe")
+            # A probe waits for the connection as well: it ends as soon as the agent is back. The first one does not,
+            # since the reason why there is no connection is worth knowing.
+            waits = chosen.permit == "probe" and chosen.endpoint.breaker.tried
+            sent = call.future(request, timeout=timeout_s, metadata=metadata, wait_for_ready=waits)
             answer = self._taken(chosen, method, sent)
         if isinstance(answer, AgentUnavailableError):
             raise answer

@@ -105,7 +105,8 @@ class Mirror:
                     self._ask_for(table)
             except (AgentUnavailableError, ModelError, OSError) as error:
                 self._silent = True
-                self._faults.report("optimizer agent", str(error))
+                if getattr(error, "reason", "") != "CANCELLED":  # by ourselves
+                    self._faults.report("optimizer agent", str(error))
                 return min(self._interval_s, max(self._caller.endpoints.wait_s(), _SOON_S))
             finally:
                 self._notice()
