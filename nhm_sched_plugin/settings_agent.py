@@ -20,11 +20,10 @@ def names(value: Any) -> Any:
     """A list, or text as environment variables hold it: `a, b` or JSON."""
     if not isinstance(value, str):
         return value
-    return (
-        json.loads(value)
-        if value.lstrip().startswith("[")
-        else [name.strip() for name in value.split(",") if name.strip()]
-    )
+    text = value.strip()
+    if text.startswith("[") and text.endswith("]"):  # `[::1]:50053` is no list
+        return json.loads(text)
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _addresses(value: tuple[str, ...] | None) -> tuple[str, ...] | None:

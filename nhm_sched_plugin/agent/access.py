@@ -21,18 +21,20 @@ from nhm_sched_plugin.credentials import ADMIN, READ, WRITE, PemFiles, TokenErro
 from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.settings_agent import AgentSettings
 
-__all__ = ["Authoriser", "credentials", "described", "refuse_open_agent"]
+__all__ = ["METHODS", "Authoriser", "credentials", "described", "refuse_open_agent"]
 
 _OPEN: Final = "/grpc.health.v1.Health/"
-_NEEDED: Final = {
+METHODS: Final = {
     "/OptimizerAgent/GetLoadForecast": READ,
     "/OptimizerAgent/GetSchedulingRecommendation": READ,
     "/OptimizerAgent/GetPolicySnapshot": READ,
     "/OptimizerAgent/GetForecastSnapshot": READ,
     "/OptimizerAgent/RecordActionOutcome": WRITE,
 }
-"""A method that is missing here needs `admin`."""
+"""The agent's methods as on the wire, with the scope that each needs; what is not among them needs `admin`."""
 _OF_A_CERTIFICATE: Final = frozenset((READ, WRITE))
+_LOOK_EVERY_S: Final = 0.25
+"""So long a revoked token is still good: a look at the file takes longer than all the rest of the check."""
 _PROVEN: Final = "x509_pem_cert"
 """What gRPC tells of a connection whose other end has shown a certificate."""
 
@@ -48,7 +50,7 @@ class Authoriser:
     """Says no to calls. Costs microseconds, so it can be asked on the event loop. Raises `ConfigError` when made."""
 
     def __init__(self, agent: AgentSettings) -> None:
-        self._tokens = None if agent.token_file is None else Tokens(agent.token_file, "agent")
+        self._tokens = None if agent.token_file is None else Tokens(agent.token_file, "agent", _LOOK_EVERY_S)
         self._mutual = agent.tls_client_ca_file is not None
 
     def refusal(
@@ -61,7 +63,7 @@ class Authoriser:
         tokens = self._tokens
         if (tokens is None and not self._mutual) or method.startswith(_OPEN):
             return None
-        needed = _NEEDED.get(method, ADMIN)
+        needed = METHODS.get(method, ADMIN)
         if tokens is None:
             if _PROVEN not in auth_context:
                 return grpc.StatusCode.UNAUTHENTICATED, "a client certificate is needed"

@@ -125,7 +125,8 @@ def trace_metadata() -> CallMetadata:
         return _NONE
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
-    return tuple(carrier.items())
+    # Of a propagator that was written for HTTP, gRPC takes the rest.
+    return tuple((key.lower(), value) for key, value in carrier.items() if value.isascii() and value.isprintable())
 
 
 def _refuse_plain_text(optimizer: OptimizerSettings) -> None:
