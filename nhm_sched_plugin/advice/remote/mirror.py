@@ -119,6 +119,7 @@ class Mirror:
             self._silent = False
         self._confirmed_at = time.monotonic()
         try:
+            self._mark.parent.mkdir(parents=True, exist_ok=True)
             self._mark.touch()
             self._marked = stamp(self._mark)
         except OSError as error:  # only the other processes miss it
