@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from nhm_sched_plugin.files import stamp
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
-from nhm_sched_plugin.policy.qtable import stamp
 from nhm_sched_plugin.wire.snapshots import etag, pack_policy
 
 __all__ = ["Table", "forecast_table", "policy_table"]

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nhm_sched_plugin.advice.remote.calls import Caller
-from nhm_sched_plugin.advice.snapshots import replace_file
 from nhm_sched_plugin.errors import AgentUnavailableError, ModelError
+from nhm_sched_plugin.files import replace_file, stamp
 from nhm_sched_plugin.forecasting.table import read_table
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.demand import DemandModel
-from nhm_sched_plugin.policy.qtable import QTable, stamp
+from nhm_sched_plugin.policy.qtable import QTable
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.observe.faults import Faults
