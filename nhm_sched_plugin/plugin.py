@@ -90,7 +90,7 @@ class SchedulerPlugin:
         self.metrics: Metrics = getattr(host, "metrics", None) or Metrics()
         self.faults: Faults = getattr(host, "faults", None) or Faults(self.metrics)
         self._config_path: Path | None = getattr(host, "config_path", None)
-        self._defaults = DefaultHooks(self.settings, self.clock, self._loaded)
+        self._defaults = DefaultHooks(self.settings, self.clock, self._loaded, metrics=self.metrics, faults=self.faults)
         self._load_hooks()
         self._background = Worker("nhm-sched-background", self.faults.report)
         self._snapshots = Snapshots(self.settings, self.metrics, self.faults)
@@ -141,6 +141,8 @@ class SchedulerPlugin:
     def _made(self, part: str, maker: Any) -> Any:
         try:
             return maker(settings=self.settings)
+        except ConfigError:  # our own part's, which a person has to mend; a third party's comes as HookFailedError
+            raise
         except Exception as error:  # noqa: BLE001 - a part that cannot be made means rules only
             self.faults.report(part, error)
             logger.error("no %s: decisions follow the rules only. %s", part, error)
@@ -237,6 +239,7 @@ class SchedulerPlugin:
         if self._recorder is not None:
             self._recorder.close(max(until - time.monotonic(), 0.1))
         self._snapshots.close(max(until - time.monotonic(), 0.1))
+        self._defaults.close(max(until - time.monotonic(), 0.1))
         if self._listener is not None:
             self._listener.close()
         self.observers.close(max(until - time.monotonic(), 0.1))

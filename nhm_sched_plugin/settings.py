@@ -210,6 +210,22 @@ class Settings(BaseSettings):
         return self.data_dir / "mirror"
 
     @property
+    def served_forecast_path(self) -> Path:
+        """The forecast table that a host with these settings serves from: its own or the mirrored one."""
+        mirrored = self.mirror_path / self.forecast_table_path.name
+        return self.forecast_table_path if self.optimizer.endpoint is None else mirrored
+
+    @property
+    def served_q_table_path(self) -> Path:
+        """The Q-table likewise."""
+        return self.q_table_path if self.optimizer.endpoint is None else self.mirror_path / self.q_table_path.name
+
+    @property
+    def served_planner_path(self) -> Path:
+        """The calibrated planner likewise."""
+        return self.planner_path if self.optimizer.endpoint is None else self.mirror_path / self.planner_path.name
+
+    @property
     def outbox_path(self) -> Path:
         """Outcomes on their way to a remote agent."""
         return self.data_dir / "outbox"

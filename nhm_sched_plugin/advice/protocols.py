@@ -38,7 +38,9 @@ class Forecaster(Protocol):
 class Policy(Protocol):
     """Answers from memory, in microseconds; learns and saves in the background."""
 
-    version: str
+    @property
+    def version(self) -> str:
+        """Tells one state of learning from the next."""
 
     def recommend(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast) -> Recommendation | None:
         """The best known action and how sure that is; None when nothing is known. Never explores."""

@@ -30,12 +30,10 @@ from nhm_sched_plugin.agent.tables import Table, forecast_table, policy_table
 from nhm_sched_plugin.agent.tracing import Tracing
 from nhm_sched_plugin.background import Worker
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.extension import Found
-from nhm_sched_plugin.forecasting.table import SnapshotForecaster
+from nhm_sched_plugin.extension import Found, is_third_party
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.listener import MetricsListener
 from nhm_sched_plugin.observe.metrics import Metrics
-from nhm_sched_plugin.policy.learning import QPolicy
 from nhm_sched_plugin.settings import AgentSettings, Settings
 from nhm_sched_plugin.types import Health
 
@@ -90,9 +88,11 @@ class AgentServer:
         self._loop = asyncio.get_running_loop()
         self._health = HealthService({"": True, SERVICE: False})
         self._outcomes = Outcomes(self.faults)
-        paths = self.settings
-        self._policy_table = policy_table(paths.q_table_path, paths.planner_path)
-        self._forecast_table = forecast_table(paths.forecast_table_path)
+        # An agent that asks another one hands on what it has from there.
+        asks = self.settings.optimizer.endpoint is not None
+        folder = self.settings.mirror_path if asks else self.settings.q_table_path.parent
+        self._policy_table = policy_table(folder / "q_table.json", folder / "planner.json")
+        self._forecast_table = forecast_table(folder / "forecast.json")
         self._service = OptimizerService(
             self.advisor,
             self._outcomes,
@@ -163,11 +163,10 @@ class AgentServer:
         policy = self.advisor.policy
         if policy is not None:
             self._learner = Learner(self.settings, policy, self.faults, self._clock)
-        # Who has a part of a third party must not mirror the file that it does not use.
-        if isinstance(policy, QPolicy):
-            self._tables.append(self._policy_table)
-        if isinstance(self.advisor.forecaster, SnapshotForecaster):
-            self._tables.append(self._forecast_table)
+        # The file that a third party's part does not use is not handed out.
+        for part, table in ((policy, self._policy_table), (self.advisor.forecaster, self._forecast_table)):
+            if part is not None and not is_third_party(part):
+                self._tables.append(table)
         self._refresh()
         self._tell(self._outcomes.use, self._learner)
         self._tell(self._health.set, SERVICE, True)

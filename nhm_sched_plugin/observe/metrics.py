@@ -62,6 +62,13 @@ METRICS: Final = (
     Metric("rpc_handled", Counter, "grpc_server_handled_total", ("grpc_type", "grpc_service", "grpc_method", "grpc_code"), "Calls ended, by code (`OK`, `InvalidArgument`, ...)"),
     Metric("rpc_seconds", Histogram, "grpc_server_handling_seconds", ("grpc_type", "grpc_service", "grpc_method"), "Time in the agent, for unary calls from the whole request to the answer", _RPC_S),
     Metric("advised", Counter, "nhm_sched_agent_recommendations_total", ("action", "source"), "Recommendations of an agent, by who chose: policy or rules"),
+    # What an agent was asked by this host.
+    Metric("agent_calls", Counter, "grpc_client_handled_total", ("grpc_type", "grpc_service", "grpc_method", "grpc_code"), "Calls to the optimizer agent, by code (`OK`, `Unavailable`, ...)"),
+    Metric("breaker_open", Gauge, "nhm_sched_agent_breaker_open", ("address",), "1 while the agent at that address is not asked: it did not answer"),
+    Metric("mirror_age", Gauge, "nhm_sched_mirror_age_seconds", (), "Since the agent last said that this host's copy of its tables is the current one"),
+    Metric("mirror_takeovers", Counter, "nhm_sched_mirror_takeovers_total", ("table", "status"), "Tables (policy or forecast) that came from the agent: success or refused"),
+    Metric("outbox_waiting", Gauge, "nhm_sched_outbox_waiting", (), "Outcomes on disk that the agent does not have yet"),
+    Metric("outcomes_sent", Counter, "nhm_sched_outcomes_sent_total", ("status",), "Outcomes for the agent: delivered, refused by it, or dropped (the outbox was full)"),
     # What happened to the records, and what broke.
     Metric("records", Counter, "nhm_sched_records_total", ("state",), "Records: queued, spooled, stored or dropped"),
     Metric("hook_errors", Counter, "nhm_sched_hook_errors_total", ("hook", "plugin"), "Hooks that raised, overslept or answered garbage"),
