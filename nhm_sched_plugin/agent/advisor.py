@@ -249,7 +249,9 @@ class Advisor:
         if forecast is None or policy is None:
             return None, "no models yet"
         try:
-            said = policy.recommend(ticket, state, self._with_bottleneck(forecast, state))
+            # The built-in policy does not look at the bottleneck, and remembers by the forecast's identity.
+            seen = forecast if self.inline else self._with_bottleneck(forecast, state)
+            said = policy.recommend(ticket, state, seen)
         except Exception as error:  # noqa: BLE001 - somebody else's policy
             self._faults.report("policy", error)
             return None, "the policy failed"

@@ -89,10 +89,8 @@ class AgentServer:
         self._health = HealthService({"": True, SERVICE: False})
         self._outcomes = Outcomes(self.faults)
         # An agent that asks another one hands on what it has from there.
-        asks = self.settings.optimizer.endpoint is not None
-        folder = self.settings.mirror_path if asks else self.settings.q_table_path.parent
-        self._policy_table = policy_table(folder / "q_table.json", folder / "planner.json")
-        self._forecast_table = forecast_table(folder / "forecast.json")
+        self._policy_table = policy_table(self.settings.served_q_table_path, self.settings.served_planner_path)
+        self._forecast_table = forecast_table(self.settings.served_forecast_path)
         self._service = OptimizerService(
             self.advisor,
             self._outcomes,
