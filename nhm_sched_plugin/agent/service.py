@@ -25,7 +25,8 @@ from nhm_sched_plugin.wire import check, convert
 __all__ = ["SERVICE", "OptimizerService"]
 
 SERVICE: Final = "OptimizerAgent"
-_MOST_ANSWERS: Final = 4096
+_MOST_HOURS: Final = 8192
+"""In the forecasts that are kept as they were made and as they are sent, each some 600 bytes."""
 _SLOW_PARTS_S: Final = 5.0
 """What parts that are not ours get for an answer,"""
 _SHARE: Final = 0.7
@@ -53,6 +54,7 @@ class OptimizerService:
         self._policy_table, self._forecast_table = policy_table, forecast_table
         self._tracing = tracing
         self._threads = Pool(threads, "nhm-sched-advice", wait_in_line=True)
+        self._hours = 0
         self._answers: dict[tuple[int, str, str], tuple[Forecast, float | None, bytes]] = {}
 
     def methods(self) -> list[Method]:
@@ -81,8 +83,10 @@ class OptimizerService:
         if before is not None and before[0] is found and before[1] == pool:
             return before[2]
         answer: bytes = convert.forecast_response(self._advisor.with_bottleneck(found)).SerializeToString()
-        if len(self._answers) >= _MOST_ANSWERS:
+        self._hours += len(found.points)
+        if self._hours > _MOST_HOURS:
             self._answers.clear()
+            self._hours = len(found.points)
         self._answers[asked] = found, pool, answer
         return answer
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nhm_sched_plugin.cli.app import ConfigOption, app, between, settings_of
-from nhm_sched_plugin.cli.show import out
+from nhm_sched_plugin.cli.show import log_elsewhere, out
 from nhm_sched_plugin.settings import Settings
 
 _PORTS = between(0, 65535)
@@ -30,21 +30,31 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Answer orchestrators over gRPC until SIGTERM: forecasts, recommendations, and learning from outcomes."""
-    settings = _with(settings_of(config), host, port, workers, metrics_port)
-    if settings.agent.workers > 1:
-        from nhm_sched_plugin.agent.workers import run
-
-        run(settings, lambda listening: _tell(settings, listening.port, listening.metrics_ports))
-        return
     from nhm_sched_plugin.agent.logs import AgentLog
+
+    settings = _with(settings_of(config), host, port, workers, metrics_port)
+    log_elsewhere()
+    with AgentLog(settings.agent):
+        if settings.agent.workers > 1:
+            _several(settings)
+        else:
+            _alone(settings)
+
+
+def _several(settings: Settings) -> None:
+    from nhm_sched_plugin.agent.workers import run
+
+    run(settings, lambda listening: _tell(settings, listening.port, listening.metrics_ports))
+
+
+def _alone(settings: Settings) -> None:
     from nhm_sched_plugin.agent.ports import reserved
-    from nhm_sched_plugin.agent.server import serve as run_alone
+    from nhm_sched_plugin.agent.server import serve as run
 
     agent = settings.agent
     if not agent.host.startswith("unix:"):
         reserved(agent.host, agent.port, shared=False).close()  # says it better than grpc would
-    with AgentLog(agent):
-        asyncio.run(run_alone(settings, started=lambda server: _tell(settings, server.port, (server.metrics_port,))))
+    asyncio.run(run(settings, started=lambda server: _tell(settings, server.port, (server.metrics_port,))))
 
 
 def _with(
