@@ -71,7 +71,7 @@ class OptimizerService:
         self._threads.close()
 
     async def forecast(self, raw: bytes, context: Any) -> bytes:
-        request = _checked(pb.ForecastRequest, raw, check.check_forecast_request)
+        request, _ = _checked(pb.ForecastRequest, raw, check.check_forecast_request)
         asked = request.horizon_minutes, request.task_type, request.risk_band
         horizon, task_type, risk_band = asked[0], asked[1] or None, asked[2] or None
         if self._advisor.inline:
@@ -91,8 +91,8 @@ class OptimizerService:
         return answer
 
     async def recommendation(self, raw: bytes, context: Any) -> bytes:
-        request = _checked(pb.StateRequest, raw, check.check_state_request)
-        ticket, state = convert.ticket_of(request), convert.state_of(request)
+        request, given = _checked(pb.StateRequest, raw, check.check_state_request)
+        ticket, state = convert.ticket_of(request), convert.state_of(request, given)
         if self._advisor.inline:
             said = self._advisor.recommend(ticket, state)
         else:
@@ -103,7 +103,7 @@ class OptimizerService:
         return answer
 
     async def outcome(self, raw: bytes, context: Any) -> bytes:
-        request = _checked(pb.OutcomeRequest, raw, check.check_outcome_request)
+        request, _ = _checked(pb.OutcomeRequest, raw, check.check_outcome_request)
         # Without an id nobody can tell a repetition: each is an outcome of its own.
         recorded = await self._outcomes.record(convert.experience_of(request, request.decision_id or new_id()))
         answer: bytes = pb.OutcomeResponse(
@@ -112,10 +112,12 @@ class OptimizerService:
         return answer
 
     async def policy_snapshot(self, raw: bytes, context: Any) -> bytes:
-        return self._policy_table.answer(_checked(pb.SnapshotRequest, raw, check.check_snapshot_request).etag)
+        request, _ = _checked(pb.SnapshotRequest, raw, check.check_snapshot_request)
+        return self._policy_table.answer(request.etag)
 
     async def forecast_snapshot(self, raw: bytes, context: Any) -> bytes:
-        return self._forecast_table.answer(_checked(pb.SnapshotRequest, raw, check.check_snapshot_request).etag)
+        request, _ = _checked(pb.SnapshotRequest, raw, check.check_snapshot_request)
+        return self._forecast_table.answer(request.etag)
 
     async def _in_thread(self, context: Any, make: Callable[..., Any], *args: Any) -> Any:
         """The answer of parts that may take their time, within the caller's deadline."""
@@ -129,13 +131,15 @@ def _within(seconds: float, make: Callable[..., Any], *args: Any) -> Any:
         return make(*args)
 
 
-def _checked(kind: Any, raw: bytes, checks: Callable[[Any], None]) -> Any:
-    """The message, if a caller may send it. Raises `Refusal` with INVALID_ARGUMENT and the field's name."""
+def _checked(kind: Any, raw: bytes, checks: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """The message, if a caller may send it, and what the check has read of it.
+
+    Raises `Refusal` with INVALID_ARGUMENT and the field's name.
+    """
     request = parsed(kind, raw)
     try:
-        checks(request)
+        return request, checks(request)
     except check.InvalidFieldError as error:
         decision_id = getattr(request, "decision_id", "")[: check.MOST_NAME]
         code = grpc.StatusCode.INVALID_ARGUMENT
         raise Refusal(code, str(error), field=error.field, decision_id=decision_id) from None
-    return request
