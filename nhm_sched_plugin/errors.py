@@ -10,7 +10,8 @@
     ├── IngestError        a history file cannot be read as asked
     ├── RegistryError      a model name, version or alias does not fit
     ├── TrainingError      a training cannot be run as asked
-    └── HookError          a plugin or drop-in file is not usable
+    ├── HookError          a plugin or drop-in file is not usable
+    └── AgentUnavailableError  the optimizer agent gives no usable answer, or none in time
 
 None of them ever reaches the orchestrator through `decide()`, `applied()` or `finished()`.
 """
@@ -18,6 +19,7 @@ None of them ever reaches the orchestrator through `decide()`, `applied()` or `f
 from __future__ import annotations
 
 __all__ = [
+    "AgentUnavailableError",
     "ConfigError",
     "HookError",
     "IngestError",
@@ -84,3 +86,15 @@ class TrainingError(NhmSchedError):
 
 class HookError(NhmSchedError):
     """A plugin or drop-in file cannot be loaded or breaks a hook's contract."""
+
+
+class AgentUnavailableError(NhmSchedError):
+    """The optimizer agent gave no usable answer.
+
+    `reason` is the gRPC status (`UNAVAILABLE`, `DEADLINE_EXCEEDED`, ...), or `breaker_open` (no address is being asked
+    for now), `no_time` (nothing left of the budget), `garbage` (an answer that makes no sense) or `forked`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(f"the optimizer agent is not available ({reason}): {message}")

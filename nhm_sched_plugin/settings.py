@@ -22,7 +22,7 @@ from nhm_sched_plugin.settings_agent import AgentSettings, OptimizerSettings, na
 from nhm_sched_plugin.settings_ml import ClickHouseSettings, ExpandedPath, Fraction, MlSettings, ProphetSettings, Tree
 from nhm_sched_plugin.settings_problems import explain
 
-__all__ = ["ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
+__all__ = ["AgentSettings", "ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
 
 
 def bundled(kind: Literal["hooks", "fallback"]) -> Path:
@@ -218,6 +218,22 @@ class Settings(BaseSettings):
     def mirror_path(self) -> Path:
         """What a host has of a remote agent's tables."""
         return self.data_dir / "mirror"
+
+    @property
+    def served_forecast_path(self) -> Path:
+        """The forecast table that a host with these settings serves from: its own or the mirrored one."""
+        mirrored = self.mirror_path / self.forecast_table_path.name
+        return self.forecast_table_path if self.optimizer.endpoint is None else mirrored
+
+    @property
+    def served_q_table_path(self) -> Path:
+        """The Q-table likewise."""
+        return self.q_table_path if self.optimizer.endpoint is None else self.mirror_path / self.q_table_path.name
+
+    @property
+    def served_planner_path(self) -> Path:
+        """The calibrated planner likewise."""
+        return self.planner_path if self.optimizer.endpoint is None else self.mirror_path / self.planner_path.name
 
     @property
     def outbox_path(self) -> Path:

@@ -38,6 +38,7 @@ ORDER = (
     "learn",
     "q-table",
     "replay",
+    "serve",
     "drain",
     "shadow",
     "experiment",

@@ -63,6 +63,7 @@ class QPolicy:
         *,
         last_change: Callable[[], float | None] = lambda: None,
         path: Path | None = None,
+        planner_path: Path | None = None,
         autosave: bool = True,
     ) -> None:
         tuning = settings.ml.scheduling
@@ -72,7 +73,7 @@ class QPolicy:
         self._random = random.Random(tuning.seed)
         self._baseline, self._now, self._autosave = baseline, now, autosave
         self._last_change = last_change
-        self.planner = Planner(settings)
+        self.planner = Planner(settings, planner_path)
         # Pre-training does not save by itself: its rewards are simulated.
         self.steps = Steps(self.planner, self._learning_rate, tuning.discount_factor, live=autosave)
         self.path = path or settings.q_table_path
