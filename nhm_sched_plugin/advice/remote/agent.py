@@ -59,8 +59,11 @@ class RemoteAgent:
         self.go_on()
         self._delivering.wake()
 
-    def ask(self, method: str, request: Any) -> Any:
-        """A call on the hot path, within what is left of the decision's budget. Raises `AgentUnavailableError`."""
+    def ask(self, method: str, request: Callable[[], Any]) -> Any:
+        """A call on the hot path, within what is left of the decision's budget. Raises `AgentUnavailableError`.
+
+        `request` makes the message; it is called when there is somebody to send it to.
+        """
         left = time_left()
         return self._caller.ask(method, request, self._budget_s if left is None else min(left, self._budget_s))
 
