@@ -11,7 +11,7 @@ from nhm_sched_plugin.advice.remote.delivery import Delivery
 from nhm_sched_plugin.advice.remote.mirror import Mirror
 from nhm_sched_plugin.advice.remote.outbox import Outbox
 from nhm_sched_plugin.background import Loop
-from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.errors import AgentUnavailableError, ModelError
 from nhm_sched_plugin.extension import time_left
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class RemoteAgent:
 
         `request` makes the message; it is called when there is somebody to send it to.
         """
+        if not self.mirror.looked:
+            raise AgentUnavailableError("starting", "its tables have not been asked for yet")
         left = time_left()
         return self._caller.ask(method, request, self._budget_s if left is None else min(left, self._budget_s))
 
