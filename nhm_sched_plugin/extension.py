@@ -46,6 +46,7 @@ __all__ = [
     "discover",
     "inspect_hooks",
     "is_disabled",
+    "is_third_party",
     "time_left",
 ]
 
@@ -124,6 +125,11 @@ class _IsolatedPart:
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._part, name)
         return functools.partial(self._call, name, value) if callable(value) else value
+
+
+def is_third_party(part: Any) -> bool:
+    """Whether a forecaster or policy that a factory hook made is somebody else's."""
+    return isinstance(part, _IsolatedPart)
 
 
 class HookManager(pluggy.PluginManager):

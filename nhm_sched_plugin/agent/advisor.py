@@ -70,7 +70,13 @@ class Advisor:
         self.forecaster: Forecaster | None = None
         self.policy: Policy | None = None
         self.inline = True
-        self._defaults = DefaultHooks(settings, clock, lambda status: metrics.child("model_loads", status).inc())
+        self._defaults = DefaultHooks(
+            settings,
+            clock,
+            lambda status: metrics.child("model_loads", status).inc(),
+            metrics=metrics,
+            faults=faults,
+        )
         self._rules_file = FileWatch(self._defaults.rule_book_path, seen=False)
         self._snapshots = Snapshots(settings, metrics, faults)
         self._hooks = HookManager(ExtensionSpecs, settings.hooks, faults, PARTS)
@@ -139,6 +145,7 @@ class Advisor:
 
     def close(self, timeout_s: float) -> None:
         """End the threads. What was learned is the learner's to save, before this."""
+        self._defaults.close(timeout_s)
         self._snapshots.close(timeout_s)
         self._hooks.close()
 
@@ -242,7 +249,9 @@ class Advisor:
         if forecast is None or policy is None:
             return None, "no models yet"
         try:
-            said = policy.recommend(ticket, state, self._with_bottleneck(forecast, state))
+            # The built-in policy does not look at the bottleneck, and remembers by the forecast's identity.
+            seen = forecast if self.inline else self._with_bottleneck(forecast, state)
+            said = policy.recommend(ticket, state, seen)
         except Exception as error:  # noqa: BLE001 - somebody else's policy
             self._faults.report("policy", error)
             return None, "the policy failed"

@@ -62,11 +62,12 @@ class HealthService:
         service = parsed(health_pb2.HealthCheckRequest, request).service
         last = b""
         while True:
-            changed, status = self._changed, self._status(service)
+            # All at once: it may change again while the caller is being told.
+            changed, closing, status = self._changed, self._closing, self._status(service)
             if status != last:
                 last = status
                 yield status
-            if self._closing:
+            if closing:
                 return
             await changed.wait()
 

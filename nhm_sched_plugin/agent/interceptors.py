@@ -10,13 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
 import grpc
 
+from nhm_sched_plugin.agent.access import Authoriser
+from nhm_sched_plugin.agent.logs import refused
 from nhm_sched_plugin.observe.metrics import Metrics
 
-__all__ = ["Authoriser", "Calls", "Method", "Refusal"]
+__all__ = ["Calls", "Method", "Refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,6 @@ _UNKNOWN: Final = "unknown"
 """Label of a method that is not served: what a caller wrote never becomes a label."""
 _MOST_DETAILS: Final = 1000
 """Characters; they travel in a header."""
-_MOST_PATH: Final = 256
-_OWN_FAULTS: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
 
 Kind = Literal["unary", "server_stream", "bidi_stream"]
 
@@ -36,13 +36,6 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure
     def __init__(self, code: grpc.StatusCode, details: str, *, field: str = "", decision_id: str = "") -> None:
         super().__init__(details)
         self.code, self.details, self.field, self.decision_id = code, details[:_MOST_DETAILS], field, decision_id
-
-
-class Authoriser(Protocol):
-    """Who may do what."""
-
-    def refusal(self, method: str, metadata: Any, auth_context: Any) -> tuple[grpc.StatusCode, str] | None:
-        """Why this caller may not call `/service/method`: the code and a sentence; None: it may."""
 
 
 class Method(NamedTuple):
@@ -86,9 +79,11 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
             found = grpc.stream_stream_rpc_method_handler(call)
         return found
 
-    def end_streams(self) -> None:
-        """Hang up on whoever listens, so that nobody holds up the end of the server."""
+    async def end_streams(self, patience_s: float) -> None:
+        """Hang up on whoever listens and does not go within `patience_s`: nobody holds up the end of the server."""
         self._closing = True
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=patience_s)
         for task in self._streams:
             task.cancel()
 
@@ -104,7 +99,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
         count = _Count(self._metrics, method)
 
         async def call(request: bytes, context: Any) -> bytes:
-            began, code = time.perf_counter(), grpc.StatusCode.OK
+            began = time.perf_counter()
             count.started()
             self._under_way += limited
             try:
@@ -112,19 +107,16 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
                     raise Refusal(*_FULL)
                 self._admit(path, context)
                 found: bytes = await answer(request, context)
-                return found
             except asyncio.CancelledError:
-                code = _why_cancelled(context)
+                count.handled(_why_cancelled(context), began)
                 raise
             except Exception as error:  # noqa: BLE001 - no caller ever sees UNKNOWN
-                refusal = _refusal(error, path)
-                code = refusal.code
-                _tell(refusal, path, context)
-                await context.abort(code, refusal.details)
-                raise AssertionError("abort raises") from None
+                await self._refuse(error, path, context, count, began)
+                raise AssertionError("a refusal ends the call") from None
             finally:
                 self._under_way -= limited
-                count.handled(code, time.perf_counter() - began)
+            count.handled(grpc.StatusCode.OK, began)
+            return found
 
         return call
 
@@ -133,7 +125,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
         count = _Count(self._metrics, method)
 
         async def call(request: Any, context: Any) -> AsyncIterator[bytes]:
-            began, code = time.perf_counter(), grpc.StatusCode.OK
+            began = time.perf_counter()
             count.started()
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - grpc runs every call in one
@@ -144,22 +136,25 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
                 self._admit(path, context)
                 async for part in answer(request, context):
                     yield part
+                count.handled(grpc.StatusCode.OK, began)
             except (asyncio.CancelledError, GeneratorExit):
                 if not self._closing:
-                    code = _why_cancelled(context)
+                    count.handled(_why_cancelled(context), began)
                     raise
-                code = grpc.StatusCode.UNAVAILABLE
-                await context.abort(code, "the agent is shutting down")
+                await self._refuse(Refusal(*_CLOSING), path, context, count, began)
             except Exception as error:  # noqa: BLE001 - no caller ever sees UNKNOWN
-                refusal = _refusal(error, path)
-                code = refusal.code
-                _tell(refusal, path, context)
-                await context.abort(code, refusal.details)
+                await self._refuse(error, path, context, count, began)
             finally:
                 self._streams.discard(task)
-                count.handled(code, time.perf_counter() - began)
 
         return call
+
+    async def _refuse(self, error: Exception, path: str, context: Any, count: _Count, began: float) -> None:
+        """Count, log and answer; raises what ends the call."""
+        refusal = _refusal(error, path)
+        count.handled(refusal.code, began)
+        refused(path, refusal.code, context.peer(), refusal.details, refusal.decision_id, refusal.field)
+        await context.abort(refusal.code, refusal.details)
 
     def _admit(self, path: str, context: Any) -> None:
         """Raises `Refusal` for who may not call, and for what nobody waits for any more."""
@@ -182,12 +177,13 @@ class _Count:
         self._observe = metrics.child("rpc_seconds", *self._labels).observe
         self._ok = metrics.child("rpc_handled", *self._labels, "OK").inc
 
-    def handled(self, code: grpc.StatusCode, seconds: float) -> None:
+    def handled(self, code: grpc.StatusCode, began: float) -> None:
+        """The call that began then (`perf_counter`) ends now."""
         if code is grpc.StatusCode.OK:
             self._ok()
         else:
             self._metrics.child("rpc_handled", *self._labels, _go_name(code)).inc()
-        self._observe(seconds)
+        self._observe(time.perf_counter() - began)
 
 
 def _go_name(code: grpc.StatusCode) -> str:
@@ -209,26 +205,8 @@ def _refusal(error: Exception, path: str) -> Refusal:
     return Refusal(grpc.StatusCode.UNAVAILABLE, "the agent could not answer; its log says why")
 
 
-def _tell(refusal: Refusal, path: str, context: Any) -> None:
-    """One line for each refused call; the parts by name for structured logs."""
-    parts = {
-        "method": path[:_MOST_PATH],
-        "code": refusal.code.name,
-        "field": refusal.field,
-        "peer": context.peer(),
-        "decision_id": refusal.decision_id,
-    }
-    told = " ".join(f"{name}={value}" for name, value in parts.items() if value)
-    level = logging.WARNING if refusal.code in _OWN_FAULTS else logging.INFO
-    logger.log(level, "%s", _one_line(f"refused {told}: {refusal.details}"), extra={"call": parts})
-
-
-def _one_line(text: str) -> str:
-    """Without the control characters that a caller may have sent."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
 _FULL: Final = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once (agent.max_concurrent_rpcs); try again")
+_CLOSING: Final = (grpc.StatusCode.UNAVAILABLE, "the agent is shutting down")
 
 
 async def _not_served(requests: Any, context: Any) -> AsyncIterator[bytes]:

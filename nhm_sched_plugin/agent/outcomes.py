@@ -11,12 +11,14 @@ import grpc
 from nhm_sched_plugin.agent.interceptors import Refusal
 from nhm_sched_plugin.agent.learner import Learner, Recorded
 from nhm_sched_plugin.background import Pool
+from nhm_sched_plugin.errors import LedgerError
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.types import Experience
 
 __all__ = ["Outcomes"]
 
 _MOST_WAITING: Final = 10_000
+_NOT_WRITTEN: Final = "the outcome could not be written; the agent's log says why. Send it again later"
 _Waiting = tuple[Experience, "asyncio.Future[Recorded]"]
 
 
@@ -76,10 +78,13 @@ class Outcomes:
             return [_refusal(one, "the agent has no policy that could learn") for one in batch]
         try:
             return list(self._learner.record(batch))
-        except Exception as error:  # noqa: BLE001 - full disks, broken files, somebody else's policy
+        except LedgerError as error:  # the disk, which refuses all alike
+            self._faults.report("learner", error)
+            return [_refusal(one, _NOT_WRITTEN) for one in batch]
+        except Exception as error:  # noqa: BLE001 - something about one of them
             if len(batch) == 1:
                 self._faults.report("learner", error)
-                return [_refusal(batch[0], "the outcome could not be written; the agent's log says why")]
+                return [_refusal(batch[0], _NOT_WRITTEN)]
         return [answer for one in batch for answer in self._recorded([one])]
 
 

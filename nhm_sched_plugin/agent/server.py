@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 import grpc
 
+from nhm_sched_plugin.agent.access import Authoriser, credentials
 from nhm_sched_plugin.agent.advisor import Advisor
 from nhm_sched_plugin.agent.health import SERVICE as HEALTH
 from nhm_sched_plugin.agent.health import HealthService
@@ -26,14 +27,13 @@ from nhm_sched_plugin.agent.outcomes import Outcomes
 from nhm_sched_plugin.agent.reflection import reflection
 from nhm_sched_plugin.agent.service import SERVICE, OptimizerService
 from nhm_sched_plugin.agent.tables import Table, forecast_table, policy_table
+from nhm_sched_plugin.agent.tracing import Tracing
 from nhm_sched_plugin.background import Worker
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.extension import Found
-from nhm_sched_plugin.forecasting.table import SnapshotForecaster
+from nhm_sched_plugin.extension import Found, is_third_party
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.listener import MetricsListener
 from nhm_sched_plugin.observe.metrics import Metrics
-from nhm_sched_plugin.policy.learning import QPolicy
 from nhm_sched_plugin.settings import AgentSettings, Settings
 from nhm_sched_plugin.types import Health
 
@@ -45,6 +45,8 @@ REFRESH_S: Final = 0.5
 """How often files (tables, rule book, what other processes learned) are looked at."""
 _STREAMS_A_CONNECTION: Final = 1024
 """Calls that one connection may have under way; further ones wait at the caller's end."""
+_WATCHERS_S: Final = 0.5
+"""What watchers get to hear that the end has come."""
 _CLOSING_S: Final = 5.0
 
 
@@ -70,6 +72,9 @@ class AgentServer:
         self.advisor = Advisor(settings, self.metrics, self.faults, clock, plugins)
         self._learner: Learner | None = None
         self._tables: list[Table] = []
+        self._credentials = credentials(settings.agent)
+        self._authoriser = Authoriser(settings.agent)
+        self._tracing = Tracing(settings.agent)
         self._worker = Worker("nhm-sched-agent", self.faults.report)
         self._worker.every(REFRESH_S, "refresh", self._refresh)
         self._listener: MetricsListener | None = None
@@ -83,22 +88,25 @@ class AgentServer:
         self._loop = asyncio.get_running_loop()
         self._health = HealthService({"": True, SERVICE: False})
         self._outcomes = Outcomes(self.faults)
-        paths = self.settings
-        self._policy_table = policy_table(paths.q_table_path, paths.planner_path)
-        self._forecast_table = forecast_table(paths.forecast_table_path)
+        # An agent that asks another one hands on what it has from there.
+        self._policy_table = policy_table(self.settings.served_q_table_path, self.settings.served_planner_path)
+        self._forecast_table = forecast_table(self.settings.served_forecast_path)
         self._service = OptimizerService(
             self.advisor,
             self._outcomes,
             self._policy_table,
             self._forecast_table,
             self.settings.hooks.pool_size,
+            self._tracing,
             self._clock,
         )
         methods = [*self._service.methods(), *self._health.methods()]
         if agent.reflection:
             methods += reflection((SERVICE, HEALTH))
-        self._calls = Calls(methods, self.metrics, agent.max_concurrent_rpcs)
-        self._server = grpc.aio.server(options=_options(agent, shared=self._shared))
+        self._calls = Calls(methods, self.metrics, agent.max_concurrent_rpcs, self._authoriser)
+        self._server = grpc.aio.server(
+            interceptors=self._tracing.interceptors, options=_options(agent, shared=self._shared)
+        )
         self._server.add_generic_rpc_handlers((self._calls,))
         self.port = self._bind(agent)
         await self._server.start()
@@ -114,10 +122,8 @@ class AgentServer:
     async def drain(self, grace_s: float) -> None:
         """Take no new calls, finish those that have begun, write down what was learned."""
         self._health.close()
-        stopping = asyncio.ensure_future(self._server.stop(grace_s))
-        await asyncio.sleep(0)  # watchers hear it before their streams end
-        self._calls.end_streams()
-        await stopping
+        await self._calls.end_streams(_WATCHERS_S)
+        await self._server.stop(grace_s)
         self._service.close()
         await self._outcomes.close()
         await asyncio.to_thread(self._close)
@@ -125,12 +131,13 @@ class AgentServer:
     def _bind(self, agent: AgentSettings) -> int:
         address = address_of(agent.host, agent.port)
         try:
-            port: int = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                return int(self._server.add_insecure_port(address))
+            return int(self._server.add_secure_port(address, self._credentials))
         except RuntimeError:
             raise OSError(
                 f"cannot listen on {address}: the port is taken, or the address is not this machine's"
             ) from None
-        return port
 
     def _listen(self) -> None:
         if not self.settings.metrics.enabled:
@@ -144,7 +151,8 @@ class AgentServer:
 
     def health(self) -> list[Health]:
         """Part by part, for `/healthz`."""
-        return self.advisor.health()
+        learner = [] if self._learner is None else [self._learner.health()]
+        return [*self.advisor.health(), *learner]
 
     # In the background
 
@@ -152,25 +160,18 @@ class AgentServer:
         self.advisor.open()
         policy = self.advisor.policy
         if policy is not None:
-            try:
-                self._learner = Learner(self.settings, policy, self.faults)
-            except Exception as error:  # noqa: BLE001 - advice is given all the same
-                self.faults.report("learner", error)
-        # Who has a part of a third party must not mirror the file that it does not use.
-        if isinstance(policy, QPolicy):
-            self._tables.append(self._policy_table)
-        if isinstance(self.advisor.forecaster, SnapshotForecaster):
-            self._tables.append(self._forecast_table)
+            self._learner = Learner(self.settings, policy, self.faults, self._clock)
+        # The file that a third party's part does not use is not handed out.
+        for part, table in ((policy, self._policy_table), (self.advisor.forecaster, self._forecast_table)):
+            if part is not None and not is_third_party(part):
+                self._tables.append(table)
         self._refresh()
         self._tell(self._outcomes.use, self._learner)
         self._tell(self._health.set, SERVICE, True)
 
     def _refresh(self) -> None:
         if self._learner is not None:
-            try:
-                self._learner.follow()
-            except Exception as error:  # noqa: BLE001 - the next look tries again
-                self.faults.report("learner", error)
+            self._learner.follow()
         self.advisor.refresh()
         for table in self._tables:
             try:
@@ -185,31 +186,42 @@ class AgentServer:
     def _close(self) -> None:
         self._worker.close(_CLOSING_S)
         if self._learner is not None:
-            try:
-                self._learner.close()
-            except Exception as error:  # noqa: BLE001 - shutting down goes on
-                self.faults.report("learner", error)
+            self._learner.close()
         self.advisor.close(_CLOSING_S)
         if self._listener is not None:
             self._listener.close()
+        self._tracing.close()
 
 
 async def serve(
-    settings: Settings, *, shared: bool = False, started: Callable[[AgentServer], None] = lambda server: None
+    settings: Settings,
+    *,
+    shared: bool = False,
+    until: int | None = None,
+    started: Callable[[AgentServer], None] = lambda server: None,
 ) -> None:
-    """Listen until SIGTERM or SIGINT, then drain. `started` hears when it listens."""
+    """Listen until SIGTERM or SIGINT, then drain. `started` hears when it listens.
+
+    `until`: also until this file descriptor can be read.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    if until is not None:
+        loop.add_reader(until, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AgentServer(settings, shared=shared) as server:
         started(server)
         await stop.wait()
+        if until is not None:
+            loop.remove_reader(until)
         logger.info("shutting down: calls that have begun get %g s", settings.agent.grace_s)
 
 
 def address_of(host: str, port: int) -> str:
-    """As grpc wants it: IPv6 addresses in brackets."""
+    """As grpc wants it: IPv6 addresses in brackets; a Unix socket has no port."""
+    if host.startswith("unix:"):
+        return host
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 

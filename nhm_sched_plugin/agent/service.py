@@ -14,6 +14,7 @@ from nhm_sched_plugin.agent.interceptors import Method, Refusal
 from nhm_sched_plugin.agent.messages import parsed
 from nhm_sched_plugin.agent.outcomes import Outcomes
 from nhm_sched_plugin.agent.tables import Table
+from nhm_sched_plugin.agent.tracing import Tracing
 from nhm_sched_plugin.background import Pool
 from nhm_sched_plugin.extension import deadline
 from nhm_sched_plugin.ids import new_id
@@ -26,7 +27,9 @@ __all__ = ["SERVICE", "OptimizerService"]
 SERVICE: Final = "OptimizerAgent"
 _MOST_ANSWERS: Final = 4096
 _SLOW_PARTS_S: Final = 5.0
-"""What parts that are not ours get for an answer, where the caller sets no shorter deadline."""
+"""What parts that are not ours get for an answer,"""
+_SHARE: Final = 0.7
+"""and of the caller's deadline; the rest is for the rules, which answer when they oversleep."""
 
 
 class OptimizerService:
@@ -43,10 +46,12 @@ class OptimizerService:
         policy_table: Table,
         forecast_table: Table,
         threads: int,
+        tracing: Tracing,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._advisor, self._outcomes, self._clock = advisor, outcomes, clock
         self._policy_table, self._forecast_table = policy_table, forecast_table
+        self._tracing = tracing
         self._threads = Pool(threads, "nhm-sched-advice", wait_in_line=True)
         self._answers: dict[tuple[int, str, str], tuple[Forecast, float | None, bytes]] = {}
 
@@ -67,7 +72,10 @@ class OptimizerService:
         request = _checked(pb.ForecastRequest, raw, check.check_forecast_request)
         asked = request.horizon_minutes, request.task_type, request.risk_band
         horizon, task_type, risk_band = asked[0], asked[1] or None, asked[2] or None
-        found = await self._made(context, self._advisor.forecast, horizon, task_type, risk_band)
+        if self._advisor.inline:
+            found = self._advisor.forecast(horizon, task_type, risk_band)
+        else:
+            found = await self._in_thread(context, self._advisor.forecast, horizon, task_type, risk_band)
         pool = self._advisor.pool
         before = self._answers.get(asked)
         if before is not None and before[0] is found and before[1] == pool:
@@ -80,8 +88,14 @@ class OptimizerService:
 
     async def recommendation(self, raw: bytes, context: Any) -> bytes:
         request = _checked(pb.StateRequest, raw, check.check_state_request)
-        said = await self._made(context, self._advisor.recommend, convert.ticket_of(request), convert.state_of(request))
-        answer: bytes = convert.recommendation_response(said, new_id(), self._clock()).SerializeToString()
+        ticket, state = convert.ticket_of(request), convert.state_of(request)
+        if self._advisor.inline:
+            said = self._advisor.recommend(ticket, state)
+        else:
+            said = await self._in_thread(context, self._advisor.recommend, ticket, state)
+        decision_id = new_id()
+        self._tracing.annotate(decision_id=decision_id, action=said.action, confidence=said.confidence)
+        answer: bytes = convert.recommendation_response(said, decision_id, self._clock()).SerializeToString()
         return answer
 
     async def outcome(self, raw: bytes, context: Any) -> bytes:
@@ -99,12 +113,10 @@ class OptimizerService:
     async def forecast_snapshot(self, raw: bytes, context: Any) -> bytes:
         return self._forecast_table.answer(_checked(pb.SnapshotRequest, raw, check.check_snapshot_request).etag)
 
-    async def _made(self, context: Any, make: Callable[..., Any], *args: Any) -> Any:
-        """The answer: at once where it comes from memory, else in a thread and within the caller's deadline."""
-        if self._advisor.inline:
-            return make(*args)
+    async def _in_thread(self, context: Any, make: Callable[..., Any], *args: Any) -> Any:
+        """The answer of parts that may take their time, within the caller's deadline."""
         left = context.time_remaining()
-        seconds = _SLOW_PARTS_S if left is None else min(left, _SLOW_PARTS_S)
+        seconds = _SLOW_PARTS_S if left is None else min(_SHARE * left, _SLOW_PARTS_S)
         return await asyncio.wrap_future(self._threads.submit(_within, seconds, make, *args))
 
 

@@ -34,7 +34,7 @@ class Table:
         return self._unchanged if known and known == self._etag else self._whole
 
     def refresh(self) -> None:
-        """Raises OSError or `ModelError` when a file cannot be used; the old content then stays, as it does without one."""
+        """Raises OSError or `ModelError` for a file that cannot be used; the old content stays, as it does without."""
         stamps = [stamp(path) for path in self._paths]
         if stamps == self._stamps or stamps[0] is None:
             return

@@ -6,7 +6,6 @@ import sys
 from typing import NoReturn
 
 from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
-    agent,
     backtest,
     checks,
     demo,
@@ -15,6 +14,7 @@ from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     policy,
     quality,
     records,
+    serve,
 )
 from nhm_sched_plugin.cli.app import app
 from nhm_sched_plugin.cli.show import log_to_terminal

@@ -18,13 +18,14 @@ __all__ = ["FORMAT", "VERSION", "etag", "pack_policy", "unpack_policy"]
 
 FORMAT: Final = "nhm-sched-policy-snapshot"
 VERSION: Final = 1
+_NO_PLANNER: Final = b"null"
 
 
 class _Packed(msgspec.Struct, kw_only=True):
     format: str = FORMAT
     version: int = VERSION
     q_table: msgspec.Raw
-    planner: msgspec.Raw | None = None
+    planner: msgspec.Raw = msgspec.Raw(_NO_PLANNER)
 
 
 def pack_policy(q_table: bytes, planner: bytes | None) -> bytes:
@@ -33,10 +34,11 @@ def pack_policy(q_table: bytes, planner: bytes | None) -> bytes:
     Raises `ModelError` for files that hold no JSON.
     """
     try:
-        parts = [None if raw is None else msgspec.json.decode(raw, type=msgspec.Raw) for raw in (q_table, planner)]
+        parts = [
+            msgspec.json.decode(raw, type=msgspec.Raw) for raw in (q_table, _NO_PLANNER if planner is None else planner)
+        ]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ModelError(f"the policy's files cannot be handed on: they hold no JSON ({error})") from None
-    assert parts[0] is not None  # noqa: S101 - there is always a Q-table
     return msgspec.json.encode(_Packed(q_table=parts[0], planner=parts[1]))
 
 
@@ -52,8 +54,8 @@ def unpack_policy(content: bytes) -> tuple[bytes, bytes | None]:
     if packed.format != FORMAT or packed.version != VERSION:
         told = f"{packed.format!r} version {packed.version}"
         raise ModelError(f"the policy snapshot is {told}; expected {FORMAT!r} version {VERSION}: upgrade the older end")
-    planner = None if packed.planner is None else bytes(packed.planner)
-    return bytes(packed.q_table), None if planner == b"null" else planner
+    planner = bytes(packed.planner)
+    return bytes(packed.q_table), None if planner == _NO_PLANNER else planner
 
 
 def etag(content: bytes) -> str:
