@@ -174,6 +174,16 @@ class Ledger:
 
         self._file.run(write)
 
+    def learned(self, numbers: Sequence[int]) -> None:
+        """What these stand for is durable elsewhere: only their ids are kept."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            with _transaction(connection):
+                connection.executemany("DELETE FROM experiences WHERE seq = ?", [(number,) for number in numbers])
+                self._forget(connection, _last(connection) - KEPT)
+
+        self._file.run(write)
+
     def _forget(self, connection: sqlite3.Connection, contained: int) -> None:
         """Ids from the front, as long as they are too old, and those that are too many.
 

@@ -42,7 +42,13 @@ ORDER = (
     "drain",
     "shadow",
     "experiment",
+    "decisions",
     "explain",
+    "arms",
+    "bottlenecks",
+    "misses",
+    "export",
+    "erase",
     "hooks",
     "doctor",
 )

@@ -282,6 +282,25 @@ def test_a_crash_between_saving_the_table_and_noting_it(tmp_path: Path, monkeypa
     assert agent.learner.health().ok
 
 
+def test_what_cannot_be_learned_at_once_is_recorded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_in(tmp_path)
+    agent, peer = Agent(settings), Agent(settings)
+    peer.record(1)
+
+    def fails(*_: object) -> None:
+        raise LedgerError("read error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "after", fails)
+        assert agent.learner.record([outcome(2)]) == [(True, 0, 0.0)]
+    assert not agent.learner.health().ok
+    agent.learner.follow()
+    assert same(agent.table, replayed(settings, [outcome(1), outcome(2)]))
+    assert agent.learner.health().ok
+
+
 def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
     subprocess.run([sys.executable, learning.__file__, "full-disk", str(tmp_path)], check=True, timeout=PATIENCE_S)
     settings = settings_in(tmp_path)
@@ -328,6 +347,34 @@ def test_somebody_elses_policy_learns_once_for_each(tmp_path: Path) -> None:
     again = Learner(settings, policy, Faults(metrics))
     assert not again.record([outcome(1)])[0].accepted
     assert policy.learned == ["d-1", "d-3"]
+
+
+def test_what_somebody_elses_policy_had_not_saved_it_learns_again_after_a_crash(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, update_interval=3)
+    built_in = Agent(settings)
+    built_in.record(100, 101, 102)
+    built_in.learner.close()
+    policy: Any = Stranger()
+    learner = Learner(settings, policy, Faults(Metrics()))
+    learner.record([outcome(number) for number in (1, 3, 4)])
+    learner.follow()
+    assert policy.saved == 1
+    learner.record([outcome(5), outcome(6)])
+    # Killed here.
+    policy = Stranger()
+    again = Learner(settings, policy, Faults(Metrics()))
+    assert policy.learned == ["d-5", "d-6"]
+    assert not again.record([outcome(5)])[0].accepted
+    child = os.fork()
+    if child == 0:
+        again.follow()
+        os._exit(0 if policy.learned == ["d-5", "d-6"] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    again.close()
+    policy = Stranger()
+    Learner(settings, policy, Faults(Metrics()))
+    assert policy.learned == []
+    assert Agent(settings).learner.record([outcome(4)])[0].accepted is False
 
 
 def test_the_workers_outcomes_make_many_states() -> None:

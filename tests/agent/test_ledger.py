@@ -281,6 +281,31 @@ def test_a_table_goes_on_with_a_ledger_that_was_damaged(tmp_path: Path) -> None:
     assert saved.ledger == agent.learner.ledger.id
 
 
+@pytest.mark.parametrize("saved_before", [False, True])
+@pytest.mark.parametrize("first", ["follows", "records"])
+def test_what_is_lost_of_a_ledger_is_taken_from_a_process_that_knows_it(
+    tmp_path: Path, saved_before: bool, first: str
+) -> None:
+    settings = settings_in(tmp_path, update_interval=1 if saved_before else 100)
+    agent, peer = learning.Agent(settings), learning.Agent(settings)
+    agent.record(1, 2)
+    agent.learner.follow()
+    agent.record(3)
+    path = agent.learner.ledger.path
+    for each in (agent, peer):
+        each.learner.ledger.close()
+    overwritten(path, begin=0)
+    if first == "follows":
+        for each in (agent, peer, agent):
+            each.learner.follow()
+    agent.record(4)
+    peer.record(5)
+    expected = replayed(settings, some(1, 2, 3, 4, 5))
+    for each in (agent, peer, learning.Agent(settings)):
+        each.learner.follow()
+        assert same(each.table, expected)
+
+
 def test_a_ledger_whose_front_is_lost(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     agent = learning.Agent(settings)
