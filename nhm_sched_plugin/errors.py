@@ -92,7 +92,8 @@ class AgentUnavailableError(NhmSchedError):
     """The optimizer agent gave no usable answer.
 
     `reason` is the gRPC status (`UNAVAILABLE`, `DEADLINE_EXCEEDED`, ...), or `breaker_open` (no address is being asked
-    for now), `no_time` (nothing left of the budget), `garbage` (an answer that makes no sense) or `forked`.
+    for now), `starting`, `no_time` (nothing left of the budget), `garbage` (an answer that makes no sense),
+    `credentials` or `forked`.
     """
 
     def __init__(self, reason: str, message: str) -> None:

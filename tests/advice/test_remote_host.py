@@ -111,11 +111,11 @@ def test_a_fresh_mirror_carries_the_host_through_anything(
     host = ask(agent.address)
     mirrored(host, kit)
     before = mirror(host)
-    learn(folder, 50)  # so that there is something new to get wrong
-    kit.write_forecast(folder, volume=700.0)
     if mode == "dead":
         agent.stop()
     agent.mode = mode
+    learn(folder, 50)  # so that there is something new to get wrong
+    kit.write_forecast(folder, volume=700.0)
     if mode in ("nonsense", "dead"):
         kit.wait_for(lambda: mode == "nonsense" or remote(host)._caller.endpoints.ready() is None, 20)
     else:

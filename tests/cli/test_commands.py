@@ -245,6 +245,7 @@ def test_doctor_on_a_sound_installation(nhm: Any, on_trained: Path) -> None:
         "configuration",
         "data folder",
         "rule book",
+        "agent",
         "forecast",
         "policy",
         "cache",

@@ -11,7 +11,7 @@ from nhm_sched_plugin.advice.remote.delivery import Delivery
 from nhm_sched_plugin.advice.remote.mirror import Mirror
 from nhm_sched_plugin.advice.remote.outbox import Outbox
 from nhm_sched_plugin.background import Loop
-from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.errors import AgentUnavailableError, ModelError
 from nhm_sched_plugin.extension import time_left
 
 if TYPE_CHECKING:
@@ -59,8 +59,13 @@ class RemoteAgent:
         self.go_on()
         self._delivering.wake()
 
-    def ask(self, method: str, request: Any) -> Any:
-        """A call on the hot path, within what is left of the decision's budget. Raises `AgentUnavailableError`."""
+    def ask(self, method: str, request: Callable[[], Any]) -> Any:
+        """A call on the hot path, within what is left of the decision's budget. Raises `AgentUnavailableError`.
+
+        `request` makes the message; it is called when there is somebody to send it to.
+        """
+        if not self.mirror.looked:
+            raise AgentUnavailableError("starting", "its tables have not been asked for yet")
         left = time_left()
         return self._caller.ask(method, request, self._budget_s if left is None else min(left, self._budget_s))
 

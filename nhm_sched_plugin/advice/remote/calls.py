@@ -6,7 +6,7 @@ Every call has a deadline, passes the breaker of its address, is counted by code
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.advice.remote.endpoints import Chosen, Endpoint, Endpoints
@@ -36,14 +36,17 @@ class Caller:
         self._metrics = metrics
         self._timeout_s = optimizer.grpc_timeout
 
-    def ask(self, method: str, request: Any, timeout_s: float) -> Any:
-        """On the hot path: one attempt, at an address whose breaker is closed; costs nothing when there is none."""
+    def ask(self, method: str, request: Callable[[], Any], timeout_s: float) -> Any:
+        """On the hot path: one attempt, at an address whose breaker is closed.
+
+        Costs nothing when there is none; the message (`request` makes it) is not even made then, nor its code imported.
+        """
         if timeout_s < SHORTEST_S:
             raise AgentUnavailableError("no_time", "nothing is left of the decision's budget")
         chosen = self.endpoints.ready()
         if chosen is None:
             raise self.endpoints.nobody()
-        return self._once(chosen, method, request, timeout_s, hot=True)
+        return self._once(chosen, method, request(), timeout_s, hot=True)
 
     def call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         """In the background: with retries at the next address, within `timeout_s` (`optimizer.grpc_timeout`)."""

@@ -79,15 +79,18 @@ class Delivery:
     def deliver(self) -> float:
         """Send what waits; returns the seconds until the next look. Raises `SpoolError`."""
         self.save()
-        self._metrics.child("outbox_waiting").set(self.outbox.waiting())
         if not self.outbox.take_turn():
+            self._idle.set()  # what is on disk is another process' to deliver
             return _LOOK_S
+        self._metrics.child("outbox_waiting").set(self.outbox.waiting())
         for batch in batches(self.outbox, BATCH):
             self._idle.clear()
             try:
                 problem = self._send(batch)
             except AgentUnavailableError as error:
                 problem = error
+            if problem is not None and problem.reason == "CANCELLED":
+                return 0.0  # by a fork of this process; nobody is ill
             if problem is not None:
                 self._at_once = max(1, self._at_once // 2)
                 self._faults.report("outbox", str(problem))
@@ -97,7 +100,7 @@ class Delivery:
         return _LOOK_S
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the agent has everything; False when that took longer."""
+        """Wait until nothing is left to do for this process; False when that took longer."""
         return self._idle.wait(timeout_s)
 
     def _send(self, batch: Sequence[Waiting]) -> AgentUnavailableError | None:

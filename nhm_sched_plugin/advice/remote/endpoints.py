@@ -52,7 +52,8 @@ class Endpoint:
 
     def after_fork(self) -> None:
         """What the parent opened is left alone: closing it here would disturb the parent."""
-        _parents_own.append(getattr(self, "_channel", None))
+        if (channel := getattr(self, "_channel", None)) is not None:
+            _parents_own.append(channel)
         self._lock = threading.Lock()
         self._channel: Any = None
         self._made_with: Any = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from nhm_sched_plugin.advice.remote.agent import RemoteAgent
 from nhm_sched_plugin.errors import AgentUnavailableError
@@ -57,12 +57,17 @@ class RemoteForecaster:
         known = self._answers.get(asked)
         if known is not None and abs(now - known[0]) < _KEPT_S:
             return known[1]
-        from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
+
+        def request() -> Any:
+            from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
+
+            return pb.ForecastRequest(horizon_minutes=horizon_minutes, task_type=task_type, risk_band=risk_band)
+
+        answer = self._agent.ask("GetLoadForecast", request)
         from nhm_sched_plugin.wire.convert import forecast_of
 
-        request = pb.ForecastRequest(horizon_minutes=horizon_minutes, task_type=task_type, risk_band=risk_band)
         try:
-            forecast = forecast_of(self._agent.ask("GetLoadForecast", request))
+            forecast = forecast_of(answer)
         except (ValueError, OverflowError, OSError) as error:  # of a moment that no calendar has
             raise AgentUnavailableError("garbage", f"GetLoadForecast answered nonsense: {error}") from None
         if not _sensible(forecast):

@@ -77,6 +77,8 @@ class Mirror:
         self._marked = stamp(self._mark)
         self._confirmed_at = -math.inf if self._marked is None else time.monotonic() - self._age_of_mark()
         self._silent = False
+        self.looked = False
+        """Whether the first look is over: before that a table may be on its way, and a question would be in vain."""
         self.after_fork()
         renew_after_fork(self)
         metrics.before_reading(lambda: metrics.child("mirror_age").set(self.age_s()))
@@ -96,22 +98,28 @@ class Mirror:
     def look(self) -> float:
         """Ask the agent, unless another process just has; returns the seconds until the next look is due."""
         with self._looking:
-            self._notice()
-            left = self._interval_s * _SHARED - self.age_s()
-            if left > 0:
-                return left + self._interval_s * (1 - _SHARED)
             try:
-                for table in self._tables:
-                    self._ask_for(table)
-            except (AgentUnavailableError, ModelError, OSError) as error:
-                self._silent = True
-                if getattr(error, "reason", "") != "CANCELLED":  # by ourselves
-                    self._faults.report("optimizer agent", str(error))
-                return min(self._interval_s, max(self._caller.endpoints.wait_s(), _SOON_S))
+                return self._look()
             finally:
-                self._notice()
-            self._confirm()
-            return self._interval_s
+                self.looked = True
+
+    def _look(self) -> float:
+        self._notice()
+        left = self._interval_s * _SHARED - self.age_s()
+        if left > 0:
+            return left + self._interval_s * (1 - _SHARED)
+        try:
+            for table in self._tables:
+                self._ask_for(table)
+        except (AgentUnavailableError, ModelError, OSError) as error:
+            self._silent = True
+            if getattr(error, "reason", "") != "CANCELLED":  # by ourselves
+                self._faults.report("optimizer agent", str(error))
+            return min(self._interval_s, max(self._caller.endpoints.wait_s(), _SOON_S))
+        finally:
+            self._notice()
+        self._confirm()
+        return self._interval_s
 
     def _confirm(self) -> None:
         if self._silent:

@@ -71,14 +71,17 @@ class RemotePolicy:
         return self._asked(ticket, state)
 
     def _asked(self, ticket: Ticket | None, state: SchedulingState) -> Recommendation:
-        from nhm_sched_plugin.wire.convert import recommendation_of, state_request
+        def request() -> Any:
+            from nhm_sched_plugin.wire.convert import state_request
 
-        request = state_request(
-            _sendable(state), ticket.task_type if ticket else None, ticket.risk_band if ticket else None
-        )
+            about = (None, None) if ticket is None else (ticket.task_type, ticket.risk_band)
+            return state_request(_sendable(state), *about)
+
+        answer = self._agent.ask("GetSchedulingRecommendation", request)
+        from nhm_sched_plugin.wire.convert import recommendation_of
+
         try:
-            answer = recommendation_of(self._agent.ask("GetSchedulingRecommendation", request))
-            checked: Recommendation = accepted_from_part("recommend", answer)
+            checked: Recommendation = accepted_from_part("recommend", recommendation_of(answer))
         except (ValueError, TypeError, msgspec.ValidationError) as error:
             raise AgentUnavailableError("garbage", f"GetSchedulingRecommendation answered nonsense: {error}") from None
         return checked
