@@ -16,7 +16,7 @@ import msgspec
 
 from nhm_sched_plugin.advice import gauges
 from nhm_sched_plugin.advice.defaults import DefaultHooks
-from nhm_sched_plugin.advice.protocols import Forecaster, Policy, Sink
+from nhm_sched_plugin.advice.protocols import PARTS, Forecaster, Policy, Sink
 from nhm_sched_plugin.advice.snapshots import Snapshots
 from nhm_sched_plugin.background import FileWatch, Worker
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
@@ -30,6 +30,7 @@ from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.observe.tally import Tally
 from nhm_sched_plugin.observers import OBSERVER_TIMEOUT_S, Observers
 from nhm_sched_plugin.pipeline import Pipeline
+from nhm_sched_plugin.pseudonyms import pseudonyms
 from nhm_sched_plugin.recorder import Recorder
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.types import (
@@ -49,7 +50,6 @@ __all__ = ["SchedulerPlugin", "plugin"]
 logger = logging.getLogger(__name__)
 
 BUILT_IN: Final = "built-in"
-PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
 REFRESH_S: Final = 0.5
 """How often files (configuration, rule book, snapshots) are looked at."""
 HOT_SECTIONS: Final = ("optimizer", "rollout", "experiment", "limits", "fallback")
@@ -98,7 +98,7 @@ class SchedulerPlugin:
         self.metrics: Metrics = getattr(host, "metrics", None) or Metrics()
         self.faults: Faults = getattr(host, "faults", None) or Faults(self.metrics)
         self._config_path: Path | None = getattr(host, "config_path", None)
-        self._defaults = DefaultHooks(self.settings, self.clock, self._loaded)
+        self._defaults = DefaultHooks(self.settings, self.clock, self._loaded, metrics=self.metrics, faults=self.faults)
         self._load_hooks()
         self._background = Worker("nhm-sched-background", self.faults.report)
         self._snapshots = Snapshots(self.settings, self.metrics, self.faults)
@@ -145,7 +145,7 @@ class SchedulerPlugin:
                 self.faults.report("recorder", f"{sink!r} is no sink (name, write, close) and gets no records")
         # The built-in spool was asked last; it comes first here, since it is what makes a record safe.
         sinks = [sink for sink in reversed(made) if isinstance(sink, Sink)]
-        return Recorder(sinks, self.settings.recording, self.metrics, self.faults)
+        return Recorder(sinks, self.settings.recording, self.metrics, self.faults, pseudonyms(self.settings.recording))
 
     def _drain_here(self) -> Delivery | None:
         if not self.settings.recording.enabled or self.settings.recording.drain == "off":
@@ -157,6 +157,8 @@ class SchedulerPlugin:
     def _made(self, part: str, maker: Any) -> Any:
         try:
             return maker(settings=self.settings)
+        except ConfigError:  # our own part's, which a person has to mend; a third party's comes as HookFailedError
+            raise
         except Exception as error:  # noqa: BLE001 - a part that cannot be made means rules only
             self.faults.report(part, error)
             logger.error("no %s: decisions follow the rules only. %s", part, error)
@@ -256,6 +258,7 @@ class SchedulerPlugin:
         if self._delivery is not None:
             self._delivery.close(max(until - time.monotonic(), 0.1))
         self._snapshots.close(max(until - time.monotonic(), 0.1))
+        self._defaults.close(max(until - time.monotonic(), 0.1))
         if self._listener is not None:
             self._listener.close()
         self.observers.close(max(until - time.monotonic(), 0.1))

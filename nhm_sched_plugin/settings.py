@@ -22,7 +22,7 @@ from nhm_sched_plugin.settings_agent import AgentSettings, OptimizerSettings, na
 from nhm_sched_plugin.settings_ml import ClickHouseSettings, ExpandedPath, Fraction, MlSettings, ProphetSettings, Tree
 from nhm_sched_plugin.settings_problems import explain
 
-__all__ = ["ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
+__all__ = ["AgentSettings", "ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
 
 
 def bundled(kind: Literal["hooks", "fallback"]) -> Path:
@@ -119,6 +119,16 @@ class RecordingSettings(Tree):
     """Records an insert. Whoever drains all the time delivers as soon as so many wait."""
     drain_max_age_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
     """... or when the first of them has waited for so long."""
+    hash_fields: Annotated[tuple[Literal["ticket_id", "worker_id"], ...], NoDecode, BeforeValidator(names)] = ()
+    """Fields that are written down as keyed hashes only, from the spool on: `ticket_id`, `worker_id`, or both."""
+    hash_key_file: ExpandedPath | None = None
+    """File with the key of these hashes, 16 bytes or more; the same on all hosts, so that their records join."""
+
+    @model_validator(mode="after")
+    def _keyed(self) -> RecordingSettings:
+        if self.hash_fields and self.hash_key_file is None:
+            raise ValueError("hash_fields needs hash_key_file; make one with: head -c 32 /dev/urandom > FILE")
+        return self
 
 
 class HooksSettings(Tree):
@@ -225,6 +235,22 @@ class Settings(BaseSettings):
     def mirror_path(self) -> Path:
         """What a host has of a remote agent's tables."""
         return self.data_dir / "mirror"
+
+    @property
+    def served_forecast_path(self) -> Path:
+        """The forecast table that a host with these settings serves from: its own or the mirrored one."""
+        mirrored = self.mirror_path / self.forecast_table_path.name
+        return self.forecast_table_path if self.optimizer.endpoint is None else mirrored
+
+    @property
+    def served_q_table_path(self) -> Path:
+        """The Q-table likewise."""
+        return self.q_table_path if self.optimizer.endpoint is None else self.mirror_path / self.q_table_path.name
+
+    @property
+    def served_planner_path(self) -> Path:
+        """The calibrated planner likewise."""
+        return self.planner_path if self.optimizer.endpoint is None else self.mirror_path / self.planner_path.name
 
     @property
     def outbox_path(self) -> Path:

@@ -23,7 +23,7 @@ hooks_app = typer.Typer(help="Third-party hooks: what is loaded, and whether it 
 
 @app.command()
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check configuration, folder, rule book, hooks, snapshots, spool and database. Starts and changes nothing."""
+    """Check configuration, folder, rule book, hooks, agent, snapshots, spool and database. Changes nothing."""
     settings = settings_of(config)
     rows = [
         {"component": "configuration", "ok": True, "detail": str(config or "built-in values and NHM_SCHED_*")},
@@ -60,19 +60,29 @@ def _rules(settings: Settings) -> str:
     return f"{path}, {len(RuleBook.load(path).rule_names)} rules"
 
 
+def _agent(settings: Settings) -> str:
+    if settings.optimizer.endpoint is None:
+        return "none: optimizer.endpoint is unset, each host advises itself"
+    from nhm_sched_plugin.advice.remote.survey import survey
+
+    return survey(settings)
+
+
 def _forecast(settings: Settings) -> str:
     from nhm_sched_plugin.forecasting.table import read_table
 
-    found = read_table(settings.forecast_table_path)
+    if settings.optimizer.endpoint is not None and not settings.served_forecast_path.exists():
+        return "none from the agent yet"
+    found = read_table(settings.served_forecast_path)
     return f"{len(found.slices)} slices, model {found.model_version}, made {moment(found.generated_at)}"
 
 
 def _policy(settings: Settings) -> str:
     from nhm_sched_plugin.policy.qtable import QTable
 
-    if not settings.q_table_path.exists():
+    if not settings.served_q_table_path.exists():
         return "nothing learned yet: it starts from the rules"
-    found = QTable.load(settings.q_table_path)
+    found = QTable.load(settings.served_q_table_path)
     return f"{len(found)} states, {found.updates:,} updates"
 
 
@@ -133,6 +143,7 @@ def _database(settings: Settings) -> str:
 CHECKS: dict[str, Callable[[Settings], str]] = {
     "data folder": _folder,
     "rule book": _rules,
+    "agent": _agent,
     "forecast": _forecast,
     "policy": _policy,
     "cache": _cache,

@@ -52,7 +52,9 @@ class Front(BaseHTTPRequestHandler):
                 body = query["query"].encode() + (b"\n" + body if body else b"")
             if INSERT.match(body) and self.deny_file.exists():
                 raise RuntimeError(self.deny_file.read_text())
-            answer, form = self.run(body, params, query.get("insert_deduplication_token", ""))
+            answer, form = self.run(
+                body, params, query.get("insert_deduplication_token", ""), query.get("mutations_sync", "0")
+            )
             if INSERT.match(body) and self.drop_file.exists():
                 self.drop_file.unlink()
                 self.close_connection = True
@@ -76,14 +78,15 @@ class Front(BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def run(self, body: bytes, params: dict[str, str], token: str) -> tuple[bytes, str]:
+    def run(self, body: bytes, params: dict[str, str], token: str, wait: str) -> tuple[bytes, str]:
         insert = INSERT.match(body)
         with ENGINE_LOCK:
+            self.engine.query(f"SET mutations_sync = {int(wait)}", "TabSeparated")
             if insert:
                 with tempfile.NamedTemporaryFile(suffix=".native") as file:
                     file.write(body[insert.end() :])
                     file.flush()
-                    once = f"SETTINGS insert_deduplication_token = '{token}'"
+                    once = f"SETTINGS insert_deduplication_token = '{token}', max_partitions_per_insert_block = 0"
                     sql = f"{insert.group(1).decode()} FROM INFILE '{file.name}' {once} FORMAT Native"
                     self.engine.query(sql, "TabSeparated")
                 return b"", "TabSeparated"
