@@ -18,11 +18,11 @@ UNSALVAGED: Final = ".unsalvaged"
 _SIDE_FILES: Final = ("-wal", "-shm")
 
 
-def set_aside(path: Path, stamp: str) -> Path:
-    """Rename the file and its write-ahead log to `<its stem>-<stamp>.unsalvaged`, beside it; returns the new path."""
+def set_aside(path: Path, what: str, stamp: str) -> Path:
+    """Rename the file and its write-ahead log to `<what>-<stamp>.unsalvaged`, beside it; returns the new path."""
     number = 0
     while True:
-        aside = path.with_name(f"{path.stem}-{stamp}{f'-{number}' if number else ''}{UNSALVAGED}")
+        aside = path.with_name(f"{what}-{stamp}{f'-{number}' if number else ''}{UNSALVAGED}")
         if not aside.exists() and not aside.with_suffix(".corrupt").exists():
             break
         number += 1

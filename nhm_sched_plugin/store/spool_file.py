@@ -259,7 +259,7 @@ class SpoolFile:
 
     def _rename_damaged(self, why: str) -> None:
         stamp = dt.datetime.fromtimestamp(self._clock(), dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = set_aside(self.file, stamp)
+        aside = set_aside(self.file, self.what, stamp)
         self.damaged += 1
         finished = aside.with_suffix(".corrupt").name
         log.error("%s %s is damaged (%s): set aside as %s", self.what, self.file, why, finished)
