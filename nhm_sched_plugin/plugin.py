@@ -29,6 +29,7 @@ from nhm_sched_plugin.observe.listener import MetricsListener
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.observe.tally import Tally
 from nhm_sched_plugin.pipeline import Pipeline
+from nhm_sched_plugin.pseudonyms import pseudonyms
 from nhm_sched_plugin.recorder import Recorder
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.types import (
@@ -140,7 +141,7 @@ class SchedulerPlugin:
                 self.faults.report("recorder", f"{sink!r} is no sink (name, write, close) and gets no records")
         # The built-in spool was asked last; it comes first here, since it is what makes a record safe.
         sinks = [sink for sink in reversed(made) if isinstance(sink, Sink)]
-        return Recorder(sinks, self.settings.recording, self.metrics, self.faults)
+        return Recorder(sinks, self.settings.recording, self.metrics, self.faults, pseudonyms(self.settings.recording))
 
     def _made(self, part: str, maker: Any) -> Any:
         try:

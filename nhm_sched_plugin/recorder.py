@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -62,10 +62,20 @@ class _Lane:
 
 
 class Recorder:
-    """Thread-safe. The first sink is the spool: only what it took counts as `spooled`."""
+    """Thread-safe. The first sink is the spool: only what it took counts as `spooled`.
 
-    def __init__(self, sinks: Sequence[Sink], settings: RecordingSettings, metrics: Metrics, faults: Faults) -> None:
-        self._settings, self._faults = settings, faults
+    `hide` makes of a record what may be written down; it runs on the writer's thread, before any sink.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        settings: RecordingSettings,
+        metrics: Metrics,
+        faults: Faults,
+        hide: Callable[[Record], Record] | None = None,
+    ) -> None:
+        self._settings, self._faults, self._hide = settings, faults, hide
         self._pause_s = settings.flush_ms / 1000
         self._spool, *self._others = [_Lane(sink, self._pause_s, faults) for sink in sinks]
         self._queued = metrics.child("records", "queued")
@@ -166,6 +176,8 @@ class Recorder:
     def _take(self) -> None:
         with self._lock:  # a waiter's record and its event are taken together
             batch = [self._queue.popleft() for _ in range(len(self._queue))]
+            if self._hide is not None:
+                batch = [self._hide(record) for record in batch]
             # Into the backlog before the lock is released: what is counted must not vanish in between.
             self._spool.backlog.extend(batch)
             waiting, self._waiting = self._waiting, []

@@ -112,6 +112,16 @@ class RecordingSettings(Tree):
     """Records that may wait in memory while the disk refuses; beyond it they are dropped and counted."""
     spool_max_mb: Annotated[int, Field(ge=1)] = 1024
     """Most the spool may take on disk."""
+    hash_fields: Annotated[tuple[Literal["ticket_id", "worker_id"], ...], NoDecode, BeforeValidator(names)] = ()
+    """Fields that are written down as keyed hashes only, from the spool on: `ticket_id`, `worker_id`, or both."""
+    hash_key_file: ExpandedPath | None = None
+    """File with the key of these hashes, 16 bytes or more; the same on all hosts, so that their records join."""
+
+    @model_validator(mode="after")
+    def _keyed(self) -> RecordingSettings:
+        if self.hash_fields and self.hash_key_file is None:
+            raise ValueError("hash_fields needs hash_key_file; make one with: head -c 32 /dev/urandom > FILE")
+        return self
 
 
 class HooksSettings(Tree):

@@ -41,7 +41,13 @@ ORDER = (
     "drain",
     "shadow",
     "experiment",
+    "decisions",
     "explain",
+    "arms",
+    "bottlenecks",
+    "misses",
+    "export",
+    "erase",
     "hooks",
     "doctor",
 )

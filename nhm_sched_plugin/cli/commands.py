@@ -8,11 +8,13 @@ from typing import NoReturn
 from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     backtest,
     checks,
+    custody,
     demo,
     experiments,
     forecasts,
     policy,
     quality,
+    questions,
     records,
 )
 from nhm_sched_plugin.cli.app import app

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,17 +13,70 @@ from nhm_sched_plugin.cli.app import records as opened
 from nhm_sched_plugin.cli.show import err, out, plain, progress, record, show
 from nhm_sched_plugin.errors import NhmSchedError
 
+if TYPE_CHECKING:
+    from nhm_sched_plugin.settings import Settings
+    from nhm_sched_plugin.store.schema import Report, Step
+
 
 @app.command()
-def init(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Create the database and its tables, or bring them up to date."""
-    from nhm_sched_plugin.store.schema import init as init_store
+def init(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL that would be run, and run none.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the database and its tables, or bring them up to date; check them and apply the retention."""
+    from nhm_sched_plugin.store import schema
 
     settings = settings_of(config)
+    chosen = settings.ml.clickhouse
+    days, cluster = chosen.retention_days.by_table(), chosen.cluster
+    if dry_run:
+        steps, problems = _planned(settings, days)
+        show({"steps": steps, "problems": problems}, as_json, lambda: _tell_plan(steps))
+    else:
+        with opened(settings, migrate=False) as store:
+            report = schema.upgrade(store, days, cluster)
+        problems = list(report.problems)
+        show(report, as_json, lambda: _tell_upgrade(report))
+    for problem in problems:
+        err.print(f"problem: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _planned(settings: Settings, days: Mapping[str, int | None]) -> tuple[list[Step], list[str]]:
+    """What `init` would do, and what does not fit already. Makes nothing, the embedded database's folder included."""
+    from nhm_sched_plugin.store import schema
+    from nhm_sched_plugin.store.client import target
+    from nhm_sched_plugin.store.drift import differences
+
+    place, cluster = target(settings), settings.ml.clickhouse.cluster
+    if place.path is not None and not place.path.exists():
+        return schema.plan(None, place.database, days, cluster), []
     with opened(settings, migrate=False) as store:
-        applied = init_store(store)
-    text = f"{len(applied)} migrations applied: {', '.join(applied)}" if applied else "Everything is up to date."
-    show({"applied": applied}, as_json, lambda: out.print(text, markup=False))
+        steps = schema.plan(store, place.database, days, cluster)
+        return steps, [] if any(step.version for step in steps) else differences(store, cluster)
+
+
+def _tell_plan(steps: Sequence[Step]) -> None:
+    """SQL that can be read, kept or piped into a client as it is."""
+    if not steps:
+        out.print("-- Everything is up to date.")
+    for step in steps:
+        title = f"migration {step.version}: {step.name}" if step.version else step.name
+        out.print(f"-- {title}", markup=False, highlight=False, soft_wrap=True)
+        for statement in step.statements:
+            out.print(f"{statement};", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell_upgrade(report: Report) -> None:
+    done = []
+    if report.applied:
+        done.append(f"{len(report.applied)} migrations applied: {', '.join(report.applied)}")
+    if report.retention:
+        done.append(f"retention changed: {', '.join(report.retention)}")
+    if done or not report.problems:
+        out.print("\n".join(done) or "Everything is up to date.", markup=False)
 
 
 @app.command()

@@ -67,6 +67,10 @@ class Statements:
         frame: pd.DataFrame = self._observed(name, lambda: self.client.query_df(sql, dict(parameters or {})))
         return frame
 
+    def raw(self, sql: str, parameters: Mapping[str, Any] | None = None, *, form: str, name: str = "query") -> bytes:
+        """A query's result in one of the engine's formats (`CSVWithNames`, `Parquet`, ...)."""
+        return bytes(self._observed(name, lambda: self.client.raw_query(sql, dict(parameters or {}), fmt=form)))
+
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Insert rows; all of them or, with an error, none. Raises `RejectedRowsError` when the values do not fit."""
         if rows:
@@ -109,8 +113,11 @@ class Statements:
 
 
 def _once() -> dict[str, str]:
-    """Of one insert: the client sends it again when an answer is lost, and the table then knows it."""
-    return {"insert_deduplication_token": uuid.uuid4().hex}
+    """Of one insert: the client sends it again when an answer is lost, and the table then knows it.
+
+    Tables are partitioned by month, and history in one insert may span any number of them.
+    """
+    return {"insert_deduplication_token": uuid.uuid4().hex, "max_partitions_per_insert_block": "0"}
 
 
 def where(

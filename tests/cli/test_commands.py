@@ -32,6 +32,12 @@ COMMANDS = {
     "shadow",
     "experiment",
     "explain",
+    "decisions",
+    "arms",
+    "bottlenecks",
+    "misses",
+    "export",
+    "erase",
     "hooks",
     "doctor",
 }
