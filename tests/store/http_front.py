@@ -26,7 +26,7 @@ import lz4.frame
 
 ENGINE_LOCK = threading.Lock()
 FORMAT = re.compile(rb"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
-INSERT = re.compile(rb"^\s*(INSERT\s+INTO\s+.*?)\s+FORMAT\s+Native\s*?\n", re.IGNORECASE | re.DOTALL)
+INSERT = re.compile(rb"^\s*(INSERT\s+INTO\s+.*?)\s+FORMAT\s+(Native|ArrowStream)\s*?\n", re.IGNORECASE | re.DOTALL)
 UNPACK: dict[str, Any] = {
     "": bytes,
     "gzip": gzip.decompress,
@@ -82,7 +82,7 @@ class Front(BaseHTTPRequestHandler):
                     file.write(body[insert.end() :])
                     file.flush()
                     once = f"SETTINGS insert_deduplication_token = '{token}'"
-                    sql = f"{insert.group(1).decode()} FROM INFILE '{file.name}' {once} FORMAT Native"
+                    sql = f"{insert.group(1).decode()} FROM INFILE '{file.name}' {once} FORMAT {insert.group(2).decode()}"
                     self.engine.query(sql, "TabSeparated")
                 return b"", "TabSeparated"
             found = FORMAT.search(body)

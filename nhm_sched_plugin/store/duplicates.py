@@ -1,0 +1,84 @@
+"""Rows and tickets that a source brought twice, or that another had brought before: counted by the database.
+
+Memory stays bounded: rows are compared slice by slice of time, since the same row has the same time; tickets by a
+grouping that the engine moves to disk when it grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.store.statements import Statements
+
+__all__ = ["Duplicates", "duplicates"]
+
+_SLICE: Final = 1_000_000
+_SPILL: Final = 64 * 2**20
+
+
+class Duplicates(msgspec.Struct, frozen=True, kw_only=True):
+    """A row is the same when time (to the second), ticket and task type are."""
+
+    rows_within: int = 0
+    """Rows that repeat an earlier one of the same source."""
+    rows_elsewhere: int = 0
+    """Rows that another source had brought already."""
+    tickets_within: int = 0
+    """Ticket ids in more than one row of the source, as in a log of events."""
+    tickets_elsewhere: int = 0
+    """Ticket ids that other sources have too."""
+
+
+def duplicates(store: Statements, ingest_id: str, first: int, last: int, *, tickets: bool) -> Duplicates:
+    """Of the rows of one ingest, which lie between `first` and `last` (Unix seconds).
+
+    `tickets` False leaves their ids alone, as where the source has none.
+    """
+    within = elsewhere = 0
+    logs = f"{store.database}.execution_logs"
+    for low, high in _slices(store, first, last):
+        ((again, known),) = store.rows(
+            "SELECT sumIf(mine - 1, mine > 1), sumIf(mine, mine > 0 AND others > 0) FROM ("  # noqa: S608
+            f"SELECT countIf(ingest_id = {{id:String}}) AS mine, count() - mine AS others FROM {logs} "
+            "WHERE timestamp >= toDateTime({low:UInt32}) AND timestamp <= toDateTime({high:UInt32}) "
+            "GROUP BY cityHash64(timestamp, ticket_id, task_type))",
+            {"id": ingest_id, "low": low, "high": high},
+            name="ingest",
+        )
+        within, elsewhere = within + int(again), elsewhere + int(known)
+    ids = (0, 0)
+    if tickets:
+        ((mine, others),) = store.rows(
+            "SELECT countIf(mine > 1), countIf(mine > 0 AND others > 0) FROM ("  # noqa: S608
+            f"SELECT countIf(ingest_id = {{id:String}}) AS mine, count() - mine AS others FROM {logs} "
+            "GROUP BY cityHash64(ticket_id)) "
+            f"SETTINGS max_bytes_before_external_group_by = {_SPILL}, max_bytes_ratio_before_external_group_by = 0",
+            {"id": ingest_id},
+            name="ingest",
+        )
+        ids = int(mine), int(others)
+    return Duplicates(rows_within=within, rows_elsewhere=elsewhere, tickets_within=ids[0], tickets_elsewhere=ids[1])
+
+
+def _slices(store: Statements, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """From the first second to the last of each, about so many rows together."""
+    hours = store.rows(
+        f"SELECT intDiv(toUnixTimestamp(timestamp), 3600) AS h, count() FROM {store.database}.execution_logs "  # noqa: S608
+        "WHERE timestamp >= toDateTime({low:UInt32}) AND timestamp <= toDateTime({high:UInt32}) GROUP BY h ORDER BY h",
+        {"low": first, "high": last},
+        name="ingest",
+    )
+    start: int | None = None
+    held = end = 0
+    for hour, count in hours:
+        if start is not None and held + count > _SLICE:
+            yield start, end
+            start, held = None, 0
+        start = hour * 3600 if start is None else start
+        held, end = held + count, hour * 3600 + 3599
+    if start is not None:
+        yield start, end
