@@ -28,6 +28,7 @@ Kinds = Callable[[Sequence[str], Mapping[str, str]], Mapping[str, "pa.DataType"]
 _BLOCK: Final = 16 * 2**20
 _ROW_MAX: Final = 64 * 2**20
 _CAREFUL_ROWS: Final = 50_000
+_SAMPLE: Final = 4096
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -63,6 +64,8 @@ class CsvFile:
             if types is None:
                 types = kinds(self.names, self._sample(block))
             if not block:
+                if row == start.row:
+                    yield FrameChunk(self.frame([]), [], [], start, self._total, self._total)
                 return
             last = len(block) == len(kept)
             end, regular = _rows_end(block, self.delimiter.encode(), last)
@@ -84,8 +87,9 @@ class CsvFile:
         yield from self._row_by_row(kept, row)
 
     def _sample(self, block: bytes) -> Mapping[str, str]:
-        line = block.lstrip(b"\r\n").partition(b"\n")[0].decode("utf-8", "backslashreplace").rstrip("\r")
-        return dict(zip(self.names, next(csv.reader([line], delimiter=self.delimiter), []), strict=False))
+        lines = (line.decode("utf-8", "backslashreplace") for line in block[:_SAMPLE].splitlines(keepends=True))
+        row = next((row for row in csv.reader(lines, delimiter=self.delimiter) if row), [])
+        return dict(zip(self.names, row, strict=False))
 
     def _skip(self, offset: int) -> None:
         if offset <= self._offset:
@@ -155,11 +159,16 @@ class CsvFile:
             invalid.append(row)
             return "skip"
 
+        quoted = b'"' in block  # without, there is less to look for
+
         return arrow.read_csv(
             pa.py_buffer(block),
             read_options=arrow.ReadOptions(use_threads=False, column_names=self.names, block_size=2 * len(block) + 64),
             parse_options=arrow.ParseOptions(
-                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=skip
+                delimiter=self.delimiter,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+                invalid_row_handler=skip,
             ),
             convert_options=arrow.ConvertOptions(
                 column_types=types,

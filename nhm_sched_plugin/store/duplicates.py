@@ -36,10 +36,22 @@ class Duplicates(msgspec.Struct, frozen=True, kw_only=True):
 def duplicates(store: Statements, ingest_id: str, first: int, last: int, *, tickets: bool) -> Duplicates:
     """Of the rows of one ingest, which lie between `first` and `last` (Unix seconds).
 
-    `tickets` False leaves their ids alone, as where the source has none.
+    `tickets`: whether the source has ids of its own.
     """
-    within = elsewhere = 0
+    if not tickets:  # ids made of the source's digest and the row's number are there once
+        return Duplicates()
     logs = f"{store.database}.execution_logs"
+    ((ids_within, ids_elsewhere),) = store.rows(
+        "SELECT countIf(mine > 1), countIf(mine > 0 AND others > 0) FROM ("  # noqa: S608
+        f"SELECT countIf(ingest_id = {{id:String}}) AS mine, count() - mine AS others FROM {logs} "
+        "GROUP BY cityHash64(ticket_id)) "
+        f"SETTINGS max_bytes_before_external_group_by = {_SPILL}, max_bytes_ratio_before_external_group_by = 0",
+        {"id": ingest_id},
+        name="ingest",
+    )
+    if not (ids_within or ids_elsewhere):
+        return Duplicates()
+    within = elsewhere = 0
     for low, high in _slices(store, first, last):
         ((again, known),) = store.rows(
             "SELECT sumIf(mine - 1, mine > 1), sumIf(mine, mine > 0 AND others > 0) FROM ("  # noqa: S608
@@ -50,18 +62,12 @@ def duplicates(store: Statements, ingest_id: str, first: int, last: int, *, tick
             name="ingest",
         )
         within, elsewhere = within + int(again), elsewhere + int(known)
-    ids = (0, 0)
-    if tickets:
-        ((mine, others),) = store.rows(
-            "SELECT countIf(mine > 1), countIf(mine > 0 AND others > 0) FROM ("  # noqa: S608
-            f"SELECT countIf(ingest_id = {{id:String}}) AS mine, count() - mine AS others FROM {logs} "
-            "GROUP BY cityHash64(ticket_id)) "
-            f"SETTINGS max_bytes_before_external_group_by = {_SPILL}, max_bytes_ratio_before_external_group_by = 0",
-            {"id": ingest_id},
-            name="ingest",
-        )
-        ids = int(mine), int(others)
-    return Duplicates(rows_within=within, rows_elsewhere=elsewhere, tickets_within=ids[0], tickets_elsewhere=ids[1])
+    return Duplicates(
+        rows_within=within,
+        rows_elsewhere=elsewhere,
+        tickets_within=int(ids_within),
+        tickets_elsewhere=int(ids_elsewhere),
+    )
 
 
 def _slices(store: Statements, first: int, last: int) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -215,6 +215,7 @@ class Run:
             )
             good = good.append_column("ingest_id", origin)
             self.store.insert_arrow("execution_logs", good, state.token(self.ingest_id))
+            self.store.give_back_memory()
             low, high = int(stamps.min()), int(stamps.max())
             first = low if first is None else min(first, low)
             last = high if last is None else max(last, high)
@@ -264,7 +265,8 @@ class Run:
     def _task_types(self, state: Progress) -> dict[str, int]:
         rows = self.store.rows(
             f"SELECT task_type, count() AS n FROM {self.store.database}.execution_logs "  # noqa: S608
-            "WHERE ingest_id = {id:String} AND timestamp BETWEEN toDateTime({low:UInt32}) AND toDateTime({high:UInt32}) "
+            "WHERE ingest_id = {id:String} "
+            "AND timestamp BETWEEN toDateTime({low:UInt32}) AND toDateTime({high:UInt32}) "
             f"GROUP BY task_type ORDER BY n DESC, task_type LIMIT {_TYPES_SHOWN}",
             {"id": self.ingest_id, "low": state.first, "high": state.last},
             name="ingest",

@@ -1,10 +1,10 @@
 """How a source is to be read, as one value: given by options, or kept under a name as a YAML file to edit and share.
 
-    # <data_dir>/ingest-profiles/incidents.yaml
-    mapping:
-      timestamp: CompleteTimestamp
-      ticket_id: CaseID
-    timezone: Europe/Stockholm
+# <data_dir>/ingest-profiles/incidents.yaml
+mapping:
+  timestamp: CompleteTimestamp
+  ticket_id: CaseID
+timezone: Europe/Stockholm
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`shaping` for columns that have types, many rows at a time: what it accepts is exactly what `shape` makes of them.
 
-`shape` is the rule, this is its short way: a value that it cannot be sure of is left to `shape`, row by row, which finds
-the reason too.
+`shape` is the rule, this is its short way: a value that it cannot be sure of is left to `shape`, row by row, which
+finds the reason too.
 """
 
 from __future__ import annotations
@@ -243,7 +243,8 @@ class _Quick:
             local = pd.Series(stamps.to_numpy(zero_copy_only=False))
             micros = to_utc(local, self.how.timezone).astype("datetime64[us, UTC]").astype("int64").to_numpy().copy()
         micros[absent] = -1
-        return micros
+        result: npt.NDArray[np.int64] = micros
+        return result
 
 
 def _flags(values: pa.Array) -> npt.NDArray[np.bool_]:
@@ -290,4 +291,5 @@ def _unix(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     import numpy as np
 
     scale = np.select([values < 10**11, values < 10**14], [10**6, 10**3], 1)
-    return np.where(values >= 10**8, values * scale, -1)
+    micros: npt.NDArray[np.int64] = np.where(values >= 10**8, values * scale, -1)
+    return micros

@@ -90,14 +90,17 @@ class Statements:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema) as stream:
             stream.write_table(rows)
-        body, place = sink.getvalue(), f"{self.database}.{table}"
+        body, place = sink.getvalue().to_pybytes(), f"{self.database}.{table}"
         settings = _once() if token is None else {**_once(), "insert_deduplication_token": token}
         self._inserted(
             table,
-            lambda: self.client.raw_insert(
-                place, rows.column_names, memoryview(body), fmt="ArrowStream", settings=settings
-            ),
+            lambda: self.client.raw_insert(place, rows.column_names, body, fmt="ArrowStream", settings=settings),
         )
+
+    def give_back_memory(self) -> None:
+        """Let the embedded engine return what it no longer needs to the system; a server is left alone."""
+        if str(self.client.uri).startswith("chdb:"):
+            self.command("SYSTEM JEMALLOC PURGE", name="purge", wait=False)
 
     def _inserted(self, table: str, work: Callable[[], object]) -> None:
         from clickhouse_connect.driver.exceptions import DataError

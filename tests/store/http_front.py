@@ -82,7 +82,9 @@ class Front(BaseHTTPRequestHandler):
                     file.write(body[insert.end() :])
                     file.flush()
                     once = f"SETTINGS insert_deduplication_token = '{token}'"
-                    sql = f"{insert.group(1).decode()} FROM INFILE '{file.name}' {once} FORMAT {insert.group(2).decode()}"
+                    sql = (
+                        f"{insert.group(1).decode()} FROM INFILE '{file.name}' {once} FORMAT {insert.group(2).decode()}"
+                    )
                     self.engine.query(sql, "TabSeparated")
                 return b"", "TabSeparated"
             found = FORMAT.search(body)
