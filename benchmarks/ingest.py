@@ -1,4 +1,3 @@
-# ruff: noqa: S608 - statements of our own
 """Ingest of a large CSV beside the bare engine's `INSERT ... FROM INFILE` of the same file into the same table.
 
     python -m benchmarks.ingest [--rows 10000000] [--days 500] [--dirty 0.01] [--file FILE] [--json]
@@ -26,7 +25,8 @@ from nhm_sched_plugin.settings import load_settings
 from nhm_sched_plugin.store.client import open_store
 from nhm_sched_plugin.store.ingest import ingest
 
-MUST_MB, AIM: Final = 500, 0.7
+MUST_MB: Final = 500
+AIM: Final = 0.7
 COLUMNS: Final = (
     "timestamp,ticket_id,task_type,risk_band,actual_duration_ms,status,worker_id,resource_cpu,resource_memory,"
     "sla_met,queue_depth_at_start"
@@ -143,7 +143,8 @@ def main() -> None:
     if given.json:
         print(json.dumps(results))
         return
-    print(f"{'':8}{'rows':>12}{'seconds':>9}{'cpu s':>8}{'rows/s':>11}{'rows/cpu s':>12}{'private MB':>12}{'resident MB':>13}")
+    heads = (("", 8), ("rows", 12), ("seconds", 9), ("cpu s", 8), ("rows/s", 11), ("rows/cpu s", 12))
+    print("".join(f"{head:>{wide}}" for head, wide in (*heads, ("private MB", 12), ("resident MB", 13))))
     for one in results:
         print(
             f"{one['way']:8}{one['rows']:12,}{one['seconds']:9.1f}{one['cpu_seconds']:8.1f}{one['rows_per_s']:11,.0f}"

@@ -196,7 +196,7 @@ def test_a_profile_that_is_wrong_is_explained(tmp_path: Path, text: str, message
     path.write_text(text)
     with pytest.raises(IngestError, match=f"(?s){message}"):
         load_profile(tmp_path, "bad")
-    with pytest.raises(IngestError, match="no profile 'none'.*profiles: bad"):
+    with pytest.raises(IngestError, match=r"no profile 'none'.*profiles: bad"):
         load_profile(tmp_path, "none")
     with pytest.raises(IngestError, match="profile name"):
         profile_path(tmp_path, "a b")
