@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ import msgspec
 
 from nhm_sched_plugin.background import Worker
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import file_lock, replace_file, stamp
 from nhm_sched_plugin.forecasting.table import TABLE_VERSION, read_table
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
@@ -29,7 +29,7 @@ from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.store.cache import Cache, Kind, open_cache, ttls
 
-__all__ = ["Group", "Shelf", "Snapshots", "forget_learned", "groups", "replace_file"]
+__all__ = ["Group", "Shelf", "Snapshots", "forget_learned", "groups"]
 
 _log = logging.getLogger(__name__)
 _LOOK_S: Final = 0.5
@@ -114,7 +114,7 @@ class Shelf:
 
         `complete`: no file is being written to now. Otherwise two looks in a row must see the same ones.
         """
-        now = tuple(qtable.stamp(path) for path in self._group.files)
+        now = tuple(stamp(path) for path in self._group.files)
         settled, self._seen = complete or now == self._seen, now
         if now[0] is None or not settled or (now == self._put and self._clock() < self._due):
             return
@@ -170,7 +170,7 @@ class Shelf:
 
     def _write(self, parts: Mapping[str, bytes]) -> bool:
         """The first file last: who reads it finds the others. False when somebody else wrote in the meantime."""
-        with qtable.file_lock(self._first):
+        with file_lock(self._first):
             there = [path for path in self._group.files if path.exists()]
             if self._first in there or any(path.read_bytes() != parts.get(path.name) for path in there):
                 return False
@@ -183,15 +183,16 @@ class Shelf:
 class Snapshots:
     """Takes missing files over from the cache, and keeps the cache up to date, in a thread of its own.
 
-    Without Redis it does nothing: a process would only keep a second copy of its own files. Raises `ConfigError` for
-    settings of Redis that cannot work.
+    Without Redis it does nothing: a process would only keep a second copy of its own files. Nor does it where the
+    tables come from a remote agent. Raises `ConfigError` for settings of Redis that cannot work.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, faults: Faults) -> None:
         caching, self._faults = settings.ml.caching, faults
         self._patience_s = caching.redis_connect_timeout_s + caching.redis_read_timeout_s + _IMPORTING_S
         self._worker = Worker("nhm-sched-cache", lambda _, error: faults.report("cache", error))
-        self._cache = open_cache(settings, metrics, faults) if caching.in_redis else None
+        shared = caching.in_redis and settings.optimizer.endpoint is None
+        self._cache = open_cache(settings, metrics, faults) if shared else None
         self._shelves: list[Shelf] = []
         if self._cache is not None:
             lives = ttls(settings)
@@ -265,18 +266,3 @@ def _unpacked(raw: bytes) -> dict[str, bytes]:
         return msgspec.msgpack.decode(body, type=dict[str, bytes])
     except msgspec.MsgspecError as error:
         raise ModelError(f"it does not hold files ({error})") from None
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -9,6 +9,7 @@ from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     backtest,
     checks,
     custody,
+    delivery,
     demo,
     experiments,
     forecasts,
@@ -17,6 +18,7 @@ from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     quality,
     questions,
     records,
+    serve,
 )
 from nhm_sched_plugin.cli.app import app
 from nhm_sched_plugin.cli.show import log_to_terminal

@@ -105,7 +105,20 @@ def arms(
 
     with opened(settings_of(config)) as store:
         rows = answers.arms(store, since=since, until=until)
-    shown = [{**row, "sla_rate": _percent(row["sla_rate"])} for row in rows]
+    shown = [
+        {
+            "arm": row["arm"],
+            "decisions": row["decisions"],
+            "explored": row["explored"],
+            "rewarded": row["rewarded"],
+            "reward": None if row["mean_reward"] is None else f"{row['mean_reward']:.3f}",
+            "±": None if row["reward_error"] is None else f"{row['reward_error']:.3f}",
+            "SLA": _percent(row["sla_rate"]),
+            "mean s": _seconds(row["mean_duration_ms"]),
+            "refused": row["not_applied"],
+        }
+        for row in rows
+    ]
     show(rows, as_json, lambda: table(shown, "No decisions."))
 
 
@@ -127,7 +140,18 @@ def bottlenecks(
         since = answers.days_ago(7)
     with opened(settings_of(config)) as store:
         rows = answers.bottlenecks(store, since=since, until=until, queue_depth=queue_depth, limit=limit)
-    shown = [{**row, "hour": _at(row["hour"]), "sla_miss_rate": _percent(row["sla_miss_rate"])} for row in rows]
+    shown = [
+        {
+            "hour": _at(row["hour"]),
+            "tickets": row["ticket_volume"],
+            "queue": row["avg_queue_depth"],
+            "deepest": row["max_queue_depth"],
+            "missed": row["sla_missed"],
+            "of known": row["sla_known"],
+            "miss rate": _percent(row["sla_miss_rate"]),
+        }
+        for row in rows
+    ]
     show(rows, as_json, lambda: table(shown, f"No hour with more than {queue_depth:g} tickets in the queue."))
 
 

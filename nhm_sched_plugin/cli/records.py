@@ -1,4 +1,4 @@
-"""What goes into the records database and comes out of it: `init`, `ingest`, `drain`, `explain`."""
+"""What goes into the records database and comes out of it: `init`, `ingest`, `explain`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, settings_of
 from nhm_sched_plugin.cli.app import records as opened
-from nhm_sched_plugin.cli.show import err, out, plain, progress, record, show
+from nhm_sched_plugin.cli.show import err, out, show
 from nhm_sched_plugin.errors import NhmSchedError
 
 if TYPE_CHECKING:
@@ -76,25 +76,6 @@ def _tell_upgrade(report: Report) -> None:
         done.append(f"retention changed: {', '.join(report.retention)}")
     if done or not report.problems:
         out.print("\n".join(done) or "Everything is up to date.", markup=False)
-
-
-@app.command()
-def drain(
-    log_tickets: Annotated[
-        bool, typer.Option("--log-tickets", help="Also write ended tickets to execution_logs, where nothing else does.")
-    ] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Deliver what waits in the host's spool to the database, exactly once in effect."""
-    from nhm_sched_plugin.store.drain import drain as drain_spool
-    from nhm_sched_plugin.store.spool import Spool
-
-    settings = settings_of(config)
-    spool = Spool(settings.spool_path, settings.recording.spool_max_mb * 1024 * 1024)
-    with opened(settings) as store, progress("Draining") as update:
-        result = drain_spool(spool, store, progress=update, log_tickets=log_tickets)
-    show(result, as_json, lambda: record(plain(result)))
 
 
 @app.command()

@@ -30,6 +30,7 @@ __all__ = [
     "as_json",
     "counting",
     "err",
+    "log_elsewhere",
     "log_to_terminal",
     "out",
     "plain",
@@ -63,6 +64,13 @@ def log_to_terminal() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Lines()])
     for library in ("prophet", "cmdstanpy", "mlflow", "alembic"):  # advice to programmers, not to our users
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def log_elsewhere() -> None:
+    """Take `log_to_terminal` back: a server has a log of its own."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Lines)]:
+        root.removeHandler(handler)
 
 
 def as_json(value: Any, indent: int = 2) -> str:

@@ -11,8 +11,6 @@ import datetime as dt
 import hashlib
 import logging
 import math
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Final
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import replace_file, stamp
 from nhm_sched_plugin.forecasting.correction import UNCORRECTED, Correction, corrected
 from nhm_sched_plugin.forecasting.intervals import LEVELS, confidence, thin
 from nhm_sched_plugin.forks import renew_after_fork
@@ -53,7 +52,8 @@ STALE_CAP: Final = 0.5
 _ALL: Final = 0.9999
 _HOUR: Final = 3600.0
 _WEEK_HOURS: Final = 168
-_CACHE_SIZE: Final = 4096
+_CACHE_HOURS: Final = 16_384
+"""Hours in the answers that are kept, each some 500 bytes: whoever asks decides how long a forecast is."""
 _FIX: Final = 'run "nhm-sched train" to write a new one'
 _log = logging.getLogger(__name__)
 
@@ -122,17 +122,7 @@ def write_table(path: Path, table: ForecastTable) -> ForecastTable:
     _check(path, table)
     table = msgspec.structs.replace(table, version=TABLE_VERSION, digest="")
     table = msgspec.structs.replace(table, digest=_digest(table))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(table, order="deterministic"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, msgspec.json.encode(table, order="deterministic"))
     return table
 
 
@@ -181,11 +171,12 @@ class _Loaded:
         }
         self.corrections: Mapping[str, Correction] = {}
         self.answers: dict[tuple[str | None, str | None, int, int], Forecast | None] = {}
+        self.hours = 0
 
     def corrected(self, corrections: Mapping[str, Correction]) -> _Loaded:
         """The same table with other corrections, and no answers yet."""
         other = copy.copy(self)
-        other.corrections, other.answers = corrections, {}
+        other.corrections, other.answers, other.hours = corrections, {}, 0
         return other
 
 
@@ -238,12 +229,10 @@ class SnapshotForecaster:
 
     def refresh(self) -> None:
         """Read the file again if it changed. Raises `ModelError` if it cannot be used; the old table then stays."""
-        try:
-            status = self._path.stat()
-        except OSError:
+        seen = stamp(self._path)
+        if seen is None:
             self._error = None  # nothing published yet, or withdrawn: what is in memory goes on
             return
-        seen = (status.st_mtime_ns, status.st_size, status.st_ino)
         if seen != self._seen:
             try:
                 fresh = _Loaded(read_table(self._path))
@@ -287,8 +276,10 @@ class SnapshotForecaster:
         except KeyError:
             pass
         answer = _answer(loaded, horizon_minutes, key[3] * 60.0, task_type, risk_band)
-        if len(loaded.answers) >= _CACHE_SIZE:
+        loaded.hours += 1 if answer is None else len(answer.points)
+        if loaded.hours > _CACHE_HOURS:
             loaded.answers.clear()
+            loaded.hours = 0
         loaded.answers[key] = answer
         return answer
 
@@ -308,8 +299,8 @@ def _answer(
     for step in range(math.ceil(horizon / 60)):
         at = start + step * _HOUR
         mean, levels = _window(rows, entry.first_hour, at, share, by, step + 1.0)
-        stamp = dt.datetime.fromtimestamp(at, dt.UTC)
-        points.append(ForecastPoint(stamp, mean, dict(zip(LEVELS, levels, strict=True))))
+        begins = dt.datetime.fromtimestamp(at, dt.UTC)
+        points.append(ForecastPoint(begins, mean, dict(zip(LEVELS, levels, strict=True))))
     last, ahead = start + max(horizon - 60, 0) * 60.0, max(horizon / 60, 1.0)
     volume, levels = _window(rows, entry.first_hour, last, share, by, ahead)
     sure = confidence(dict(zip(LEVELS, levels, strict=True)), entry.samples) * by.sure(ahead)

@@ -22,15 +22,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import stamp
 from nhm_sched_plugin.policy.arms import AMPLE, LEAN
-from nhm_sched_plugin.policy.demand import DemandModel
-from nhm_sched_plugin.policy.qtable import stamp
+from nhm_sched_plugin.policy.demand import ARRIVED, DemandModel
 from nhm_sched_plugin.policy.queueing import workers_for
 from nhm_sched_plugin.policy.state_key import SLA_TARGET
 from nhm_sched_plugin.settings import Settings
@@ -57,6 +58,9 @@ _WEIGHTS: Final = Action.ADJUST_PRIORITY_WEIGHTS
 _BALANCE: Final = Action.LOAD_BALANCING_RECONFIG
 _NO_ACTION: Final = Action.NO_ACTION
 _MOST_RATES: Final = 512
+_STARTING: Final = "starting_workers"
+_FEATURES: Final = (*ARRIVED, _STARTING)
+"""What a calibrated plan reads of them."""
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
@@ -96,8 +100,8 @@ class Planner:
     start-up time or SLA wait than the settings have, is left out: `problem` says why.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.path = settings.planner_path
+    def __init__(self, settings: Settings, path: Path | None = None) -> None:
+        self.path = path or settings.planner_path
         self.model: DemandModel | None = None
         self.problem = ""
         self._stamp: tuple[int, int, int] | None = None
@@ -134,6 +138,10 @@ class Planner:
                 f" they are {asked[0]:g} and {asked[1]:g}; run `nhm-sched learn --recalibrate`"
             )
         _log.error("%s. Until then the planner is not calibrated.", self.problem)
+
+    def features_of(self, state: SchedulingState) -> tuple[float | None, ...]:
+        """What of the state's features the plan depends on."""
+        return () if self.model is None else tuple(map(state.features.get, _FEATURES))
 
     def plan(self, state: SchedulingState, forecast: Forecast | None = None) -> Plan:
         """What the pool needs in this state. Never raises on absent or non-finite fields."""
@@ -185,10 +193,10 @@ class Planner:
         rate: float | None,
     ) -> Plan:
         features = state.features
-        counted = features if "arrivals_15s" in features else {}  # else nobody shows the plugin the tickets
+        counted = features if _FEATURES[0] in features else {}  # else nobody shows the plugin the tickets
         offered = None if rate is None else rate * service_s / 3600
         need = self._clip(math.ceil(model.needed(in_system, counted, service_s, offered) - 1e-9), active)
-        starting = _known(features.get("starting_workers")) or 0.0
+        starting = _known(features.get(_STARTING)) or 0.0
         return Plan(
             active, need, need, None, float(in_system), max(need - in_system, 0), queue, "calibrated", in_system,
             active + int(starting),

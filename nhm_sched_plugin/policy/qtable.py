@@ -2,28 +2,25 @@
 
 An *arm* is an action, or an action with a `+` or `-` when it was executed with a target above or below the capacity
 planner's (see `arms`). `rules:` before an arm stands for what the rules did there. One JSON file holds it: versioned,
-with a SHA-256 digest, written atomically. Files of version 1, without trials, are read.
+with a SHA-256 digest, written atomically. Files of version 1, without trials, are read. A file that an agent keeps says
+up to where it contains the agent's ledger of outcomes (`Mark`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import file_lock, read_file, replace_file, set_aside
 
-__all__ = ["PLANNED", "RULES", "Cell", "QTable", "file_lock", "keep_beside", "reset", "set_aside", "stamp"]
+__all__ = ["PLANNED", "RULES", "Cell", "Mark", "QTable", "reset"]
 
 FORMAT: Final = "nhm-sched-q-table"
 VERSION: Final = 2
@@ -67,12 +64,23 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     """and sum of squared deviations (Welford)."""
 
 
+class Mark(NamedTuple):
+    """What a table contains of an agent's ledger of outcomes."""
+
+    ledger: str
+    """The ledger's id: numbers of different ledgers have nothing to do with each other."""
+    seq: int
+    """Everything up to this number, and nothing after it."""
+
+
 class QTable:
     """`rows[state_key][arm] -> Cell`. Readers may run beside one writer; writers need a lock of their own."""
 
-    def __init__(self, rows: dict[str, dict[str, Cell]] | None = None, updates: int = 0) -> None:
+    def __init__(
+        self, rows: dict[str, dict[str, Cell]] | None = None, updates: int = 0, mark: Mark | None = None
+    ) -> None:
         self.rows = rows if rows is not None else {}
-        self.updates = updates
+        self.updates, self.mark = updates, mark
         self._pooled: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -170,9 +178,13 @@ class QTable:
             # A new dict, so that no reader ever sees one grow under its loop.
             self.rows[state] = {**(row or {}), arm: cell}
 
+    def copy(self) -> QTable:
+        """As it is now; what is learned later does not change it."""
+        return QTable({state: dict(row) for state, row in self.rows.items()}, self.updates, self.mark)
+
     def dump(self) -> bytes:
         """The JSON text of the file."""
-        body = _body(self.rows, self.updates)
+        body = _body(self)
         return _canonical({**body, "digest": _digest(body)}) + b"\n"
 
     @classmethod
@@ -196,6 +208,7 @@ class QTable:
                 for state, row in tree["states"].items()
             }
             updates = int(tree["updates"])
+            mark = _mark(tree.get("ledger"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unusable(name, f"holds a wrong entry ({type(error).__name__}: {error})") from None
         if not all(
@@ -205,84 +218,30 @@ class QTable:
             for number in msgspec.structs.astuple(cell)
         ):
             raise _unusable(name, "holds a value that is not finite")
-        return cls(rows, updates)
+        return cls(rows, updates, mark)
 
     @classmethod
     def load(cls, path: Path) -> QTable:
         """The table in the file. Raises `FileNotFoundError` when there is none, else `ModelError`."""
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-        return cls.parse(raw, str(path))
+        return cls.parse(read_file(path), str(path))
 
     def save(self, path: Path) -> str:
         """Write the file atomically and durably; returns its digest. Raises `OSError` (disk full, no permission)."""
         raw = self.dump()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        replace_file(path, raw)
         return hashlib.sha256(raw).hexdigest()
 
 
-def set_aside(path: Path, why: str = "corrupt") -> Path:
-    """Rename a file to `<name>.<why>-<n>`, with the first free n, so that nothing is overwritten."""
-    aside = _aside(path, why)
-    path.rename(aside)
-    return aside
-
-
-def keep_beside(path: Path, why: str) -> Path:
-    """A copy under the name that `set_aside` would give: readers find the file until it is replaced."""
-    aside = _aside(path, why)
-    shutil.copy2(path, aside)
-    return aside
-
-
-def _aside(path: Path, why: str) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.{why}-{number}")).exists():
-        number += 1
-    return aside
-
-
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes whenever the file is replaced: modification time (ns), size, inode. None without a file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """One writer of `path` at a time, across processes (advisory, released by the system when a process dies)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def reset(path: Path) -> Path | None:
+def reset(path: Path, mark: Callable[[], Mark | None] = lambda: None) -> Path | None:
     """Start over: keep the old file as `<name>.reset-<n>` (returned; None when there was none), write an empty table.
 
-    Running policies take the empty table over at their next refresh.
+    Running policies take the empty table over at their next refresh. `mark` tells where the ledger of an agent stands,
+    if there is one: what it says up to there is forgotten too.
     """
     with file_lock(path):
+        here = mark()
         aside = set_aside(path, "reset") if path.exists() else None
-        QTable().save(path)
+        QTable(mark=here).save(path)
     return aside
 
 
@@ -299,6 +258,13 @@ def _cell(found: list[float], numbers: int) -> Cell:
     )  # fmt: skip
 
 
+def _mark(found: Any) -> Mark | None:
+    if found is None:
+        return None
+    ledger, seq = found
+    return Mark(str(ledger), int(seq))
+
+
 def _welford(count: int, mean: float, m2: float, value: float) -> tuple[int, float, float]:
     """Number, mean and sum of squared deviations with one more value (Welford 1962)."""
     delta = value - mean
@@ -309,11 +275,13 @@ def _welford(count: int, mean: float, m2: float, value: float) -> tuple[int, flo
 _EMPTY: Final = Cell(0.0, 0, 0.0, 0.0)
 
 
-def _body(rows: dict[str, dict[str, Cell]], updates: int) -> dict[str, Any]:
+def _body(table: QTable) -> dict[str, Any]:
     states = {
-        state: {arm: list(msgspec.structs.astuple(cell)) for arm, cell in row.items()} for state, row in rows.items()
+        state: {arm: list(msgspec.structs.astuple(cell)) for arm, cell in row.items()}
+        for state, row in table.rows.items()
     }
-    return {"format": FORMAT, "version": VERSION, "updates": updates, "states": states}
+    body = {"format": FORMAT, "version": VERSION, "updates": table.updates, "states": states}
+    return body if table.mark is None else {**body, "ledger": list(table.mark)}
 
 
 def _canonical(tree: dict[str, Any]) -> bytes:
@@ -326,17 +294,3 @@ def _digest(body: dict[str, Any]) -> str:
 
 def _unusable(name: str, what: str) -> ModelError:
     return ModelError(f"{name}: {what}; restore a copy, or move the file away to start a new Q-table")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the file system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

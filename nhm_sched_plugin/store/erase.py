@@ -14,6 +14,7 @@ import mmap
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -71,13 +72,18 @@ def erase(
     """
     names = frozenset(tickets) | (frozenset(map(hidden.of, tickets)) if hidden is not None else frozenset())
     wanted = _Wanted(names, set())
-    files = sorted(spool.glob("*.sqlite"))
     for batch in _batches(sorted(names)):
         wanted.decisions |= _decisions(store, batch)
-    for file in files:
+    for file in sorted(spool.glob("*.sqlite")):
         _spooled(file, wanted, remove=False)  # an outcome may carry no ticket, and stand in an earlier file
     # The spool first: what is drained meanwhile would come into the database after it has been searched.
-    result = [one for file in files for one in _from_file(file, wanted, dry_run=dry_run)]
+    # Twice, since hosts go on writing, and may begin another file meanwhile.
+    result = [
+        one
+        for _ in range(1 if dry_run else 2)
+        for file in sorted(spool.glob("*.sqlite"))
+        for one in _from_file(file, wanted, dry_run=dry_run)
+    ]
     result += [one for file in sorted(spool.glob("*.corrupt")) for one in _from_damaged(file, wanted, dry_run=dry_run)]
     for batch in _batches(sorted(names)):
         wanted.decisions |= _decisions(store, batch)
@@ -98,39 +104,35 @@ def _decisions(store: Store, tickets: Sequence[str]) -> set[str]:
 
 
 def _from_database(store: Store, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
-    by_ticket, by_decision = "ticket_id IN {ids:Array(String)}", "decision_id IN {ids:Array(String)}"
-    tickets, decisions = sorted(wanted.tickets), sorted(wanted.decisions)
-    conditions = {
-        "scheduling_outcomes": ((by_ticket, tickets), (by_decision, decisions)),
-        "scheduling_decisions_raw": ((by_ticket, tickets), (by_decision, decisions)),
-        "execution_logs": ((by_ticket, tickets), (by_decision, decisions)),
-        "telemetry_metrics": (("hasAny(mapValues(labels), {ids:Array(String)})", tickets),),
-    }
-    for table, parts in conditions.items():
-        place = f"{store.database}.{table}"
-        found = removed = left = 0
-        for condition, ids in parts:
-            for batch in _batches(ids):
-                count = _count(store, place, condition, batch)
-                found += count
-                if count and not dry_run:
-                    # Every replica has done it when this returns.
-                    store.command(
-                        f"ALTER TABLE {place} DELETE WHERE {condition} SETTINGS mutations_sync = 2",
-                        {"ids": batch},
-                        name="erase",
-                    )
-                    still = _count(store, place, condition, batch)
-                    removed, left = removed + count - still, left + still
-                else:
-                    left += count
+    either = "ticket_id IN {tickets:Array(String)} OR decision_id IN {decisions:Array(String)}"
+    labels = "hasAny(mapValues(labels), {tickets:Array(String)})"
+    for table in (*reversed(_BY_TICKET), "telemetry_metrics"):
+        place, condition = f"{store.database}.{table}", labels if table == "telemetry_metrics" else either
+        found = left = 0
+        for ids in _pairs(wanted):
+            count = _count(store, place, condition, ids)
+            found += count
+            if count and not dry_run:
+                # Every replica has done it when this returns.
+                store.command(
+                    f"ALTER TABLE {place} DELETE WHERE {condition} SETTINGS mutations_sync = 2", ids, name="erase"
+                )
+                count = _count(store, place, condition, ids)
+            left += count
         if found:
-            yield Erased(f"table {place}", found, removed, left)
+            yield Erased(f"table {place}", found, found - left, left)
 
 
-def _count(store: Store, place: str, condition: str, ids: list[str]) -> int:
+def _pairs(wanted: _Wanted) -> Iterator[dict[str, list[str]]]:
+    """Tickets and decisions, so many at a time: over HTTP they travel in the address."""
+    batches = zip_longest(_batches(sorted(wanted.tickets)), _batches(sorted(wanted.decisions)))
+    for tickets, decisions in batches:
+        yield {"tickets": tickets or [], "decisions": decisions or []}
+
+
+def _count(store: Store, place: str, condition: str, ids: dict[str, list[str]]) -> int:
     sql = f"SELECT count() FROM {place} WHERE {condition}"  # noqa: S608 - names of our own, values as parameters
-    return int(store.rows(sql, {"ids": ids}, name="erase")[0][0])
+    return int(store.rows(sql, ids, name="erase")[0][0])
 
 
 def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
@@ -151,6 +153,8 @@ def _from_file(file: Path, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased
 def _spooled(file: Path, wanted: _Wanted, *, remove: bool) -> int:
     """How many records of the file belong to the tickets; their decisions are noted."""
     with _opened(file) as connection:
+        if connection is None:
+            return 0
         connection.execute("PRAGMA secure_delete = ON")  # the bytes are overwritten, not only let go
         connection.execute("BEGIN IMMEDIATE" if remove else "BEGIN")
         hits: dict[str, list[int]] = {}
@@ -185,13 +189,17 @@ def _belongs(record_id: str | None, frame: bytes, wanted: _Wanted) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[sqlite3.Connection]:
-    """The file, under the lock that keeps other processes from setting it aside."""
+def _opened(file: Path) -> Iterator[sqlite3.Connection | None]:
+    """The file, under the lock that keeps other processes from setting it aside; None when it is gone by now."""
     try:
         lock = os.open(file.parent / "spool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH)
-            connection = sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None)
+            if not file.exists():
+                yield None
+                return
+            # Without `mode=rw` a file that is drained and deleted just now would be made anew.
+            connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", _BUSY_S, isolation_level=None, uri=True)
             try:
                 yield connection
             finally:

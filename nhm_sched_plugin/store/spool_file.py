@@ -1,6 +1,7 @@
 """One SQLite file that several processes share, survives damage, forks and a disk that comes and goes.
 
-The spool's inside: locks between processes, opening, setting a damaged file aside and saving what is readable of it.
+The spool's inside: locks between processes, opening, sealing a full file, setting a damaged one aside and saving what
+is readable of it. Other files of this kind subclass it.
 """
 
 from __future__ import annotations
@@ -11,26 +12,27 @@ import errno
 import fcntl
 import logging
 import os
+import random
 import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
-from nhm_sched_plugin.errors import SpoolError
+from nhm_sched_plugin.errors import NhmSchedError, SpoolError
 from nhm_sched_plugin.store.frames import describe
-from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, readable_frames, set_aside
+from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, move, readable_frames, set_aside, unlink
 
-__all__ = ["SpoolFile"]
+__all__ = ["FILE_NAME", "SpoolFile", "identity"]
 
 log = logging.getLogger(__name__)
 
 FILE_NAME: Final = "spool.sqlite"
 _BUSY_S: Final = 5.0
-_PAGE: Final = 16_384  # large enough that a decision with its forecast stays in one page, where a raw scan finds it
-_CHECKED_UP_TO: Final = 64 * 1024 * 1024
+_CHECKED_UP_TO: Final = 128 * 1024 * 1024
+"""Twice what a file grows to: only one of an earlier version is larger, and shows damage when it is read."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB);
 CREATE TABLE IF NOT EXISTS quarantine (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB,
@@ -43,28 +45,88 @@ _live: weakref.WeakSet[SpoolFile] = weakref.WeakSet()
 
 
 class SpoolFile:
-    """`run(work)` hands an open connection to `work`; everything that can go wrong comes out as `SpoolError`.
+    """`run(work)` hands an open connection to `work`; everything that can go wrong comes out as `failure`.
+
+    `name` other than the default is a sealed file: it is never made, and what can be saved of it when it is damaged
+    goes into the one that is written to.
+
+    `checked`: do not look a file over when it is opened.
 
     `salvaged` and `damaged` count records saved from damaged files and damaged files set aside, in this process.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    what: ClassVar[str] = "spool"
+    """In the names of the files and in messages."""
+    failure: ClassVar[type[NhmSchedError]] = SpoolError
+    schema: ClassVar[str] = _SCHEMA
+    page: ClassVar[int] = 16_384
+    """Bytes; large enough that a decision with its forecast stays in one page, where a raw scan finds it."""
+
+    def __init__(self, path: Path, clock: Callable[[], float], name: str = "", *, checked: bool = False) -> None:
         self.path = path
-        self.file = path / FILE_NAME
+        self.file = path / (name or f"{self.what}.sqlite")
+        self.sealed = bool(name)
         self.salvaged = self.damaged = 0
         self._clock = clock
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._lock_file: int | None = None
-        self._synced = self._checked = False
+        self._synced, self._checked = False, checked
         self._pid = os.getpid()
         _live.add(self)
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """Device and inode of the file that was used last: another one when a damaged file was replaced."""
+        return self._inode
 
     def close(self) -> None:
         """Close the file; the next `run` opens it again."""
         with self._lock:
             self._drop()
+
+    def seal(self, target: Callable[[], Path]) -> bool:
+        """Rename the file to `target()`, unless another process has just done so; the next use begins a new one.
+
+        Raises `SpoolError`; the file is then as it was, or sealed.
+        """
+        with self._lock:
+            try:
+                connection = self._open()
+                self._flock(fcntl.LOCK_EX)
+                try:
+                    return self._seal(connection, target)
+                finally:
+                    self._flock(fcntl.LOCK_UN)
+            except (sqlite3.Error, OSError) as error:
+                self._drop()
+                raise SpoolError(f"spool {self.file} cannot be sealed: {error}") from error
+
+    def _seal(self, connection: sqlite3.Connection, target: Callable[[], Path]) -> bool:
+        status = os.stat(self.file)
+        if (status.st_dev, status.st_ino) != self._inode:
+            return False
+        if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            return False  # somebody reads the log outside our locks; next time, then
+        self._drop_connection()
+        move(self.file, target())
+        self._connect()  # which also sees to it that the folder is on the disk
+        return True
+
+    def remove(self) -> None:
+        """Delete a sealed file that holds nothing any more."""
+        with self._lock:
+            self._drop()
+            try:
+                unlink(self.file)
+            except OSError as error:
+                raise SpoolError(f"drained spool {self.file} cannot be removed: {error.strerror or error}") from error
+
+    def salvage(self) -> None:
+        """Take over what is readable of files that were set aside since this one was opened."""
+        self.close()
+        self.run(lambda connection: None)
 
     def synchronous(self, connection: sqlite3.Connection, sync: bool) -> None:
         """Whether the next commit waits for the disk. Outside a transaction only."""
@@ -83,11 +145,11 @@ class SpoolFile:
                     damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
                     if not damaged or attempt == 2:
                         self._drop()  # the next call starts afresh: the disk may be back by then
-                        raise SpoolError(f"spool {self.file} cannot be used: {error}") from error
+                        raise self.failure(f"{self.what} {self.file} cannot be used: {error}") from error
                     self._replace_damaged(str(error))
                 except OSError as error:
                     self._drop()
-                    raise SpoolError(f"spool {self.path} cannot be used: {error.strerror or error}") from error
+                    raise self.failure(f"{self.what} {self.path} cannot be used: {error.strerror or error}") from error
             raise AssertionError("unreachable")
 
     @contextlib.contextmanager
@@ -105,7 +167,7 @@ class SpoolFile:
                 break
             self._drop()  # another process has set the file aside, or somebody removed it
         else:
-            raise SpoolError(f"spool {self.file} keeps being replaced by another process")
+            raise self.failure(f"{self.what} {self.file} keeps being replaced by another process")
         try:
             yield connection
         finally:
@@ -120,6 +182,8 @@ class SpoolFile:
             self._forget()
         if self._connection is not None:
             return self._connection
+        if self.sealed:
+            os.stat(self.file)  # SQLite would make an empty one
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._flock(fcntl.LOCK_EX)
         try:
@@ -131,8 +195,11 @@ class SpoolFile:
                     raise
                 self._drop_connection()
                 self._rename_damaged(str(error))
+                if self.sealed:
+                    raise
                 connection = self._connect()
-            self._salvage_leftovers(connection)
+            if not self.sealed:
+                self._salvage_leftovers(connection)
             return connection
         finally:
             self._flock(fcntl.LOCK_UN)
@@ -142,13 +209,15 @@ class SpoolFile:
         connection = sqlite3.connect(self.file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         self._connection, self._synced = connection, False
         if new:
-            connection.execute(f"PRAGMA page_size={_PAGE}")
+            connection.execute(f"PRAGMA page_size={self.page}")
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL").fetchone()
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint=256")
         connection.execute(f"PRAGMA journal_size_limit={8 * 1024 * 1024}")
-        connection.executescript(_SCHEMA)
+        connection.executescript(self.schema)
+        if not identity(connection):
+            connection.execute(f"PRAGMA user_version={random.randrange(1, 2**31)}")
         if new:
             folder = os.open(self.path, os.O_RDONLY)
             try:
@@ -160,7 +229,7 @@ class SpoolFile:
         return connection
 
     def _check_once(self, connection: sqlite3.Connection) -> None:
-        """Look a small file over when it is first opened; damage in a large one shows when it is read."""
+        """Look a file over when it is first opened: a garbled page may otherwise simply hold fewer rows."""
         if self._checked or self.file.stat().st_size > _CHECKED_UP_TO:
             return
         verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
@@ -184,25 +253,23 @@ class SpoolFile:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise SpoolError(f"damaged spool {self.file} cannot be set aside: {error.strerror or error}") from error
+            raise self.failure(
+                f"damaged {self.what} {self.file} cannot be set aside: {error.strerror or error}"
+            ) from error
 
     def _rename_damaged(self, why: str) -> None:
         stamp = dt.datetime.fromtimestamp(self._clock(), dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = set_aside(self.file, stamp)
+        aside = set_aside(self.file, self.what, stamp)
         self.damaged += 1
-        log.error("spool %s is damaged (%s): set aside as %s", self.file, why, aside.with_suffix(".corrupt").name)
+        finished = aside.with_suffix(".corrupt").name
+        log.error("%s %s is damaged (%s): set aside as %s", self.what, self.file, why, finished)
 
     def _salvage_leftovers(self, connection: sqlite3.Connection) -> None:
         """Move what is readable from set-aside files into the new one; a crash in between repeats it, harmlessly."""
-        for aside in sorted(self.path.glob(f"spool-*{UNSALVAGED}")):
-            saved = 0
+        for aside in sorted(self.path.glob(f"{self.what}-*{UNSALVAGED}")):
             connection.execute("BEGIN IMMEDIATE")
             try:
-                for frame in readable_frames(aside):
-                    connection.execute(
-                        "INSERT INTO records (kind, id, frame) VALUES (?, ?, ?)", (*describe(frame), frame)
-                    )
-                    saved += 1
+                saved = self._save_from(aside, connection)
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
@@ -211,12 +278,20 @@ class SpoolFile:
             self.salvaged += saved
             log.error("%d records were saved from %s", saved, finished.name)
 
+    def _save_from(self, aside: Path, connection: sqlite3.Connection) -> int:
+        """Copy what is readable of a file that was set aside; returns how many records. In a transaction."""
+        saved = 0
+        for frame in readable_frames(aside):
+            connection.execute("INSERT INTO records (kind, id, frame) VALUES (?, ?, ?)", (*describe(frame), frame))
+            saved += 1
+        return saved
+
     def _flock(self, operation: int) -> None:
         """Between processes: shared while using the file, exclusive while opening or replacing it."""
         if self._lock_file is None:
             if operation == fcntl.LOCK_UN:
                 return
-            self._lock_file = os.open(self.path / "spool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock_file = os.open(self.path / f"{self.what}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _BUSY_S
         while True:
             try:
@@ -248,6 +323,11 @@ class SpoolFile:
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
+
+
+def identity(connection: sqlite3.Connection) -> int:
+    """A number that a file keeps when it is sealed under another name: `seq` counts within one file."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _damage(message: str) -> sqlite3.DatabaseError:

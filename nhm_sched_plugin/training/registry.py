@@ -10,25 +10,25 @@ import json
 import logging
 import math
 import os
-import re
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.errors import RegistryError
+from nhm_sched_plugin.observe.faults import Faults
+from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.store.cache import Cache, open_cache
 from nhm_sched_plugin.training.bulk import Row, add_versions
+from nhm_sched_plugin.training.states import DIGEST_TAG, read_state
+from nhm_sched_plugin.training.versions import ALIASES, Head, ModelVersion, NewVersion, check_alias, check_name
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["ALIASES", "Head", "ModelVersion", "NewVersion", "Registry", "model_name"]
+__all__ = ["Registry"]
 
-ALIASES: Final = ("staging", "production")
-_PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.%-]*")
 _EXPERIMENT: Final = "nhm_sched"
 _DATABASE: Final = "mlflow.db"
 _ARTIFACTS: Final = "artifacts"
@@ -37,7 +37,6 @@ _MANY: Final = 10
 _ARTIFACT: Final = "state.json"
 _ARTIFACT_TAG: Final = "artifact"
 """The file in the run's artefacts; versions without this tag have the one above."""
-_DIGEST_TAG: Final = "sha256"
 _PAGE: Final = 1000
 _METRICS_TAG: Final = "metrics"
 """The metrics once more, so that a listing need not ask for every run."""
@@ -45,74 +44,27 @@ _NOISY: Final = ("alembic", "mlflow", "sqlalchemy")
 _log = logging.getLogger(__name__)
 
 
-class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a registered model."""
-
-    name: str
-    version: str
-    created_at: float
-    """Unix seconds."""
-    aliases: list[str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
-    run_id: str = ""
-
-
-class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """A version to be made."""
-
-    name: str
-    state: bytes
-    """JSON; versions with the same one (the horizons of a slice) share its file."""
-    metrics: dict[str, float] = {}
-    """Those that are not finite are left out."""
-    tags: dict[str, str] = {}
-    alias: str = ""
-    """What is to stand for it."""
-
-
-class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """A registered model: its newest version, and which ones its aliases stand for."""
-
-    newest: ModelVersion
-    aliases: dict[str, str]
-
-    def served(self) -> str:
-        """The version that serves: the staged one, else the one in production, else the newest."""
-        return next((self.aliases[alias] for alias in ALIASES if alias in self.aliases), self.newest.version)
-
-
-def model_name(horizon_minutes: int, task_type: str | None = None, risk_band: str | None = None) -> str:
-    """`load_predictor_60m`, `load_predictor_60m__processing`, `load_predictor_60m__processing__medium`.
-
-    Characters that a model name cannot hold are written as `%XX`; a risk band without a task type gets `any`.
-    """
-    parts = [task_type, risk_band] if risk_band else [task_type] if task_type else []
-    return "__".join([f"load_predictor_{horizon_minutes}m", *(_quoted(part or "any") for part in parts)])
-
-
-def _quoted(part: str) -> str:
-    """Percent-encoded: letters, digits, `.`, `-` and single `_` stay, so that `__` always separates."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), part)
-    return plain.replace("__", "_%5F")
-
-
 class Registry:
     """Save, load and name versions. `import mlflow` takes seconds, so it happens on first use.
 
-    `uri` is an MLflow tracking URI; unset: `mlflow.db` with artefacts beside it under `folder`.
+    `uri` is an MLflow tracking URI; unset: `mlflow.db` with artefacts beside it under `folder`. `cache` keeps states
+    that were read.
     """
 
-    def __init__(self, folder: Path, uri: str | None = None) -> None:
+    def __init__(self, folder: Path, uri: str | None = None, cache: Cache | None = None) -> None:
         self._folder = folder
-        self._uri = uri
+        self._uri, self._cache = uri, cache
         self._made: Any = None
         self._lock = threading.Lock()
 
     @classmethod
     def of(cls, settings: Settings) -> Registry:
-        """The registry that the settings name."""
-        return cls(settings.registry_path, settings.ml.training.tracking_uri)
+        """The registry that the settings name; what it reads is cached where it is not on this disk.
+
+        Raises `ConfigError` for settings of Redis that cannot work.
+        """
+        uri, metrics = settings.ml.training.tracking_uri, Metrics()
+        return cls(settings.registry_path, uri, open_cache(settings, metrics, Faults(metrics)) if uri else None)
 
     @property
     def _client(self) -> Any:
@@ -192,8 +144,8 @@ class Registry:
         Raises `RegistryError` for a bad name or alias, or an unusable registry; then no alias has moved.
         """
         for entry in wanted:
-            _check_name(entry.name)
-            _check_alias(entry.alias or ALIASES[0])
+            check_name(entry.name)
+            check_alias(entry.alias or ALIASES[0])
         if not wanted:
             return []
         client = self._client
@@ -226,7 +178,7 @@ class Registry:
     @staticmethod
     def _row(run: Any, entry: NewVersion, digest: str, file: str) -> Row:
         metrics = json.dumps(_finite(entry.metrics))
-        tags = {**entry.tags, _DIGEST_TAG: digest, _ARTIFACT_TAG: file, _METRICS_TAG: metrics}
+        tags = {**entry.tags, DIGEST_TAG: digest, _ARTIFACT_TAG: file, _METRICS_TAG: metrics}
         source = f"{run.info.artifact_uri}/{file}"
         return Row(name=entry.name, run_id=run.info.run_id, source=source, tags=tags, alias=entry.alias)
 
@@ -270,18 +222,8 @@ class Registry:
 
     def read(self, found: ModelVersion) -> dict[str, Any]:
         """The state of a version that is known already. Raises `ModelError` if it is damaged."""
-        try:
-            raw = self._raw(found.run_id, found.tags.get(_ARTIFACT_TAG, _ARTIFACT))
-        except Exception as error:  # noqa: BLE001 - files, network: whatever the artefacts live on
-            raise ModelError(
-                f"{found.name} version {found.version}: cannot read its state ({error}); train it anew"
-            ) from None
-        if hashlib.sha256(raw).hexdigest() != found.tags.get(_DIGEST_TAG):
-            raise ModelError(
-                f"{found.name} version {found.version}: its state does not match its digest; train it anew"
-            )
-        state: dict[str, Any] = json.loads(raw)
-        return state
+        file = found.tags.get(_ARTIFACT_TAG, _ARTIFACT)
+        return read_state(found, lambda: self._raw(found.run_id, file), self._cache)
 
     def _raw(self, run_id: str, name: str) -> bytes:
         here = self._folder / _ARTIFACTS / run_id / "artifacts" / name
@@ -324,7 +266,7 @@ class Registry:
     def _version(self, name: str, which: str) -> Any:
         from mlflow.exceptions import MlflowException
 
-        _check_name(name)
+        check_name(name)
         client = self._client
         try:
             if which.isdigit():
@@ -343,7 +285,7 @@ class Registry:
 
     def alias(self, name: str, version: str, alias: str) -> None:
         """Let `alias` (`staging` or `production`) stand for that version."""
-        _check_alias(alias)
+        check_alias(alias)
         self._version(name, version)
         self._client.set_registered_model_alias(name, alias, version)
 
@@ -389,15 +331,3 @@ def _pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if math.isfinite(value)}
-
-
-def _check_alias(alias: str) -> None:
-    if alias not in ALIASES:
-        raise RegistryError(f"alias {alias!r} is unknown; known: {', '.join(ALIASES)}")
-
-
-def _check_name(name: str) -> None:
-    if not _PLAIN.fullmatch(name) or len(name) > 250:
-        raise RegistryError(
-            f"model name {name!r} is not usable; expected something like load_predictor_60m__type__band"
-        )

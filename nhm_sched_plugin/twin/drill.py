@@ -15,7 +15,7 @@ from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.state_key import KEYS
 from nhm_sched_plugin.settings import Settings
-from nhm_sched_plugin.twin import lessons, pilot
+from nhm_sched_plugin.twin import lessons
 from nhm_sched_plugin.twin.calibrate import limits_of
 from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
 from nhm_sched_plugin.twin.practice import lead_s
@@ -44,7 +44,7 @@ def values_of(table: QTable) -> lessons.Values:
 
 def table_of(values: lessons.Values, base: QTable) -> QTable:
     """The arrays as a table; what they do not hold is `base`'s."""
-    table = QTable({state: dict(row) for state, row in base.rows.items()}, base.updates)
+    table = base.copy()
     for at, arm in zip(*(places.tolist() for places in np.nonzero(values.visits)), strict=True):
         q, visits, mean, m2 = (array.item(at, arm) for array in values)
         row = table.rows.setdefault(KEYS[at], {})
@@ -86,7 +86,6 @@ class Drill:
     def episode(self, values: lessons.Values, window: Window, draw: random.Random) -> float:
         """Learns one window into `values`; the sum of its rewards."""
         tuning, settings = self._settings.ml.scheduling, self._settings
-        marks, counts = pilot.windows()
         total = lessons.episode(
             self._windows.sim(window, settings, self._tick_s),
             values,
@@ -94,9 +93,6 @@ class Drill:
             self._tick_s,
             self._lead,
             self._room,
-            marks,
-            counts,
-            pilot.WINDOWS,
             window.loads(settings.planner.startup_s),
             self._model.dispersion,
             self._weights,

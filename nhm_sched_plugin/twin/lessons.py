@@ -23,7 +23,6 @@ from nhm_sched_plugin.twin.layout import (
     BUSY,
     COMPLIANCE,
     END,
-    GONE_BY,
     LATE,
     MEAN_SERVICE_S,
     MET,
@@ -159,9 +158,6 @@ def episode(
     tick_s: float,
     lead: int,
     open_steps: Any,
-    marks: Any,
-    counts: Any,
-    lengths: Any,
     loads: Any,
     dispersion: float,
     w: Any,
@@ -195,7 +191,7 @@ def episode(
             total += earned
             target = earned + discount * best(values, state)
             update(values, int(before[_STATE]), int(before[_ARM]), target, learning_rate)
-        need = pilot.need_now(sim, marks, counts, lengths, loads[hour, 2], dispersion, w)
+        need = pilot.need_now(sim, loads[hour, 2], dispersion, w)
         asked, arm = math.nan, 3 * _KEEP
         if not math.isnan(need):
             may_remove = not abs(now - last_change) < limits[3]
@@ -254,9 +250,6 @@ def trial(
     last_change: float,
     until: float,
     tick_s: float,
-    marks: Any,
-    counts: Any,
-    lengths: Any,
     offered: float,
     dispersion: float,
     w: Any,
@@ -269,13 +262,11 @@ def trial(
     """
     observe(sim)
     _copy(sim, copy)
-    for at in range(len(marks)):
-        marks[at] = copy.n[GONE_BY + at]
     paid, late = copy.t[WORKER_S], _late(copy)
     last_change = pilot.order(copy, target, last_change, limits)
     advance(copy, copy.t[NOW] + tick_s, False)
     while copy.t[NOW] < until:
-        need = pilot.need_now(copy, marks, counts, lengths, offered, dispersion, w)
+        need = pilot.need_now(copy, offered, dispersion, w)
         last_change = pilot.order(copy, need, last_change, limits)
         advance(copy, copy.t[NOW] + tick_s, False)
     observe(copy)

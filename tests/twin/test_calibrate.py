@@ -79,8 +79,6 @@ def test_the_compiled_planner_is_the_live_one(tmp_path: Path) -> None:
     pilot.fly(
         sim,
         15.0,
-        *pilot.windows(),
-        pilot.WINDOWS,
         none,
         model.dispersion,
         np.array(model.coefficients),
