@@ -103,7 +103,7 @@ class Statements:
         with pa.ipc.new_stream(sink, rows.schema) as stream:
             stream.write_table(rows)
         body, place = sink.getvalue().to_pybytes(), f"{self.database}.{table}"
-        settings = _once() if token is None else {**_once(), "insert_deduplication_token": token}
+        settings = _once(token)
         self._inserted(
             table,
             lambda: self.client.raw_insert(place, rows.column_names, body, fmt="ArrowStream", settings=settings),
