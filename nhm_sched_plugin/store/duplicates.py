@@ -1,15 +1,19 @@
 """Rows and tickets that a source brought twice, or that another had brought before: counted by the database.
 
-Memory stays bounded: rows are compared slice by slice of time, since the same row has the same time; tickets by a
-grouping that the engine moves to disk when it grows.
+Memory stays bounded: rows are compared slice by slice of time, since the same row has the same time; the hashes of
+tickets go through files on disk.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+from nhm_sched_plugin.store.buckets import Buckets
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.statements import Statements
@@ -17,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Duplicates", "duplicates"]
 
 _SLICE: Final = 1_000_000
-_SPILL: Final = 64 * 2**20
 
 
 class Duplicates(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,14 +44,7 @@ def duplicates(store: Statements, ingest_id: str, first: int, last: int, *, tick
     if not tickets:  # ids made of the source's digest and the row's number are there once
         return Duplicates()
     logs = f"{store.database}.execution_logs"
-    ((ids_within, ids_elsewhere),) = store.rows(
-        "SELECT countIf(mine > 1), countIf(mine > 0 AND others > 0) FROM ("  # noqa: S608
-        f"SELECT countIf(ingest_id = {{id:String}}) AS mine, count() - mine AS others FROM {logs} "
-        "GROUP BY cityHash64(ticket_id)) "
-        f"SETTINGS max_bytes_before_external_group_by = {_SPILL}, max_bytes_ratio_before_external_group_by = 0",
-        {"id": ingest_id},
-        name="ingest",
-    )
+    ids_within, ids_elsewhere = _tickets(store, ingest_id)
     if not (ids_within or ids_elsewhere):
         return Duplicates()
     within = elsewhere = 0
@@ -65,9 +61,31 @@ def duplicates(store: Statements, ingest_id: str, first: int, last: int, *, tick
     return Duplicates(
         rows_within=within,
         rows_elsewhere=elsewhere,
-        tickets_within=int(ids_within),
-        tickets_elsewhere=int(ids_elsewhere),
+        tickets_within=ids_within,
+        tickets_elsewhere=ids_elsewhere,
     )
+
+
+def _tickets(store: Statements, ingest_id: str) -> tuple[int, int]:
+    """Ids in more than one row of the source, and ids that others have too: by 64 bits of hash, on disk."""
+    import pyarrow as pa
+
+    with tempfile.TemporaryDirectory(prefix="nhm-sched-ingest-") as folder:
+        buckets = Buckets(Path(folder))
+        for low, high in _slices(store, 0, 2**32 - 1):
+            body = store.raw(
+                "SELECT cityHash64(ticket_id) AS hash, ingest_id = {id:String} AS mine "  # noqa: S608
+                f"FROM {store.database}.execution_logs "
+                "WHERE timestamp >= toDateTime({low:UInt32}) AND timestamp <= toDateTime({high:UInt32})",
+                {"id": ingest_id, "low": low, "high": high},
+                form="ArrowStream",
+                name="ingest",
+            )
+            rows = pa.ipc.open_stream(body).read_all()
+            hashes, mine = rows.column("hash").to_numpy(), rows.column("mine").to_numpy().astype(bool)
+            buckets.add("mine", hashes[mine])
+            buckets.add("others", hashes[~mine])
+        return buckets.compared("mine", "others")
 
 
 def _slices(store: Statements, first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -85,6 +103,6 @@ def _slices(store: Statements, first: int, last: int) -> Iterator[tuple[int, int
             yield start, end
             start, held = None, 0
         start = hour * 3600 if start is None else start
-        held, end = held + count, hour * 3600 + 3599
+        held, end = held + count, min(hour * 3600 + 3599, 2**32 - 1)
     if start is not None:
         yield start, end

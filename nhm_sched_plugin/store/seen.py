@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nhm_sched_plugin.store.buckets import Buckets, Hashes
 from nhm_sched_plugin.store.duplicates import Duplicates
 
 if TYPE_CHECKING:
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
 
     from nhm_sched_plugin.store.statements import Statements
 
-    Hashes = npt.NDArray[np.uint64]
-
 __all__ = ["Seen"]
 
-_FILES: Final = 64
 _STEP: Final = 200_000
 _PRIME: Final = 0x100000001B3
 _MIX: Final = 0x9E3779B97F4A7C15
@@ -35,13 +33,17 @@ class Seen:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._buckets = Buckets(folder)
         self._known = False
 
     def add(self, tickets: pa.ChunkedArray, stamps: npt.NDArray[np.uint32], task_types: pa.ChunkedArray) -> None:
         """Rows of the source."""
         self._write("source", *_hashes(tickets, stamps, task_types))
         self._known = True
+
+    def _write(self, side: str, tickets: Hashes, rows: Hashes) -> None:
+        self._buckets.add(f"tickets-{side}", tickets)
+        self._buckets.add(f"rows-{side}", rows)
 
     def found(self, store: Statements | None, first: int | None, last: int | None) -> Duplicates:
         """What comes twice; with a store, also what is in its table between these times (Unix seconds)."""
@@ -52,12 +54,9 @@ class Seen:
         if store is not None and first is not None and last is not None:
             self._write_table(store, first, last)
         totals = {"rows_within": 0, "rows_elsewhere": 0, "tickets_within": 0, "tickets_elsewhere": 0}
-        for number in range(_FILES):
-            mine, others = self._read("tickets", "source", number), self._read("tickets", "table", number)
-            ids, counts = np.unique(mine, return_counts=True)
-            totals["tickets_within"] += int(np.count_nonzero(counts > 1))
-            totals["tickets_elsewhere"] += int(np.count_nonzero(np.isin(ids, others)))
-            mine, others = self._read("rows", "source", number), self._read("rows", "table", number)
+        within, elsewhere = self._buckets.compared("tickets-source", "tickets-table")
+        totals |= {"tickets_within": within, "tickets_elsewhere": elsewhere}
+        for mine, others in self._buckets.pairs("rows-source", "rows-table"):
             totals["rows_within"] += len(mine) - len(np.unique(mine))
             totals["rows_elsewhere"] += int(np.count_nonzero(np.isin(mine, others)))
         return Duplicates(**totals)
@@ -86,26 +85,6 @@ class Seen:
             if rows.num_rows:
                 stamps = rows.column("t").to_numpy()
                 self._write("table", *_hashes(rows.column("ticket_id"), stamps, rows.column("task_type")))
-
-    def _write(self, side: str, tickets: Hashes, rows: Hashes) -> None:
-        import numpy as np
-
-        for name, hashes in (("tickets", tickets), ("rows", rows)):
-            place = (hashes >> np.uint64(58)).astype("uint8")
-            order = np.argsort(place, kind="stable")
-            bounds = np.searchsorted(place[order], np.arange(_FILES + 1))
-            ordered = hashes[order]
-            for number in range(_FILES):
-                part = ordered[bounds[number] : bounds[number + 1]]
-                if len(part):
-                    with (self._folder / f"{name}-{side}-{number}").open("ab") as file:
-                        part.tofile(file)
-
-    def _read(self, name: str, side: str, number: int) -> Hashes:
-        import numpy as np
-
-        path = self._folder / f"{name}-{side}-{number}"
-        return np.fromfile(path, dtype="uint64") if path.exists() else np.zeros(0, dtype="uint64")
 
 
 def _hashes(tickets: pa.ChunkedArray, stamps: npt.NDArray[np.uint32], types: pa.ChunkedArray) -> tuple[Hashes, Hashes]:
