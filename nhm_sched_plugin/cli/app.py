@@ -28,6 +28,7 @@ ORDER = (
     "demo",
     "init",
     "ingest",
+    "ingest-profiles",
     "quality",
     "train",
     "forecast",

@@ -13,6 +13,7 @@ from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     demo,
     experiments,
     forecasts,
+    ingesting,
     policy,
     quality,
     questions,

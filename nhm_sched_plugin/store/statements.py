@@ -16,6 +16,7 @@ from nhm_sched_plugin.errors import StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
     from clickhouse_connect.driver.client import Client
 
 __all__ = ["RejectedRowsError", "Statements", "utc", "where"]
@@ -93,6 +94,25 @@ class Statements:
         """Insert a DataFrame whose columns are named as the table's."""
         if len(frame):
             self._inserted(table, lambda: self.client.insert_df(table, frame, database=self.database, settings=_once()))
+
+    def insert_arrow(self, table: str, rows: pa.Table, token: str | None = None) -> None:
+        """Insert an Arrow table whose columns are named as the table's; under a token it has seen, nothing happens."""
+        import pyarrow as pa
+
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        body, place = sink.getvalue().to_pybytes(), f"{self.database}.{table}"
+        settings = _once(token)
+        self._inserted(
+            table,
+            lambda: self.client.raw_insert(place, rows.column_names, body, fmt="ArrowStream", settings=settings),
+        )
+
+    def give_back_memory(self) -> None:
+        """Let the embedded engine return what it no longer needs to the system; a server is left alone."""
+        if str(self.client.uri).startswith("chdb:"):
+            self.command("SYSTEM JEMALLOC PURGE", name="purge", wait=False)
 
     def _inserted(self, table: str, work: Callable[[], object]) -> None:
         from clickhouse_connect.driver.exceptions import DataError

@@ -18,6 +18,7 @@ COMMANDS = {
     "demo",
     "init",
     "ingest",
+    "ingest-profiles",
     "quality",
     "train",
     "models",

@@ -25,7 +25,7 @@ import lz4.frame
 
 ENGINE_LOCK = threading.Lock()
 FORMAT = re.compile(rb"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
-INSERT = re.compile(rb"^\s*(INSERT\s+INTO\s+.*?)\s+FORMAT\s+Native\s*?\n", re.IGNORECASE | re.DOTALL)
+INSERT = re.compile(rb"^\s*(INSERT\s+INTO\s+.*?)\s+FORMAT\s+(Native|ArrowStream)\s*?\n", re.IGNORECASE | re.DOTALL)
 UNPACK: dict[str, Any] = {
     "": bytes,
     "gzip": gzip.decompress,
@@ -87,7 +87,8 @@ class Front(BaseHTTPRequestHandler):
                     file.write(body[insert.end() :])
                     file.flush()
                     once = f"SETTINGS insert_deduplication_token = '{token}', max_partitions_per_insert_block = 0"
-                    sql = f"{insert.group(1).decode()} FROM INFILE '{file.name}' {once} FORMAT Native"
+                    into, form = insert.group(1).decode(), insert.group(2).decode()
+                    sql = f"{into} FROM INFILE '{file.name}' {once} FORMAT {form}"
                     self.engine.query(sql, "TabSeparated")
                 return b"", "TabSeparated"
             found = FORMAT.search(body)
