@@ -39,6 +39,7 @@ from nhm_sched_plugin.types import SchedulingState
 __all__ = ["POLICIES", "Bench", "Progress", "Rules", "checked"]
 
 POLICIES: Final = ("plugin", "planner", "rules", *RIVALS, "static", "oracle")
+_ENOUGH_MS: Final = 10_000.0
 _HEADROOMS: Final = (0.8, 0.9, 1.0, 1.15, 1.3)
 Progress = Callable[[str, float], Any]
 """Gets what is being done and the share of it that is done, in [0, 1]."""
@@ -347,6 +348,8 @@ def _isolated(settings: Settings, folder: Path, rules: Rules, seed: int) -> Sett
     optimizer = settings.optimizer
     if optimizer.forecast_volume_threshold is None:  # the policy is asked at any load, see `Bench._tell_the_gate`
         optimizer = optimizer.model_copy(update={"forecast_volume_threshold": 0.0})
+    # A busy machine would run out of the budget now and then, and the rules decide: a replay is of the policy.
+    optimizer = optimizer.model_copy(update={"decision_budget_ms": _ENOUGH_MS})
     planner = {"startup_s": rules.startup_s, "sla_wait_s": rules.sla_wait_s}
     return settings.model_copy(
         update={

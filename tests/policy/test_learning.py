@@ -433,6 +433,28 @@ def test_an_arm_seen_now_and_then_is_believed_to_be_as_elsewhere(tmp_path: Path)
     assert confidence(table, "seldom", "NO_ACTION", "x") > 0.9
 
 
+def test_where_the_plan_was_hardly_tried_it_is_as_good_as_in_most_states() -> None:
+    """The plan is one policy: what it saved in nine states of ten is to be expected of one more."""
+
+    def unseen(bad: int, good: int, trials: int = 400) -> float:
+        table = QTable()
+        for number in range(bad + good):
+            saved = -0.2 if number < bad else 0.3
+            try_out(table, f"{PLANNED}NO_ACTION", saved, trials, state=f"state {number}")
+        return confidence(table, "nowhere", "INCREASE_WORKER_POOL", "x", planned=True)
+
+    assert confidence(QTable(), "nowhere", "NO_ACTION", "x", planned=True) == 0.5
+    assert unseen(0, 9, SEEN) == 0.5, "too few trials in all"
+    assert unseen(1, 9) == pytest.approx(10 / 12)
+    assert unseen(5, 5) < 0.7
+    assert unseen(9, 1) < 0.2
+    assert unseen(0, 500) == CEILING
+    table = QTable()
+    for number in range(10):
+        try_out(table, "NO_ACTION", 0.3, 400, state=f"state {number}")
+    assert confidence(table, "nowhere", "NO_ACTION", "x") == 0.5, "of single arms nothing is known where they are new"
+
+
 def test_a_state_without_a_crowd_is_not_certain() -> None:
     """Where nothing happened an arm looks dear, and the same each time; the crowds of the other states count there."""
     table, draw = QTable(), random.Random(1)
