@@ -38,7 +38,7 @@ class DefaultHooks:
     ) -> None:
         self._clock, self._on_load = clock, on_load
         self.policy: Policy | None = None
-        self.arrivals = ArrivalCounter()
+        self.arrivals = ArrivalCounter(settings.planner.startup_s)
         self.live: LiveFeed | None = None
         self._last: tuple[SchedulingState, Recommendation, Recommendation] | None = None
         self.last_pool_action_at: float | None = None
@@ -87,7 +87,13 @@ class DefaultHooks:
         from nhm_sched_plugin.policy.learning import QPolicy
 
         _refuse_remote(settings)
-        return QPolicy(settings, self.rules, now=self._clock, last_change=lambda: self.last_pool_action_at)
+        return QPolicy(
+            settings,
+            self.rules,
+            now=self._clock,
+            last_change=lambda: self.last_pool_action_at,
+            on_calibration=lambda model: self.arrivals.remember(model.crowds),
+        )
 
     @hookimpl(trylast=True)
     def nhm_sched_make_sinks(self, settings: Settings) -> list[Sink]:

@@ -58,8 +58,9 @@ LEAVE_AT: Final = 0.95
 """How sure it must be that another arm costs less than the planner's before the planner is left."""
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
-TRIAL_DEPENDENCE: Final = 25
-"""The same for trials: a minute apart, twenty minutes and a start-up long, so about that many overlap."""
+TRIAL_DEPENDENCE: Final = 100
+"""The same for trials: 15 s to a minute apart, twenty minutes and a start-up long, so 25 to 100 overlap; and the windows
+they come from are drawn from a few weeks, so the same crowd is met more than once."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()
@@ -104,7 +105,7 @@ class _Pool(NamedTuple):
     happened to come; there an arm looks both dear and certain."""
     trials: int
     saving: float
-    """Share of the states with `SEEN` trials in which it saved: what to expect of one that was not tried."""
+    """Share of the states with `MIN_TRIALS` in which it saved: what to expect of one that was not tried."""
 
 
 def _odds(pool: _Pool, trials: int, saved: float) -> float:
@@ -132,7 +133,7 @@ def _random_effects(tried: list[tuple[int, float, float]]) -> _Pool:
     count = sum(trials for trials, _, _ in tried)
     inside = math.fsum(m2 for _, _, m2 in tried) + PRIOR_VISITS * PRIOR_SD**2
     variance = inside / max(count - len(tried) + PRIOR_VISITS, 1)
-    seen = [mean for trials, mean, _ in tried if trials >= SEEN]
+    seen = [mean for trials, mean, _ in tried if trials >= MIN_TRIALS]
     saving = (sum(mean >= 0 for mean in seen) + 1) / (len(seen) + 2)
     if len(tried) < 2:
         return _Pool(0.0, PRIOR_SD**2, variance, variance, count, saving)

@@ -28,6 +28,7 @@ from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.arms import ACTIONS, ARMS, arm_index
 from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
+from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable, file_lock, set_aside, stamp
 from nhm_sched_plugin.policy.state_key import state_key
@@ -78,6 +79,7 @@ class QPolicy:
         now: Callable[[], float] = time.time,
         *,
         last_change: Callable[[], float | None] = lambda: None,
+        on_calibration: Callable[[DemandModel], None] = lambda _: None,
         path: Path | None = None,
         autosave: bool = True,
     ) -> None:
@@ -87,8 +89,10 @@ class QPolicy:
         self._deviate = tuning.deviate
         self._random = random.Random(tuning.seed)
         self._baseline, self._now, self._autosave = baseline, now, autosave
-        self._last_change = last_change
+        self._last_change, self._on_calibration = last_change, on_calibration
         self.planner = Planner(settings)
+        if self.planner.model is not None:
+            on_calibration(self.planner.model)
         self.path = path or settings.q_table_path
         self.version = QTable().version
         self._situations: dict[tuple[Any, ...], tuple[Forecast | None, tuple[str, Plan, list[Candidate]]]] = {}
@@ -309,6 +313,8 @@ class QPolicy:
         self.planner.refresh()
         if self.planner.model is not before:
             self._situations = {}
+            if self.planner.model is not None:
+                self._on_calibration(self.planner.model)
         with self._lock:
             found = stamp(self.path)
             if found is None or found == self._stamp:

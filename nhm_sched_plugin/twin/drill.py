@@ -98,6 +98,7 @@ class Drill:
             counts,
             pilot.WINDOWS,
             window.loads(settings.planner.startup_s),
+            window.crowds,
             self._model.dispersion,
             self._weights,
             self._limits,

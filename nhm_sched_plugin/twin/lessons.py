@@ -163,6 +163,7 @@ def episode(
     counts: Any,
     lengths: Any,
     loads: Any,
+    crowds: Any,
     dispersion: float,
     w: Any,
     limits: Any,
@@ -174,8 +175,8 @@ def episode(
     """Runs the simulation to its end, learning from every control tick `lead` ticks later; the sum of the rewards.
 
     `loads` [hours, 3]: per hour from the start the tickets expected in the next hour, six hours later, and the Erlangs
-    at the lead time. `open_steps` [lead, 6], `targets` and `found` [6] are room to work in, `chance` [1] the state of
-    the random numbers.
+    at the lead time; `crowds` as for `pilot.fly`. `open_steps` [lead, 6], `targets` and `found` [6] are room to work
+    in, `chance` [1] the state of the random numbers.
     """
     start, last_change, made, total = sim.t[NOW], -math.inf, 0, 0.0
     after = open_steps[lead]
@@ -195,7 +196,8 @@ def episode(
             total += earned
             target = earned + discount * best(values, state)
             update(values, int(before[_STATE]), int(before[_ARM]), target, learning_rate)
-        need = pilot.need_now(sim, marks, counts, lengths, loads[hour, 2], dispersion, w)
+        crowd = pilot.crowd_at(crowds, start, now)
+        need = pilot.need_now(sim, marks, counts, lengths, loads[hour, 2], crowd, dispersion, w)
         asked, arm = math.nan, 3 * _KEEP
         if not math.isnan(need):
             may_remove = not abs(now - last_change) < limits[3]
@@ -258,6 +260,7 @@ def trial(
     counts: Any,
     lengths: Any,
     offered: float,
+    crowds: Any,
     dispersion: float,
     w: Any,
     limits: Any,
@@ -265,17 +268,19 @@ def trial(
 ) -> float:
     """What it costs to order `target` (NaN: nothing) once, and to leave the pool to the planner `until` then.
 
-    Worker-seconds and `late_s` for each late ticket. `sim` stays as it is; `copy` is of the same window.
+    Worker-seconds and `late_s` for each late ticket. `crowds` begins with the slot of now. `sim` stays as it is; `copy`
+    is of the same window.
     """
     observe(sim)
     _copy(sim, copy)
     for at in range(len(marks)):
         marks[at] = copy.n[GONE_BY + at]
-    paid, late = copy.t[WORKER_S], _late(copy)
+    paid, late, began = copy.t[WORKER_S], _late(copy), copy.t[NOW]
     last_change = pilot.order(copy, target, last_change, limits)
     advance(copy, copy.t[NOW] + tick_s, False)
     while copy.t[NOW] < until:
-        need = pilot.need_now(copy, marks, counts, lengths, offered, dispersion, w)
+        crowd = pilot.crowd_at(crowds, began, copy.t[NOW])
+        need = pilot.need_now(copy, marks, counts, lengths, offered, crowd, dispersion, w)
         last_change = pilot.order(copy, need, last_change, limits)
         advance(copy, copy.t[NOW] + tick_s, False)
     observe(copy)

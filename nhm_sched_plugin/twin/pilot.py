@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nhm_sched_plugin.policy import demand
+from nhm_sched_plugin.policy.crowds import SLOT_S
 from nhm_sched_plugin.twin.compiled import compiled, inner
 from nhm_sched_plugin.twin.engine import active, advance, ordered, scale_to
 from nhm_sched_plugin.twin.layout import BUSY, COMING, END, NOW, SERVICE_S, WAITING
@@ -19,7 +20,7 @@ from nhm_sched_plugin.twin.layout import BUSY, COMING, END, NOW, SERVICE_S, WAIT
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LIMITS", "WINDOWS", "fly", "need_now", "order", "windows"]
+__all__ = ["LIMITS", "WINDOWS", "crowd_at", "fly", "need_now", "order", "windows"]
 
 WINDOWS: Final = np.array(demand.WINDOWS_S)
 LIMITS: Final = ("min_workers", "max_workers", "max_step", "cooldown_s")
@@ -47,7 +48,16 @@ def _count(sim: Any, marks: Any, counts: Any, lengths: Any) -> None:
 
 
 @inner
-def need_now(sim: Any, marks: Any, counts: Any, lengths: Any, offered: float, dispersion: float, w: Any) -> float:
+def crowd_at(crowds: Any, start: float, now: float) -> float:
+    """Of an array with a number for each slot, the first being that of `start`; the last holds on."""
+    slot = int(now // SLOT_S) - int(start // SLOT_S)
+    return crowds[min(slot, len(crowds) - 1)]  # type: ignore[no-any-return]
+
+
+@inner
+def need_now(
+    sim: Any, marks: Any, counts: Any, lengths: Any, offered: float, crowd: float, dispersion: float, w: Any
+) -> float:
     """The planner's need for what can be measured now; NaN while the service time is unknown."""
     service_s = sim.t[SERVICE_S]
     if not service_s > 0.0:
@@ -55,7 +65,18 @@ def need_now(sim: Any, marks: Any, counts: Any, lengths: Any, offered: float, di
     _count(sim, marks, counts, lengths)
     in_system = float(sim.n[BUSY] + sim.n[WAITING])
     return needed(
-        in_system, counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], service_s, offered, dispersion, w
+        in_system,
+        counts[0],
+        counts[1],
+        counts[2],
+        counts[3],
+        counts[4],
+        counts[5],
+        service_s,
+        offered,
+        crowd,
+        dispersion,
+        w,
     )
 
 
@@ -85,17 +106,21 @@ def fly(
     counts: Any,
     lengths: Any,
     offered: Any,
+    crowds: Any,
     dispersion: float,
     w: Any,
     limits: Any,
 ) -> None:
-    """Runs the simulation to its end under the planner; `offered` has the forecast's Erlangs per hour from the start.
+    """Runs the simulation to its end under the planner.
+
+    `offered` has the forecast's Erlangs per hour from the start, `crowds` what `CrowdsAhead.between` gives.
 
     `sim` needs room for an order per control tick of a start-up (see `layout.new_sim`).
     """
     start, last_change = sim.t[NOW], -math.inf
     while sim.t[NOW] < sim.t[END]:
         hour = min(int((sim.t[NOW] - start) / 3600.0), len(offered) - 1)
-        target = need_now(sim, marks, counts, lengths, offered[hour], dispersion, w)
+        crowd = crowd_at(crowds, start, sim.t[NOW])
+        target = need_now(sim, marks, counts, lengths, offered[hour], crowd, dispersion, w)
         last_change = order(sim, target, last_change, limits)
         advance(sim, sim.t[NOW] + tick_s, False)

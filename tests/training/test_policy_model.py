@@ -18,7 +18,7 @@ from nhm_sched_plugin.training.promotion import approve, missing_criteria, promo
 from nhm_sched_plugin.training.registry import ModelVersion, Registry
 
 MODEL = DemandModel(
-    coefficients=(2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 0.5, 0.3, 0.2, 0.1, 0.5, 0.5, 0.1),
+    coefficients=(2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 0.5, 0.3, 0.2, 0.1, 0.5, 0.5, 0.1, 0.0),
     dispersion=1.5,
     startup_s=120.0,
     sla_wait_s=60.0,

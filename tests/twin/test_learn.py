@@ -33,7 +33,7 @@ from nhm_sched_plugin.types import Action, SchedulingState
 
 DAY = 86_400.0
 MODEL = DemandModel(
-    coefficients=(2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 0.5, 0.3, 0.2, 0.1, 0.5, 0.5, 0.1),
+    coefficients=(2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 0.5, 0.3, 0.2, 0.1, 0.5, 0.5, 0.1, 0.0),
     dispersion=1.5,
     startup_s=120.0,
     sla_wait_s=60.0,
@@ -164,7 +164,7 @@ def test_the_kernels_candidates_are_the_planners(tmp_path: Path) -> None:
         plan = planner.plan(state)
         marks, counts = pilot.windows()
         weights = np.array(MODEL.coefficients)
-        need = pilot.need_now(pool.sim, marks, counts, pilot.WINDOWS, math.nan, MODEL.dispersion, weights)
+        need = pilot.need_now(pool.sim, marks, counts, pilot.WINDOWS, math.nan, 0.0, MODEL.dispersion, weights)
         count = lessons.offers(pool.sim, need, True, limits_of(settings), room, found)
         mine = {ARMS[at] for at in found[:count]}
         theirs = {
@@ -197,7 +197,7 @@ def quiet_pool(settings: Settings, arrivals: list[float], workers: int) -> tuple
 
 def test_a_trial_costs_what_can_be_counted_by_hand(tmp_path: Path) -> None:
     """Two tickets of 100 s come at 2145 to one worker: the second starts 100 s late, unless another worker is there."""
-    bare = msgspec.structs.replace(MODEL, coefficients=(0.0,) * 15)
+    bare = msgspec.structs.replace(MODEL, coefficients=(0.0,) * 16)
     settings = load_settings(
         {"data_dir": tmp_path, "limits": {"min_workers": 1, "cooldown_s": 300}, "planner": {"startup_s": 120}}
     )
