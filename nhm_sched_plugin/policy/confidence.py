@@ -59,8 +59,8 @@ LEAVE_AT: Final = 0.95
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
 TRIAL_DEPENDENCE: Final = 100
-"""The same for trials: 15 s to a minute apart, twenty minutes and a start-up long, so 25 to 100 overlap; and the windows
-they come from are drawn from a few weeks, so the same crowd is met more than once."""
+"""The same for trials: 15 s to a minute apart, twenty minutes and a start-up long, so 25 to 100 overlap; and the
+windows they come from are drawn from a few weeks, so the same crowd is met more than once."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()

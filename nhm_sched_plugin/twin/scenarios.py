@@ -96,7 +96,8 @@ def _crowd(draw: np.random.Generator, rate: float, ramp_s: float, plateau_s: flo
     steps = np.arange(0.0, length, _STEP_S)
     height = np.clip(np.minimum(steps / ramp_s, (length - steps) / ramp_s), 0.0, 1.0)
     counts = draw.poisson(rate * height * _STEP_S)
-    return np.repeat(steps, counts) + draw.uniform(0.0, _STEP_S, counts.sum())
+    at: NDArray[np.float64] = np.repeat(steps, counts) + draw.uniform(0.0, _STEP_S, counts.sum())
+    return at
 
 
 def _with(trace: Trace, crowds: list[NDArray[np.float64]], draw: np.random.Generator) -> Trace:
