@@ -8,7 +8,6 @@ start afresh in the child.
 from __future__ import annotations
 
 import functools
-import os
 import queue
 import threading
 import time
@@ -17,6 +16,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from nhm_sched_plugin.files import stamp
 from nhm_sched_plugin.forks import renew_after_fork
 
 __all__ = ["FileWatch", "Pool", "PoolFullError", "Worker"]
@@ -189,22 +189,15 @@ class FileWatch:
 
     def __init__(self, path: Path, *, seen: bool = True) -> None:
         self.path = path
-        self._signature = self._look() if seen else None
+        self._signature = stamp(path) if seen else None
         self._candidate: tuple[int, int, int] | None = None
-
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def changed(self, *, complete: bool = False) -> bool:
         """True once per change; a file that is gone counts as unchanged (what was loaded stays in use).
 
         `complete`: nobody is writing to it now, so one look is enough.
         """
-        now = self._look()
+        now = stamp(self.path)
         if now is None or now == self._signature or (now != self._candidate and not complete):
             self._candidate = now
             return False

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import pluggy
@@ -140,12 +141,41 @@ class HookManager(pluggy.PluginManager):
         self.problems: dict[str, str] = {}
         """Plugin name -> why it was not loaded, or was removed."""
         self.on_error: Callable[[str, str, BaseException], None] | None = None
+        self.call: Any = SimpleNamespace()
+        """As `hook`, for the hot path: where a built-in alone answers, its function, without a manager's overhead."""
+        self._builtins: set[str] = set()
+        self._renew_calls()
         if settings.trace:
             self._trace_calls()
 
     def add_builtin(self, plugin: object, name: str) -> None:
         """Register one of our own plugins: called directly, its errors are ours to handle."""
-        super().register(plugin, name)
+        self._builtins.add(name)
+        self.register(plugin, name)
+
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        registered = super().register(plugin, name)
+        self._renew_calls()
+        return registered
+
+    def unregister(self, plugin: Any = None, name: str | None = None) -> Any:
+        removed = super().unregister(plugin, name)
+        self._renew_calls()
+        return removed
+
+    def _renew_calls(self) -> None:
+        for hook_name in self._own:
+            setattr(self.call, hook_name, self._quickest(hook_name))
+
+    def _quickest(self, hook_name: str) -> Callable[..., Any]:
+        hook = getattr(self.hook, hook_name)
+        answering = hook.get_hookimpls()
+        if self._settings.trace or hook.is_historic() or len(answering) != 1:
+            return hook  # type: ignore[no-any-return]
+        only = answering[0]
+        if only.plugin_name not in self._builtins or only.argnames != hook.spec.argnames:
+            return hook  # type: ignore[no-any-return]
+        return only.function if hook.spec.opts.get("firstresult") else functools.partial(_answers_of_one, only.function)
 
     def add(self, found: Found) -> bool:
         """Register a third-party plugin; False, with the reason in `problems`, when it is not usable."""
@@ -153,7 +183,7 @@ class HookManager(pluggy.PluginManager):
         try:
             if found.problem is not None:
                 raise HookError(found.problem)
-            super().register(self._isolated(found.plugin, found.name), found.name)
+            self.register(self._isolated(found.plugin, found.name), found.name)
             registered = True
             self.check_pending()
         except Exception as error:  # noqa: BLE001 - a plugin's attributes may raise anything
@@ -285,6 +315,11 @@ class HookManager(pluggy.PluginManager):
 
     def close(self) -> None:
         self._pool.close()
+
+
+def _answers_of_one(function: Callable[..., Any], **kwargs: Any) -> list[Any]:
+    answer = function(**kwargs)
+    return [] if answer is None else [answer]
 
 
 def _under_deadline(

@@ -15,11 +15,11 @@ from nhm_sched_plugin.extension import HookManager, deadline
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observers import OBSERVER_TIMEOUT_S
 from nhm_sched_plugin.types import Action, Arm, Decision, Experience, Outcome, RewardedOutcome, SchedulingState
 
-__all__ = ["OBSERVER_TIMEOUT_S", "Feedback"]
+__all__ = ["Feedback"]
 
-OBSERVER_TIMEOUT_S: Final = 1.0
 REMEMBERED_DECISIONS: Final = 20_000
 """Decisions whose outcome may still come; older ones are answered from the outcome's own states."""
 REMEMBERED_ENDED: Final = 1000

@@ -88,7 +88,7 @@ class SchedulerHost:
 
     def _add_third_parties(self, found: Iterable[Found]) -> None:
         """After the plugin's own start, which has checked them all: what it refused is refused here without a word."""
-        self._hooks.on_error = self._plugin.hook_failed
+        self._hooks.on_error = self._plugin.observers.hook_failed
         problems = self._plugin.hooks.problems
         for one in found:
             if one.name not in problems:
@@ -99,7 +99,7 @@ class SchedulerHost:
         """What to do for this ticket, or for the pool when `ticket` is None. Always a valid decision, in time."""
         try:
             # Nobody but the plugin answers this hook, and it bounds itself.
-            decision = self._hook.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
+            decision = self._hooks.call.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
             if isinstance(decision, Decision):
                 return decision
         except Exception as error:  # noqa: BLE001 - the host comes first

@@ -22,17 +22,17 @@ from nhm_sched_plugin.background import FileWatch, Worker
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.errors import ConfigError, NhmSchedError
 from nhm_sched_plugin.extension import Found, HookManager, deadline, discover
-from nhm_sched_plugin.feedback import OBSERVER_TIMEOUT_S, Feedback
+from nhm_sched_plugin.feedback import Feedback
 from nhm_sched_plugin.hookspecs import ExtensionSpecs, hookimpl
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.listener import MetricsListener
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.observe.tally import Tally
+from nhm_sched_plugin.observers import OBSERVER_TIMEOUT_S, Observers
 from nhm_sched_plugin.pipeline import Pipeline
 from nhm_sched_plugin.recorder import Recorder
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.types import (
-    Action,
     Decision,
     Health,
     Outcome,
@@ -47,10 +47,6 @@ logger = logging.getLogger(__name__)
 
 BUILT_IN: Final = "built-in"
 PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
-MOST_OBSERVATIONS: Final = 10_000
-"""Waiting for slow observers; beyond it they miss some."""
-MOST_ERRORS: Final = 200
-"""Of those, errors: each holds its traceback, and thousands would slow down the host's garbage collection."""
 REFRESH_S: Final = 0.5
 """How often files (configuration, rule book, snapshots) are looked at."""
 HOT_SECTIONS: Final = ("optimizer", "rollout", "experiment", "limits", "fallback")
@@ -97,14 +93,16 @@ class SchedulerPlugin:
         self._config_path: Path | None = getattr(host, "config_path", None)
         self._defaults = DefaultHooks(self.settings, self.clock, self._loaded)
         self._load_hooks()
-        self._background = Worker("nhm-sched-background", self._failed)
+        self._background = Worker("nhm-sched-background", self.faults.report)
         self._snapshots = Snapshots(self.settings, self.metrics, self.faults)
         self._snapshots.start()  # before the parts, which read what is taken over from the cache
         self._make_parts()
         self._tally = Tally(self.metrics)
         self._pipeline = Pipeline(self, self.hooks, self._tally, self.faults, self.clock)
         self._recorder = self._made_recorder()
-        self._feedback = Feedback(self.hooks, self.policy, self._record, self._after_outcome, self.metrics, self.faults)
+        self._feedback = Feedback(
+            self.hooks, self.policy, self._record, self.observers.finished, self.metrics, self.faults
+        )
         self._latest_state: SchedulingState | None = None
         self._watches = self._watch_files()
         self._background.every(REFRESH_S, "refresh", self.refresh)
@@ -112,15 +110,14 @@ class SchedulerPlugin:
         self._listener = self._listen()
 
     def _load_hooks(self) -> None:
-        # Observers may take their time: they have a thread of their own, so that records and learning do not wait.
-        self._observers = Worker("nhm-sched-observers", self._failed, MOST_OBSERVATIONS)
         self.hooks = HookManager(ExtensionSpecs, self.settings.hooks, self.faults, PARTS)
         found = discover(self.settings.hooks, self.settings.hooks_dir) if self._given is None else self._given
         for one in found:
             self.hooks.add(one)
         # Last, so that pluggy asks it after everybody else, a third party's own `trylast` included.
         self.hooks.add_builtin(self._defaults, BUILT_IN)
-        self.hooks.on_error = self.hook_failed
+        self.observers = Observers(self.hooks, self.faults, self.nhm_sched_decision_applied)
+        self.hooks.on_error = self.observers.hook_failed
 
     def _make_parts(self) -> None:
         hook: Any = self.hooks.hook
@@ -188,8 +185,7 @@ class SchedulerPlugin:
         self._feedback.remember(decision)
         if self._recorder is not None:
             self._write_down(decision)
-        if self._observed():
-            self._observe("after_decision", self._after_decision, decision)
+        self.observers.decided(decision)
         return decision
 
     @hookimpl(trylast=True)
@@ -244,7 +240,7 @@ class SchedulerPlugin:
         self._snapshots.close(max(until - time.monotonic(), 0.1))
         if self._listener is not None:
             self._listener.close()
-        self._observers.close(max(until - time.monotonic(), 0.1))
+        self.observers.close(max(until - time.monotonic(), 0.1))
         self.hooks.close()
 
     def flush(self, timeout_s: float) -> bool:
@@ -253,7 +249,7 @@ class SchedulerPlugin:
         done = self._background.flush(timeout_s)
         if self._recorder is not None:
             done &= self._recorder.flush(max(until - time.monotonic(), 0.0))
-        return done and self._observers.flush(max(until - time.monotonic(), 0.0))
+        return done and self.observers.flush(max(until - time.monotonic(), 0.0))
 
     # After a decision
 
@@ -281,60 +277,7 @@ class SchedulerPlugin:
         if self._recorder is not None:
             self._recorder.record(record, durable)
 
-    def _observe(self, what: str, task: Callable[..., None], *args: Any) -> None:
-        if not self._observers.submit(what, task, *args):
-            self.faults.report("observers", "hooks that observe are too slow: some were not told")
-
-    def _observed(self) -> bool:
-        return self._observes("nhm_sched_after_decision") or self._observes("nhm_sched_actuate")
-
-    def _after_decision(self, decision: Decision) -> None:
-        hook: Any = self.hooks.hook
-        if decision.action is not Action.NO_ACTION and hook.nhm_sched_actuate.get_hookimpls():
-            self._actuate(decision)
-        with deadline(OBSERVER_TIMEOUT_S):
-            hook.nhm_sched_after_decision(record=decision)
-
-    def _actuate(self, decision: Decision) -> None:
-        hook: Any = self.hooks.hook
-        try:
-            with deadline(OBSERVER_TIMEOUT_S):
-                carried_out = hook.nhm_sched_actuate(decision=decision)
-        except Exception as error:  # noqa: BLE001 - reported, not applied
-            self.nhm_sched_decision_applied(decision, False, str(error))
-            return
-        if carried_out:
-            self.nhm_sched_decision_applied(decision, True, None)
-
     # In the background
-
-    def _failed(self, what: str, error: BaseException) -> None:
-        self.faults.report(what, error)
-
-    def hook_failed(self, hook_name: str, plugin_name: str, error: BaseException) -> None:
-        """Tell the `nhm_sched_on_error` hooks, later."""
-        if self._observes("nhm_sched_on_error"):
-            if self._observers.waiting() > MOST_ERRORS:
-                self.faults.report("observers", "hooks fail faster than they are told about it: some were not told")
-                return
-            self._observe("on_error", self._tell_observers, hook_name, plugin_name, error)
-
-    def _observes(self, hook_name: str) -> bool:
-        return bool(getattr(self.hooks.hook, hook_name).get_hookimpls())
-
-    def _after_outcome(self, outcome: Outcome, reward: float | None) -> None:
-        if self._observes("nhm_sched_after_outcome"):
-            self._observe("after_outcome", self._tell_outcome, outcome, reward)
-
-    def _tell_outcome(self, outcome: Outcome, reward: float | None) -> None:
-        hook: Any = self.hooks.hook
-        with deadline(OBSERVER_TIMEOUT_S):
-            hook.nhm_sched_after_outcome(record=outcome, reward=reward)
-
-    def _tell_observers(self, hook_name: str, plugin_name: str, error: BaseException) -> None:
-        hook: Any = self.hooks.hook
-        with deadline(OBSERVER_TIMEOUT_S):
-            hook.nhm_sched_on_error(hook_name=hook_name, plugin_name=plugin_name, error=error)
 
     def _watch_files(self) -> dict[str, FileWatch]:
         paths = {"rules": self._defaults.rule_book_path}

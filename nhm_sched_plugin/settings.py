@@ -7,7 +7,6 @@ at the top level (`decision_budget_ms: 20`).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from nhm_sched_plugin.errors import ConfigError
+from nhm_sched_plugin.settings_agent import AgentSettings, OptimizerSettings, names
 from nhm_sched_plugin.settings_ml import ClickHouseSettings, ExpandedPath, Fraction, MlSettings, ProphetSettings, Tree
 from nhm_sched_plugin.settings_problems import explain
 
@@ -30,36 +30,6 @@ def bundled(kind: Literal["hooks", "fallback"]) -> Path:
     package = Path(__file__).resolve().parent
     shipped = package / "bundled_files" / kind
     return shipped if shipped.is_dir() else package.parent / kind
-
-
-def _names(value: Any) -> Any:
-    """A list, or text as environment variables hold it: `a, b` or JSON."""
-    if not isinstance(value, str):
-        return value
-    return (
-        json.loads(value)
-        if value.lstrip().startswith("[")
-        else [name.strip() for name in value.split(",") if name.strip()]
-    )
-
-
-class OptimizerSettings(Tree):
-    """When the policy is asked and when its answer is taken."""
-
-    enabled: bool = True
-    """False: rules only; every decision says `disabled`."""
-    endpoint: str | None = None
-    """`host:port` of an optimizer agent; unset: both run in this process. Not available yet: rules only."""
-    grpc_timeout: Annotated[float, Field(gt=0, le=60)] = 5.0
-    """Seconds. Bounds background calls; a call on the hot path never gets more than `decision_budget_ms`."""
-    forecast_horizon_minutes: Annotated[int, Field(ge=60, le=1440)] = 60
-    """How far ahead the gate looks."""
-    recommendation_confidence_threshold: Fraction = 0.7
-    """The least confidence of a recommendation that is followed, rounded to six digits."""
-    forecast_volume_threshold: Annotated[float, Field(ge=0)] | None = None
-    """Tickets in the hour at the horizon above which the policy is asked. Unset: 80 % of the pool's capacity."""
-    decision_budget_ms: Annotated[float, Field(ge=1, le=10_000)] = 50.0
-    """No call into the plugin holds the host for longer."""
 
 
 class RolloutSettings(Tree):
@@ -145,7 +115,7 @@ class RecordingSettings(Tree):
 
 
 class HooksSettings(Tree):
-    disabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = ()
+    disabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(names)] = ()
     """Plugin names not to load; `all` switches every third-party plugin and drop-in off. Also as text: `a,b`."""
     trace: bool = False
     """Log every hook call with its arguments' types, its result and its time."""
@@ -188,6 +158,7 @@ class Settings(BaseSettings):
     hooks_dir: ExpandedPath | None = None
     """Folder of drop-in hook files."""
     optimizer: OptimizerSettings = OptimizerSettings()
+    agent: AgentSettings = AgentSettings()
     ml: MlSettings = MlSettings()
     rollout: RolloutSettings = RolloutSettings()
     experiment: ExperimentSettings = ExperimentSettings()
@@ -232,6 +203,21 @@ class Settings(BaseSettings):
     def retrain_path(self) -> Path:
         """Where a host whose forecast has drifted asks for a retrain."""
         return self.forecast_table_path.with_name("retrain.json")
+
+    @property
+    def mirror_path(self) -> Path:
+        """What a host has of a remote agent's tables."""
+        return self.data_dir / "mirror"
+
+    @property
+    def outbox_path(self) -> Path:
+        """Outcomes on their way to a remote agent."""
+        return self.data_dir / "outbox"
+
+    @property
+    def ledger_path(self) -> Path:
+        """Outcomes that an agent has been told of: what its Q-table was learned from."""
+        return self.data_dir / "ledger"
 
     @property
     def planner_path(self) -> Path:

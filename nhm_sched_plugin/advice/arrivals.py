@@ -19,6 +19,8 @@ KEPT_HOURS: Final = 72
 
 _BIN_S = 5.0
 """Resolution of the windows."""
+_BINS_A_MINUTE = int(60 / _BIN_S)
+_BINS_A_SLOT = int(SLOT_S / _BIN_S)
 _BINS = int(WINDOWS_S[-1] / _BIN_S) + 1
 _MINUTES = 60
 _HOUR = 3600.0
@@ -47,12 +49,13 @@ class ArrivalCounter:
     def after_fork(self) -> None:
         """A child sees its own part of the tickets: the hours of its parent say nothing of it."""
         self._lock = threading.Lock()
-        self._so_far = 0
+        self._so_far = 0.0
         self._bin: int | None = None
         self._crowds = Crowds(self._startup_s)
         self._slot: int | None = None
         self._in_slot: int | None = None
-        self._before = [0] * _BINS
+        self._before = [0.0] * _BINS
+        self._marks: list[tuple[str, float]] = []
         self._hours: deque[Counted] = deque(maxlen=KEPT_HOURS)
         self._hour: int | None = None
         self._whole = False
@@ -67,12 +70,14 @@ class ArrivalCounter:
 
     def observe(self, now: float, task_type: str | None = None) -> None:
         """A ticket arrived at `now` (Unix seconds)."""
-        minute = int(now // 60)
+        to = int(now // _BIN_S)
+        minute = to // _BINS_A_MINUTE
         with self._lock:
             if minute != self._minute or self._hour is None:
                 self._move(minute)
-            self._advance(int(now // _BIN_S))
-            self._turn(int(now // SLOT_S))
+            if to != self._bin:
+                self._turn(to // _BINS_A_SLOT)
+                self._advance(to)
             if self._in_slot is not None:
                 self._in_slot += 1
             self._so_far += 1
@@ -93,12 +98,14 @@ class ArrivalCounter:
         Counted in bins of five seconds: a window is at most that much longer than its name says.
         """
         with self._lock:
-            self._turn(int(now // SLOT_S))
-            if self._bin is None:
-                return None
-            self._advance(int(now // _BIN_S))
-            newest, so_far, before = self._bin, self._so_far, self._before
-            lately = {name: float(so_far - before[(newest - bins) % _BINS]) for name, bins in _LATELY}
+            to = int(now // _BIN_S)
+            if to != self._bin:
+                self._turn(to // _BINS_A_SLOT)
+                if self._bin is None:
+                    return None
+                self._advance(to)
+            so_far = self._so_far
+            lately = {name: so_far - before for name, before in self._marks}
             lately[AHEAD] = self._crowds.ahead(now)
             return lately
 
@@ -121,11 +128,15 @@ class ArrivalCounter:
         """Opens the bins up to this one; each remembers how many tickets came before it."""
         newest = self._bin
         if newest is None or to < newest - _BINS:  # the first ticket, or the clock went far back
-            self._so_far, self._before, self._bin = 0, [0] * _BINS, to
+            self._so_far, self._before, newest = 0.0, [0.0] * _BINS, to
         elif to > newest:
             for opened in range(max(newest + 1, to - _BINS + 1), to + 1):
                 self._before[opened % _BINS] = self._so_far
-            self._bin = to
+            newest = to
+        else:
+            return  # the clock went back a little
+        self._bin = newest
+        self._marks = [(name, self._before[(newest - bins) % _BINS]) for name, bins in _LATELY]
 
     def last_hour(self, now: float) -> int:
         """Tickets that arrived in the 60 minutes up to now, the current one included."""

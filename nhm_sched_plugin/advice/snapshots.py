@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ import msgspec
 
 from nhm_sched_plugin.background import Worker
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import file_lock, replace_file, stamp
 from nhm_sched_plugin.forecasting.table import TABLE_VERSION, read_table
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
@@ -29,7 +29,7 @@ from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.store.cache import Cache, Kind, open_cache, ttls
 
-__all__ = ["Group", "Shelf", "Snapshots", "forget_learned", "groups", "replace_file"]
+__all__ = ["Group", "Shelf", "Snapshots", "forget_learned", "groups"]
 
 _log = logging.getLogger(__name__)
 _LOOK_S: Final = 0.5
@@ -114,7 +114,7 @@ class Shelf:
 
         `complete`: no file is being written to now. Otherwise two looks in a row must see the same ones.
         """
-        now = tuple(qtable.stamp(path) for path in self._group.files)
+        now = tuple(stamp(path) for path in self._group.files)
         settled, self._seen = complete or now == self._seen, now
         if now[0] is None or not settled or (now == self._put and self._clock() < self._due):
             return
@@ -170,7 +170,7 @@ class Shelf:
 
     def _write(self, parts: Mapping[str, bytes]) -> bool:
         """The first file last: who reads it finds the others. False when somebody else wrote in the meantime."""
-        with qtable.file_lock(self._first):
+        with file_lock(self._first):
             there = [path for path in self._group.files if path.exists()]
             if self._first in there or any(path.read_bytes() != parts.get(path.name) for path in there):
                 return False
@@ -265,18 +265,3 @@ def _unpacked(raw: bytes) -> dict[str, bytes]:
         return msgspec.msgpack.decode(body, type=dict[str, bytes])
     except msgspec.MsgspecError as error:
         raise ModelError(f"it does not hold files ({error})") from None
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

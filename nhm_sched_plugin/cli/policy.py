@@ -350,7 +350,8 @@ def q_table_reset(
 ) -> None:
     """Forget everything learned; the old table is kept beside the new one."""
     from nhm_sched_plugin.advice.snapshots import forget_learned
-    from nhm_sched_plugin.policy.qtable import reset, set_aside
+    from nhm_sched_plugin.files import set_aside
+    from nhm_sched_plugin.policy.qtable import reset
     from nhm_sched_plugin.twin.checkpoint import Checkpoint
 
     settings = settings_of(config)

@@ -19,6 +19,7 @@ __all__ = ["BUCKETS", "arm", "assign", "bucket", "unit_id"]
 
 BUCKETS: Final = 10_000
 NO_TASK_TYPE: Final = "(no task type)"
+_TREATED: Final = (Arm.TREATMENT, None)
 
 
 def bucket(salt: str, unit: str) -> int:
@@ -63,4 +64,4 @@ def arm(
         control_buckets = round(experiment.control_group_pct * BUCKETS)
         if bucket(f"{rollout.salt}:experiment", unit) < control_buckets:
             return Arm.CONTROL, Reason.CONTROL_GROUP
-    return Arm.TREATMENT, None
+    return _TREATED

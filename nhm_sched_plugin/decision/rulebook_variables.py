@@ -12,7 +12,7 @@ from nhm_sched_plugin.decision.gate import MS_PER_HOUR, capacity
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.types import STATE_FIELDS, Forecast, SchedulingState, Ticket
 
-__all__ = ["VARIABLES", "Sentence", "Variable", "VariableReader", "words"]
+__all__ = ["VARIABLES", "Sentence", "Variable", "VariableReader", "when_known", "words"]
 
 
 class Variable(NamedTuple):
@@ -55,28 +55,29 @@ def words(expression: str) -> frozenset[str]:
     return _NAMES.intersection(_WORD.findall(expression))
 
 
+def when_known(expression: str) -> str | None:
+    """The expression where all that it asks `known.NAME` of is known; None: a text in it may look like that."""
+    if "known" in expression and ("'" in expression or '"' in expression):
+        return None
+    return _KNOWN.sub(lambda found: "true" if found[1] in _NAMES else found[0], expression)
+
+
 class VariableReader:
     """Fills the variables that some expressions really use, and no others: on the hot path each one costs 0.7 us."""
 
-    __slots__ = ("_booleans", "_clock", "_derived", "_fields", "_names", "_ticket")
+    __slots__ = ("_derived", "_features", "_fields", "_ticket", "asked", "uses_clock", "uses_reason")
 
     def __init__(self, expressions: Iterable[str] = (), names: Iterable[str] = ()) -> None:
         texts = list(expressions)
-        self._names = frozenset().union(*map(words, texts), names)
-        self._fields = tuple(name for name in STATE_FIELDS if name in self._names)
-        self._derived = self._names & _DERIVED
-        self._ticket = not self._names.isdisjoint(("task_type", "risk_band"))
-        self._clock = not self._names.isdisjoint(("hour", "weekday"))
-        asked = {name for text in texts for name in _KNOWN.findall(text)}
-        self._booleans = tuple((f"known.{name}", name) for name in sorted(asked & _NAMES))
-
-    @property
-    def uses_reason(self) -> bool:
-        return "reason" in self._names
-
-    @property
-    def uses_clock(self) -> bool:
-        return self._clock
+        wanted = frozenset().union(*map(words, texts), names)
+        self._fields = tuple(name for name in STATE_FIELDS if name in wanted)
+        self._derived = wanted & _DERIVED
+        self._ticket = not wanted.isdisjoint(("task_type", "risk_band"))
+        self._features = "features" in wanted
+        self.uses_reason = "reason" in wanted
+        self.uses_clock = not wanted.isdisjoint(("hour", "weekday"))
+        self.asked = _NAMES.intersection(name for text in texts for name in _KNOWN.findall(text))
+        """Of which the expressions ask `known.NAME`."""
 
     def read(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, reason: str, now: float
@@ -94,28 +95,31 @@ class VariableReader:
         if self._ticket and ticket is not None:
             _put_text(values, "task_type", ticket.task_type)
             _put_text(values, "risk_band", ticket.risk_band)
-        if self._clock and known(now) is not None:
+        if self.uses_clock and known(now) is not None:
             values["hour"] = int(now // 3600) % 24
             values["weekday"] = (int(now // 86400) + 3) % 7  # 1970-01-01 was a Thursday
-        if "reason" in self._names:
+        if self.uses_reason:
             _put_text(values, "reason", reason)
-        if "features" in self._names:
+        if self._features:
             values["features"] = _finite_features(state.features)
-        for variable, name in self._booleans:
-            values[variable] = name in values
         return values
+
+    def booleans(self, values: Mapping[str, Any]) -> dict[str, bool]:
+        """`known.NAME` for each that the expressions ask of."""
+        return {f"known.{name}": name in values for name in self.asked}
 
 
 def _derive(values: dict[str, Any], wanted: frozenset[str], state: SchedulingState, forecast: Forecast | None) -> None:
-    duration_ms = known(state.avg_task_duration_ms)
     volume = None if forecast is None else known(forecast.predicted_volume)
     if volume is None:
         volume = known(state.predicted_load_1h)
     if volume is not None:
         if "predicted_volume" in wanted:
             values["predicted_volume"] = volume
-        if "offered_load" in wanted and duration_ms is not None:
-            _put_number(values, "offered_load", volume * duration_ms / MS_PER_HOUR)
+        if "offered_load" in wanted:
+            duration_ms = known(state.avg_task_duration_ms)
+            if duration_ms is not None:
+                _put_number(values, "offered_load", volume * duration_ms / MS_PER_HOUR)
     if "capacity" in wanted:
         _put_number(values, "capacity", capacity(state))
     if "forecast_confidence" in wanted and forecast is not None:

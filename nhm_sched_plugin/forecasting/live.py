@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from nhm_sched_plugin.files import replace_file
 from nhm_sched_plugin.forecasting.intervals import thin
 from nhm_sched_plugin.forecasting.shift import DRIFT_LIMIT, UNCORRECTED, Correction, Hour, LevelWatch, Running
 from nhm_sched_plugin.forecasting.table import ForecastTable, SliceForecast, hour_of, slice_key
@@ -192,7 +191,7 @@ class LiveForecast:
         if worst is None or worst.watch.drift < DRIFT_LIMIT:
             return
         request = RetrainRequest(now, worst.key, worst.watch.drift_reason, round(worst.watch.drift, 2))
-        _write(self._path, request._asdict())
+        replace_file(self._path, json.dumps(request._asdict(), indent=1).encode() + b"\n")
         self.request = request
         _log.warning(
             "the forecast of %s has drifted (%s; statistic %.1f, limit %.0f): retrain asked for in %s",
@@ -330,19 +329,3 @@ def _words(by: Correction) -> str:
     if by.kind == "none":
         return "as forecast"
     return f"level ×{by.factor(1):.2g} for {by.since:.0f} h"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all, as every snapshot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

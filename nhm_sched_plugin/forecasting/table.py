@@ -11,8 +11,6 @@ import datetime as dt
 import hashlib
 import logging
 import math
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Final
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import replace_file, stamp
 from nhm_sched_plugin.forecasting.correction import UNCORRECTED, Correction, corrected
 from nhm_sched_plugin.forecasting.intervals import LEVELS, confidence, thin
 from nhm_sched_plugin.forks import renew_after_fork
@@ -122,17 +121,7 @@ def write_table(path: Path, table: ForecastTable) -> ForecastTable:
     _check(path, table)
     table = msgspec.structs.replace(table, version=TABLE_VERSION, digest="")
     table = msgspec.structs.replace(table, digest=_digest(table))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(table, order="deterministic"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, msgspec.json.encode(table, order="deterministic"))
     return table
 
 
@@ -238,12 +227,10 @@ class SnapshotForecaster:
 
     def refresh(self) -> None:
         """Read the file again if it changed. Raises `ModelError` if it cannot be used; the old table then stays."""
-        try:
-            status = self._path.stat()
-        except OSError:
+        seen = stamp(self._path)
+        if seen is None:
             self._error = None  # nothing published yet, or withdrawn: what is in memory goes on
             return
-        seen = (status.st_mtime_ns, status.st_size, status.st_ino)
         if seen != self._seen:
             try:
                 fresh = _Loaded(read_table(self._path))
@@ -308,8 +295,8 @@ def _answer(
     for step in range(math.ceil(horizon / 60)):
         at = start + step * _HOUR
         mean, levels = _window(rows, entry.first_hour, at, share, by, step + 1.0)
-        stamp = dt.datetime.fromtimestamp(at, dt.UTC)
-        points.append(ForecastPoint(stamp, mean, dict(zip(LEVELS, levels, strict=True))))
+        begins = dt.datetime.fromtimestamp(at, dt.UTC)
+        points.append(ForecastPoint(begins, mean, dict(zip(LEVELS, levels, strict=True))))
     last, ahead = start + max(horizon - 60, 0) * 60.0, max(horizon / 60, 1.0)
     volume, levels = _window(rows, entry.first_hour, last, share, by, ahead)
     sure = confidence(dict(zip(LEVELS, levels, strict=True)), entry.samples) * by.sure(ahead)

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import io
-import ipaddress
 import json
 import logging
 import os
@@ -26,8 +25,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
 
+from nhm_sched_plugin.credentials import Certificate, Tokens, refuse_exposure
 from nhm_sched_plugin.errors import ConfigError
-from nhm_sched_plugin.observe.credentials import Certificate, Tokens
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.observe.metrics import Metrics
@@ -78,7 +77,7 @@ class MetricsListener:
         settings = self._settings
         address = _resolve(settings)
         _refuse_exposure(settings, address)
-        self._tokens = Tokens(settings.token_file) if settings.token_file else None
+        self._tokens = Tokens(settings.token_file, "metrics") if settings.token_file else None
         tls = _tls(settings)
         try:
             server = _Server(address, tls, self._connection_s, self._refused)
@@ -296,19 +295,17 @@ def _resolve(settings: MetricsSettings) -> tuple[socket.AddressFamily, tuple[str
 
 
 def _refuse_exposure(settings: MetricsSettings, address: tuple[socket.AddressFamily, tuple[str, int]]) -> None:
-    host = address[1][0]
-    if ipaddress.ip_address(host.partition("%")[0]).is_loopback or settings.allow_insecure:
-        return
-    wanted = {"token_file": settings.token_file, "tls_cert_file": settings.tls_cert_file}
-    missing = [f"metrics.{key}" for key, value in wanted.items() if value is None]
-    if missing:
-        raise ConfigError(
-            [
-                f"metrics.host = {settings.host!r}: would show the metrics to the network; set {' and '.join(missing)} "
-                "(with metrics.tls_key_file), keep 127.0.0.1, or set metrics.allow_insecure: true if the network "
-                "itself is closed"
-            ]
-        )
+    missing = [] if settings.token_file else ["metrics.token_file"]
+    if not settings.tls_cert_file:
+        missing.append("metrics.tls_cert_file with metrics.tls_key_file")
+    refuse_exposure(
+        "metrics",
+        settings.host,
+        [address[1][0]],
+        missing,
+        what="show the metrics to the network",
+        allow_insecure=settings.allow_insecure,
+    )
 
 
 def _status(status: HTTPStatus) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Final
+
+from nhm_sched_plugin.files import replace_file
 
 __all__ = ["write_page"]
 
@@ -27,25 +27,12 @@ def write_page(template: str, path: Path, **context: Any) -> Path:
         lstrip_blocks=True,
         finalize=_unbroken,
     )
-    return _replace(path, templates.get_template(template).render(**context))
+    path = path.expanduser().absolute()
+    page = templates.get_template(template).render(**context)
+    replace_file(path, page.encode(), durable=False, mode=0o644)  # a report is there to be shown
+    return path
 
 
 def _unbroken(value: Any) -> Any:
     """A number and its percent sign stay on one line."""
     return value.replace(" %", "\u00a0%") if type(value) is str else value
-
-
-def _replace(path: Path, page: str) -> Path:
-    path = path.expanduser().absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    fresh = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as target:
-            target.write(page)
-        fresh.chmod(0o644)  # mkstemp gives 0600, but a report is there to be shown
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    return path

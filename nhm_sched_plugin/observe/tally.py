@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.metrics import Metrics
@@ -15,7 +17,7 @@ ALL_TASK_TYPES: Final = "all"
 """Label of what concerns every task type together."""
 
 
-class Noted(NamedTuple):
+class Noted(msgspec.Struct, frozen=True, gc=False):
     """The label values of one decision."""
 
     action: str

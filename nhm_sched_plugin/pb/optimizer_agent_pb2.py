@@ -24,15 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)nhm_sched_plugin/pb/optimizer_agent.proto\"P\n\x0f\x46orecastRequest\x12\x17\n\x0fhorizon_minutes\x18\x01 \x01(\x05\x12\x11\n\ttask_type\x18\x02 \x01(\t\x12\x11\n\trisk_band\x18\x03 \x01(\t\"\x8d\x03\n\x10\x46orecastResponse\x12\x18\n\x10predicted_volume\x18\x01 \x01(\x05\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12 \n\x18\x66orecast_horizon_minutes\x18\x03 \x01(\x05\x12\x1b\n\x13resource_demand_cpu\x18\x04 \x01(\x02\x12\x1e\n\x16resource_demand_memory\x18\x05 \x01(\x02\x12\x1e\n\x16\x62ottleneck_probability\x18\x06 \x01(\x02\x12\x11\n\ttimestamp\x18\x07 \x01(\x03\x12\x13\n\x0bmean_volume\x18\x08 \x01(\x01\x12\x14\n\x0ctotal_volume\x18\t \x01(\x01\x12\x13\n\x0bpeak_volume\x18\n \x01(\x01\x12\x16\n\x0epeak_timestamp\x18\x0b \x01(\x03\x12\x1c\n\tquantiles\x18\x0c \x03(\x0b\x32\t.Quantile\x12\x1c\n\x05hours\x18\r \x03(\x0b\x32\r.ForecastHour\x12\x15\n\rmodel_version\x18\x0e \x01(\t\x12\x0e\n\x06method\x18\x0f \x01(\t\"(\n\x08Quantile\x12\r\n\x05level\x18\x01 \x01(\x01\x12\r\n\x05value\x18\x02 \x01(\x01\"M\n\x0c\x46orecastHour\x12\x11\n\ttimestamp\x18\x01 \x01(\x03\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x1c\n\tquantiles\x18\x03 \x03(\x0b\x32\t.Quantile\"\xde\x03\n\x0cStateRequest\x12\x18\n\x0bqueue_depth\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x61\x63tive_workers\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14\x61vg_task_duration_ms\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12 \n\x13sla_compliance_rate\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1e\n\x11predicted_load_1h\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x11predicted_load_6h\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10resource_cpu_avg\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12 \n\x13resource_memory_avg\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x11\n\ttask_type\x18\t \x01(\t\x12\x11\n\trisk_band\x18\n \x01(\tB\x0e\n\x0c_queue_depthB\x11\n\x0f_active_workersB\x17\n\x15_avg_task_duration_msB\x16\n\x14_sla_compliance_rateB\x14\n\x12_predicted_load_1hB\x14\n\x12_predicted_load_6hB\x13\n\x11_resource_cpu_avgB\x16\n\x14_resource_memory_avg\"\x93\x03\n\x16RecommendationResponse\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12;\n\nparameters\x18\x03 \x03(\x0b\x32\'.RecommendationResponse.ParametersEntry\x12\x15\n\rjustification\x18\x04 \x01(\t\x12!\n\x14\x65xpected_improvement\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nrisk_score\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0eis_exploration\x18\x07 \x01(\x08\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x08 \x01(\t\x12\x16\n\x0epolicy_version\x18\t \x01(\t\x12\x12\n\nstate_hash\x18\n \x01(\t\x12\x11\n\ttimestamp\x18\x0b \x01(\x03\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x17\n\x15_expected_improvementB\r\n\x0b_risk_score\"\xe3\x01\n\x0eOutcomeRequest\x12\x1c\n\x05state\x18\x01 \x01(\x0b\x32\r.StateRequest\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06reward\x18\x03 \x01(\x01\x12&\n\nnext_state\x18\x04 \x01(\x0b\x32\r.StateRequestH\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x05 \x01(\t\x12\x14\n\x07\x61pplied\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10rejection_reason\x18\x07 \x01(\t\x12\x0b\n\x03\x61rm\x18\x08 \x01(\tB\r\n\x0b_next_stateB\n\n\x08_applied\"E\n\x0fOutcomeResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07updates\x18\x02 \x01(\x03\x12\x0f\n\x07q_value\x18\x03 \x01(\x01\"\x1f\n\x0fSnapshotRequest\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\"k\n\x10SnapshotResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x14\n\x0cnot_modified\x18\x03 \x01(\x08\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x0c\x12\x11\n\ttimestamp\x18\x05 \x01(\x03\x32\xbf\x02\n\x0eOptimizerAgent\x12\x36\n\x0fGetLoadForecast\x12\x10.ForecastRequest\x1a\x11.ForecastResponse\x12\x45\n\x1bGetSchedulingRecommendation\x12\r.StateRequest\x1a\x17.RecommendationResponse\x12\x38\n\x13RecordActionOutcome\x12\x0f.OutcomeRequest\x1a\x10.OutcomeResponse\x12\x38\n\x11GetPolicySnapshot\x12\x10.SnapshotRequest\x1a\x11.SnapshotResponse\x12:\n\x13GetForecastSnapshot\x12\x10.SnapshotRequest\x1a\x11.SnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)nhm_sched_plugin/pb/optimizer_agent.proto\"P\n\x0f\x46orecastRequest\x12\x17\n\x0fhorizon_minutes\x18\x01 \x01(\x05\x12\x11\n\ttask_type\x18\x02 \x01(\t\x12\x11\n\trisk_band\x18\x03 \x01(\t\"\x8d\x03\n\x10\x46orecastResponse\x12\x18\n\x10predicted_volume\x18\x01 \x01(\x05\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12 \n\x18\x66orecast_horizon_minutes\x18\x03 \x01(\x05\x12\x1b\n\x13resource_demand_cpu\x18\x04 \x01(\x02\x12\x1e\n\x16resource_demand_memory\x18\x05 \x01(\x02\x12\x1e\n\x16\x62ottleneck_probability\x18\x06 \x01(\x02\x12\x11\n\ttimestamp\x18\x07 \x01(\x03\x12\x13\n\x0bmean_volume\x18\x08 \x01(\x01\x12\x14\n\x0ctotal_volume\x18\t \x01(\x01\x12\x13\n\x0bpeak_volume\x18\n \x01(\x01\x12\x16\n\x0epeak_timestamp\x18\x0b \x01(\x03\x12\x1c\n\tquantiles\x18\x0c \x03(\x0b\x32\t.Quantile\x12\x1c\n\x05hours\x18\r \x03(\x0b\x32\r.ForecastHour\x12\x15\n\rmodel_version\x18\x0e \x01(\t\x12\x0e\n\x06method\x18\x0f \x01(\t\"(\n\x08Quantile\x12\r\n\x05level\x18\x01 \x01(\x01\x12\r\n\x05value\x18\x02 \x01(\x01\"M\n\x0c\x46orecastHour\x12\x11\n\ttimestamp\x18\x01 \x01(\x03\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x1c\n\tquantiles\x18\x03 \x03(\x0b\x32\t.Quantile\"\xbe\x04\n\x0cStateRequest\x12\x18\n\x0bqueue_depth\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x61\x63tive_workers\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12!\n\x14\x61vg_task_duration_ms\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12 \n\x13sla_compliance_rate\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1e\n\x11predicted_load_1h\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x11predicted_load_6h\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10resource_cpu_avg\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12 \n\x13resource_memory_avg\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x11\n\ttask_type\x18\t \x01(\t\x12\x11\n\trisk_band\x18\n \x01(\t\x12-\n\x08\x66\x65\x61tures\x18\x0b \x03(\x0b\x32\x1b.StateRequest.FeaturesEntry\x1a/\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_queue_depthB\x11\n\x0f_active_workersB\x17\n\x15_avg_task_duration_msB\x16\n\x14_sla_compliance_rateB\x14\n\x12_predicted_load_1hB\x14\n\x12_predicted_load_6hB\x13\n\x11_resource_cpu_avgB\x16\n\x14_resource_memory_avg\"\xa7\x03\n\x16RecommendationResponse\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12;\n\nparameters\x18\x03 \x03(\x0b\x32\'.RecommendationResponse.ParametersEntry\x12\x15\n\rjustification\x18\x04 \x01(\t\x12!\n\x14\x65xpected_improvement\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x17\n\nrisk_score\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0eis_exploration\x18\x07 \x01(\x08\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x08 \x01(\t\x12\x16\n\x0epolicy_version\x18\t \x01(\t\x12\x12\n\nstate_hash\x18\n \x01(\t\x12\x11\n\ttimestamp\x18\x0b \x01(\x03\x12\x12\n\npropensity\x18\x0c \x01(\x01\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x17\n\x15_expected_improvementB\r\n\x0b_risk_score\"\xcb\x02\n\x0eOutcomeRequest\x12\x1c\n\x05state\x18\x01 \x01(\x0b\x32\r.StateRequest\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x0e\n\x06reward\x18\x03 \x01(\x01\x12&\n\nnext_state\x18\x04 \x01(\x0b\x32\r.StateRequestH\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x05 \x01(\t\x12\x14\n\x07\x61pplied\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10rejection_reason\x18\x07 \x01(\t\x12\x0b\n\x03\x61rm\x18\x08 \x01(\t\x12\x33\n\nparameters\x18\t \x03(\x0b\x32\x1f.OutcomeRequest.ParametersEntry\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_next_stateB\n\n\x08_applied\"E\n\x0fOutcomeResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07updates\x18\x02 \x01(\x03\x12\x0f\n\x07q_value\x18\x03 \x01(\x01\"\x1f\n\x0fSnapshotRequest\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\"k\n\x10SnapshotResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x14\n\x0cnot_modified\x18\x03 \x01(\x08\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\x0c\x12\x11\n\ttimestamp\x18\x05 \x01(\x03\x32\xbf\x02\n\x0eOptimizerAgent\x12\x36\n\x0fGetLoadForecast\x12\x10.ForecastRequest\x1a\x11.ForecastResponse\x12\x45\n\x1bGetSchedulingRecommendation\x12\r.StateRequest\x1a\x17.RecommendationResponse\x12\x38\n\x13RecordActionOutcome\x12\x0f.OutcomeRequest\x1a\x10.OutcomeResponse\x12\x38\n\x11GetPolicySnapshot\x12\x10.SnapshotRequest\x1a\x11.SnapshotResponse\x12:\n\x13GetForecastSnapshot\x12\x10.SnapshotRequest\x1a\x11.SnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nhm_sched_plugin.pb.optimizer_agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_STATEREQUEST_FEATURESENTRY']._loaded_options = None
+  _globals['_STATEREQUEST_FEATURESENTRY']._serialized_options = b'8\001'
   _globals['_RECOMMENDATIONRESPONSE_PARAMETERSENTRY']._loaded_options = None
   _globals['_RECOMMENDATIONRESPONSE_PARAMETERSENTRY']._serialized_options = b'8\001'
+  _globals['_OUTCOMEREQUEST_PARAMETERSENTRY']._loaded_options = None
+  _globals['_OUTCOMEREQUEST_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_FORECASTREQUEST']._serialized_start=45
   _globals['_FORECASTREQUEST']._serialized_end=125
   _globals['_FORECASTRESPONSE']._serialized_start=128
@@ -42,19 +46,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORECASTHOUR']._serialized_start=569
   _globals['_FORECASTHOUR']._serialized_end=646
   _globals['_STATEREQUEST']._serialized_start=649
-  _globals['_STATEREQUEST']._serialized_end=1127
-  _globals['_RECOMMENDATIONRESPONSE']._serialized_start=1130
-  _globals['_RECOMMENDATIONRESPONSE']._serialized_end=1533
-  _globals['_RECOMMENDATIONRESPONSE_PARAMETERSENTRY']._serialized_start=1444
-  _globals['_RECOMMENDATIONRESPONSE_PARAMETERSENTRY']._serialized_end=1493
-  _globals['_OUTCOMEREQUEST']._serialized_start=1536
-  _globals['_OUTCOMEREQUEST']._serialized_end=1763
-  _globals['_OUTCOMERESPONSE']._serialized_start=1765
-  _globals['_OUTCOMERESPONSE']._serialized_end=1834
-  _globals['_SNAPSHOTREQUEST']._serialized_start=1836
-  _globals['_SNAPSHOTREQUEST']._serialized_end=1867
-  _globals['_SNAPSHOTRESPONSE']._serialized_start=1869
-  _globals['_SNAPSHOTRESPONSE']._serialized_end=1976
-  _globals['_OPTIMIZERAGENT']._serialized_start=1979
-  _globals['_OPTIMIZERAGENT']._serialized_end=2298
+  _globals['_STATEREQUEST']._serialized_end=1223
+  _globals['_STATEREQUEST_FEATURESENTRY']._serialized_start=1003
+  _globals['_STATEREQUEST_FEATURESENTRY']._serialized_end=1050
+  _globals['_RECOMMENDATIONRESPONSE']._serialized_start=1226
+  _globals['_RECOMMENDATIONRESPONSE']._serialized_end=1649
+  _globals['_RECOMMENDATIONRESPONSE_PARAMETERSENTRY']._serialized_start=1560
+  _globals['_RECOMMENDATIONRESPONSE_PARAMETERSENTRY']._serialized_end=1609
+  _globals['_OUTCOMEREQUEST']._serialized_start=1652
+  _globals['_OUTCOMEREQUEST']._serialized_end=1983
+  _globals['_OUTCOMEREQUEST_PARAMETERSENTRY']._serialized_start=1560
+  _globals['_OUTCOMEREQUEST_PARAMETERSENTRY']._serialized_end=1609
+  _globals['_OUTCOMERESPONSE']._serialized_start=1985
+  _globals['_OUTCOMERESPONSE']._serialized_end=2054
+  _globals['_SNAPSHOTREQUEST']._serialized_start=2056
+  _globals['_SNAPSHOTREQUEST']._serialized_end=2087
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=2089
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=2196
+  _globals['_OPTIMIZERAGENT']._serialized_start=2199
+  _globals['_OPTIMIZERAGENT']._serialized_end=2518
 # @@protoc_insertion_point(module_scope)

@@ -69,7 +69,14 @@ class ForecastHour(_message.Message):
     def __init__(self, timestamp: _Optional[int] = ..., mean: _Optional[float] = ..., quantiles: _Optional[_Iterable[_Union[Quantile, _Mapping]]] = ...) -> None: ...
 
 class StateRequest(_message.Message):
-    __slots__ = ("queue_depth", "active_workers", "avg_task_duration_ms", "sla_compliance_rate", "predicted_load_1h", "predicted_load_6h", "resource_cpu_avg", "resource_memory_avg", "task_type", "risk_band")
+    __slots__ = ("queue_depth", "active_workers", "avg_task_duration_ms", "sla_compliance_rate", "predicted_load_1h", "predicted_load_6h", "resource_cpu_avg", "resource_memory_avg", "task_type", "risk_band", "features")
+    class FeaturesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_WORKERS_FIELD_NUMBER: _ClassVar[int]
     AVG_TASK_DURATION_MS_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +87,7 @@ class StateRequest(_message.Message):
     RESOURCE_MEMORY_AVG_FIELD_NUMBER: _ClassVar[int]
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
     RISK_BAND_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     queue_depth: float
     active_workers: float
     avg_task_duration_ms: float
@@ -90,10 +98,11 @@ class StateRequest(_message.Message):
     resource_memory_avg: float
     task_type: str
     risk_band: str
-    def __init__(self, queue_depth: _Optional[float] = ..., active_workers: _Optional[float] = ..., avg_task_duration_ms: _Optional[float] = ..., sla_compliance_rate: _Optional[float] = ..., predicted_load_1h: _Optional[float] = ..., predicted_load_6h: _Optional[float] = ..., resource_cpu_avg: _Optional[float] = ..., resource_memory_avg: _Optional[float] = ..., task_type: _Optional[str] = ..., risk_band: _Optional[str] = ...) -> None: ...
+    features: _containers.ScalarMap[str, float]
+    def __init__(self, queue_depth: _Optional[float] = ..., active_workers: _Optional[float] = ..., avg_task_duration_ms: _Optional[float] = ..., sla_compliance_rate: _Optional[float] = ..., predicted_load_1h: _Optional[float] = ..., predicted_load_6h: _Optional[float] = ..., resource_cpu_avg: _Optional[float] = ..., resource_memory_avg: _Optional[float] = ..., task_type: _Optional[str] = ..., risk_band: _Optional[str] = ..., features: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class RecommendationResponse(_message.Message):
-    __slots__ = ("action", "confidence", "parameters", "justification", "expected_improvement", "risk_score", "is_exploration", "decision_id", "policy_version", "state_hash", "timestamp")
+    __slots__ = ("action", "confidence", "parameters", "justification", "expected_improvement", "risk_score", "is_exploration", "decision_id", "policy_version", "state_hash", "timestamp", "propensity")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +121,7 @@ class RecommendationResponse(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    PROPENSITY_FIELD_NUMBER: _ClassVar[int]
     action: str
     confidence: float
     parameters: _containers.ScalarMap[str, str]
@@ -123,10 +133,18 @@ class RecommendationResponse(_message.Message):
     policy_version: str
     state_hash: str
     timestamp: int
-    def __init__(self, action: _Optional[str] = ..., confidence: _Optional[float] = ..., parameters: _Optional[_Mapping[str, str]] = ..., justification: _Optional[str] = ..., expected_improvement: _Optional[float] = ..., risk_score: _Optional[float] = ..., is_exploration: bool = ..., decision_id: _Optional[str] = ..., policy_version: _Optional[str] = ..., state_hash: _Optional[str] = ..., timestamp: _Optional[int] = ...) -> None: ...
+    propensity: float
+    def __init__(self, action: _Optional[str] = ..., confidence: _Optional[float] = ..., parameters: _Optional[_Mapping[str, str]] = ..., justification: _Optional[str] = ..., expected_improvement: _Optional[float] = ..., risk_score: _Optional[float] = ..., is_exploration: bool = ..., decision_id: _Optional[str] = ..., policy_version: _Optional[str] = ..., state_hash: _Optional[str] = ..., timestamp: _Optional[int] = ..., propensity: _Optional[float] = ...) -> None: ...
 
 class OutcomeRequest(_message.Message):
-    __slots__ = ("state", "action", "reward", "next_state", "decision_id", "applied", "rejection_reason", "arm")
+    __slots__ = ("state", "action", "reward", "next_state", "decision_id", "applied", "rejection_reason", "arm", "parameters")
+    class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     STATE_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +153,7 @@ class OutcomeRequest(_message.Message):
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     REJECTION_REASON_FIELD_NUMBER: _ClassVar[int]
     ARM_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     state: StateRequest
     action: str
     reward: float
@@ -143,7 +162,8 @@ class OutcomeRequest(_message.Message):
     applied: bool
     rejection_reason: str
     arm: str
-    def __init__(self, state: _Optional[_Union[StateRequest, _Mapping]] = ..., action: _Optional[str] = ..., reward: _Optional[float] = ..., next_state: _Optional[_Union[StateRequest, _Mapping]] = ..., decision_id: _Optional[str] = ..., applied: bool = ..., rejection_reason: _Optional[str] = ..., arm: _Optional[str] = ...) -> None: ...
+    parameters: _containers.ScalarMap[str, str]
+    def __init__(self, state: _Optional[_Union[StateRequest, _Mapping]] = ..., action: _Optional[str] = ..., reward: _Optional[float] = ..., next_state: _Optional[_Union[StateRequest, _Mapping]] = ..., decision_id: _Optional[str] = ..., applied: bool = ..., rejection_reason: _Optional[str] = ..., arm: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class OutcomeResponse(_message.Message):
     __slots__ = ("accepted", "updates", "q_value")

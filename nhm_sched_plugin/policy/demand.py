@@ -32,6 +32,7 @@ from typing import Any, Final
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import read_file, replace_file
 from nhm_sched_plugin.policy.crowds import AHEAD
 
 __all__ = ["ARRIVED", "COEFFICIENTS", "WINDOWS_S", "DemandModel", "expected", "needed"]
@@ -150,25 +151,16 @@ class DemandModel(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def save(self, path: Path) -> None:
-        """Write the file atomically. Raises `ModelError` when it cannot be written."""
-        temporary = path.with_name(f".{path.name}.tmp")
+        """Write the file atomically and durably. Raises `ModelError` when it cannot be written."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
-            temporary.replace(path)
+            replace_file(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
         except OSError as error:
             raise ModelError(f"{path}: cannot be written ({error.strerror or error})") from None
 
     @classmethod
     def load(cls, path: Path) -> DemandModel:
         """The model in the file. Raises `FileNotFoundError` when there is none, else `ModelError` with the fix."""
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-        return cls.parse(raw, str(path))
+        return cls.parse(read_file(path), str(path))
 
     @classmethod
     def parse(cls, raw: bytes, name: str) -> DemandModel:

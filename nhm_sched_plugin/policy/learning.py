@@ -25,12 +25,13 @@ import msgspec
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import file_lock, set_aside, stamp
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.arms import ACTIONS, ARMS, arm_index
 from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
-from nhm_sched_plugin.policy.qtable import Cell, QTable, file_lock, set_aside, stamp
+from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Action, Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
@@ -151,11 +152,8 @@ class QPolicy:
         greedy, plan, candidates, base = self._answer(ticket, state, forecast)
         row = self.table.rows.get(greedy.state_hash, _NOTHING)
         planned = self.planner.planned
-        base_arm = arm_of(base.action, base.parameters, planned(plan, base.action))
         others = [
-            self._recommendation(
-                greedy.state_hash, row, plan, candidate, base, base_arm, own=candidate is candidates[0]
-            )
+            self._recommendation(greedy.state_hash, row, plan, candidate, base, own=candidate is candidates[0])
             for candidate in candidates
             if candidate.action is not greedy.action
             and not inferior(
@@ -174,19 +172,20 @@ class QPolicy:
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None
     ) -> tuple[Recommendation, Plan, list[Candidate], Recommendation]:
         key, plan, candidates = self._situation(state, forecast)
-        candidates = self.planner.resting(candidates, self._now(), self._last_change())
+        last_change = self._last_change()
+        if last_change is not None:
+            candidates = self.planner.resting(candidates, self._now(), last_change)
         base = self._baseline(ticket, state, forecast)
         row = self.table.rows.get(key, _NOTHING)
-        base_arm = arm_of(base.action, base.parameters, self.planner.planned(plan, base.action))
         if plan.need is None:
             # Without metrics there is no plan: the rules know best.
             chosen = Candidate(base.action, dict(base.parameters))
         else:
-            chosen = self._choose(row, plan, candidates, base, base_arm) if row else candidates[0]
+            chosen = self._choose(row, plan, candidates, base) if row and self._deviate else candidates[0]
         alternatives = len(candidates) > 1 or candidates[0].action is not chosen.action
         propensity = 1.0 - self._epsilon if alternatives else 1.0
         own = chosen is candidates[0]
-        said = self._recommendation(key, row, plan, chosen, base, base_arm, propensity, own=own)
+        said = self._recommendation(key, row, plan, chosen, base, propensity, own=own)
         return said, plan, candidates, base
 
     def _situation(self, state: SchedulingState, forecast: Forecast | None) -> tuple[str, Plan, list[Candidate]]:
@@ -200,7 +199,7 @@ class QPolicy:
             state.predicted_load_6h,
             state.resource_cpu_avg,
             id(forecast),
-            *state.features.values(),
+            *self.planner.features_of(state),
         )
         found = self._situations.get(same)
         # The forecast is kept beside the answer, so its id cannot be taken by another.
@@ -215,12 +214,11 @@ class QPolicy:
         return answer
 
     def _choose(
-        self, row: Mapping[str, Cell], plan: Plan, candidates: list[Candidate], base: Recommendation, base_arm: str
+        self, row: Mapping[str, Cell], plan: Plan, candidates: list[Candidate], base: Recommendation
     ) -> Candidate:
-        """The planner's action; with `deviate`, another candidate or the rules' where the evidence is for it."""
-        if not self._deviate:
-            return candidates[0]
+        """The planner's action; another candidate or the rules' where the evidence is for it."""
         planned = self.planner.planned
+        base_arm = arm_of(base.action, base.parameters, planned(plan, base.action))
         arms = [arm_of(each.action, each.parameters, planned(plan, each.action)) for each in candidates]
         best = preferred(row, arms, base_arm)
         return Candidate(base.action, dict(base.parameters)) if best is None else candidates[best]
@@ -232,20 +230,23 @@ class QPolicy:
         plan: Plan,
         chosen: Candidate,
         base: Recommendation,
-        base_arm: str,
         propensity: float = 1.0,
         *,
         own: bool,
     ) -> Recommendation:
         parameters: Mapping[str, int | float | str] = chosen.parameters
-        arm = arm_of(chosen.action, parameters, self.planner.planned(plan, chosen.action))
         improvement: float | None = None
         if _same(chosen, base):
             # The rules' own action cannot be worse. Weights and strategies are theirs: nothing here tells two apart.
             parameters = {**parameters, **base.parameters}
             sure = 1.0 if sum([cell.visits for cell in row.values()]) >= MIN_VISITS else UNSEEN
             improvement = 0.0
+        elif not row:
+            sure = UNSEEN
         else:
+            planned = self.planner.planned
+            arm = arm_of(chosen.action, parameters, planned(plan, chosen.action))
+            base_arm = arm_of(base.action, base.parameters, planned(plan, base.action))
             mine, rules = row.get(arm), row.get(base_arm)
             sure = confidence(self.table, key, arm, base_arm, planned=own)
             if mine is not None and rules is not None and mine.visits and rules.visits:

@@ -28,9 +28,10 @@ import msgspec
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import stamp
 from nhm_sched_plugin.policy.arms import AMPLE, LEAN
-from nhm_sched_plugin.policy.demand import DemandModel
-from nhm_sched_plugin.policy.qtable import stamp
+from nhm_sched_plugin.policy.crowds import AHEAD
+from nhm_sched_plugin.policy.demand import ARRIVED, DemandModel
 from nhm_sched_plugin.policy.queueing import workers_for
 from nhm_sched_plugin.policy.state_key import SLA_TARGET
 from nhm_sched_plugin.settings import Settings
@@ -57,6 +58,9 @@ _WEIGHTS: Final = Action.ADJUST_PRIORITY_WEIGHTS
 _BALANCE: Final = Action.LOAD_BALANCING_RECONFIG
 _NO_ACTION: Final = Action.NO_ACTION
 _MOST_RATES: Final = 512
+_STARTING: Final = "starting_workers"
+_FEATURES: Final = (*ARRIVED, AHEAD, _STARTING)
+"""What a calibrated plan reads of them."""
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
@@ -135,6 +139,10 @@ class Planner:
             )
         _log.error("%s. Until then the planner is not calibrated.", self.problem)
 
+    def features_of(self, state: SchedulingState) -> tuple[float | None, ...]:
+        """What of the state's features the plan depends on."""
+        return () if self.model is None else tuple(map(state.features.get, _FEATURES))
+
     def plan(self, state: SchedulingState, forecast: Forecast | None = None) -> Plan:
         """What the pool needs in this state. Never raises on absent or non-finite fields."""
         workers, waiting, cpu = state.active_workers, state.queue_depth, state.resource_cpu_avg
@@ -185,10 +193,10 @@ class Planner:
         rate: float | None,
     ) -> Plan:
         features = state.features
-        counted = features if "arrivals_15s" in features else {}  # else nobody shows the plugin the tickets
+        counted = features if _FEATURES[0] in features else {}  # else nobody shows the plugin the tickets
         offered = None if rate is None else rate * service_s / 3600
         need = self._clip(math.ceil(model.needed(in_system, counted, service_s, offered) - 1e-9), active)
-        starting = _known(features.get("starting_workers")) or 0.0
+        starting = _known(features.get(_STARTING)) or 0.0
         return Plan(
             active, need, need, None, float(in_system), max(need - in_system, 0), queue, "calibrated", in_system,
             active + int(starting),

@@ -7,23 +7,19 @@ with a SHA-256 digest, written atomically. Files of version 1, without trials, a
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import file_lock, read_file, replace_file, set_aside
 
-__all__ = ["PLANNED", "RULES", "Cell", "QTable", "file_lock", "keep_beside", "reset", "set_aside", "stamp"]
+__all__ = ["PLANNED", "RULES", "Cell", "QTable", "reset"]
 
 FORMAT: Final = "nhm-sched-q-table"
 VERSION: Final = 2
@@ -210,69 +206,13 @@ class QTable:
     @classmethod
     def load(cls, path: Path) -> QTable:
         """The table in the file. Raises `FileNotFoundError` when there is none, else `ModelError`."""
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-        return cls.parse(raw, str(path))
+        return cls.parse(read_file(path), str(path))
 
     def save(self, path: Path) -> str:
         """Write the file atomically and durably; returns its digest. Raises `OSError` (disk full, no permission)."""
         raw = self.dump()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        replace_file(path, raw)
         return hashlib.sha256(raw).hexdigest()
-
-
-def set_aside(path: Path, why: str = "corrupt") -> Path:
-    """Rename a file to `<name>.<why>-<n>`, with the first free n, so that nothing is overwritten."""
-    aside = _aside(path, why)
-    path.rename(aside)
-    return aside
-
-
-def keep_beside(path: Path, why: str) -> Path:
-    """A copy under the name that `set_aside` would give: readers find the file until it is replaced."""
-    aside = _aside(path, why)
-    shutil.copy2(path, aside)
-    return aside
-
-
-def _aside(path: Path, why: str) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.{why}-{number}")).exists():
-        number += 1
-    return aside
-
-
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes whenever the file is replaced: modification time (ns), size, inode. None without a file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """One writer of `path` at a time, across processes (advisory, released by the system when a process dies)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def reset(path: Path) -> Path | None:
@@ -326,17 +266,3 @@ def _digest(body: dict[str, Any]) -> str:
 
 def _unusable(name: str, what: str) -> ModelError:
     return ModelError(f"{name}: {what}; restore a copy, or move the file away to start a new Q-table")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the file system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

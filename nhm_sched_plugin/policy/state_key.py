@@ -75,18 +75,16 @@ def state_key(state: SchedulingState, forecast_volume: float | None = None) -> s
     load = state.predicted_load_1h
     if load is None or not 0 <= load < _INF:
         load = forecast_volume
+    workers, queue, duration_ms = state.active_workers, state.queue_depth, state.avg_task_duration_ms
+    sla, later, utilisation = state.sla_compliance_rate, state.predicted_load_6h, state.resource_cpu_avg
     return KEYS[
-        state_index(
-            _number(state.active_workers),
-            _number(state.queue_depth),
-            _number(state.avg_task_duration_ms),
-            _number(state.sla_compliance_rate),
-            _number(load),
-            _number(state.predicted_load_6h),
-            _number(state.resource_cpu_avg),
+        state_index(  # on the hot path, so without a function that turns None into NaN
+            _NAN if workers is None else workers,
+            _NAN if queue is None else queue,
+            _NAN if duration_ms is None else duration_ms,
+            _NAN if sla is None else sla,
+            _NAN if load is None else load,
+            _NAN if later is None else later,
+            _NAN if utilisation is None else utilisation,
         )
     ]
-
-
-def _number(value: float | None) -> float:
-    return _NAN if value is None else value

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from nhm_sched_plugin.training.pipeline import TrainingReport, TrainingRow, republish, train
     from nhm_sched_plugin.training.promotion import approve, promote
-    from nhm_sched_plugin.training.registry import ModelVersion, Registry, model_name
+    from nhm_sched_plugin.training.registry import Registry
+    from nhm_sched_plugin.training.versions import ModelVersion, model_name
 
 __all__ = [
     "ModelVersion",
@@ -23,10 +24,10 @@ __all__ = [
 ]
 
 _HOME: Final = {
-    "ModelVersion": "registry",
+    "ModelVersion": "versions",
     "Registry": "registry",
     "approve": "promotion",
-    "model_name": "registry",
+    "model_name": "versions",
     "promote": "promotion",
 }
 

@@ -13,7 +13,8 @@ from nhm_sched_plugin.training.borrowing import ShareOfParent
 from nhm_sched_plugin.training.data import SliceData
 from nhm_sched_plugin.training.fitting import Fitted
 from nhm_sched_plugin.training.publish import Served, served_model
-from nhm_sched_plugin.training.registry import Head, NewVersion, Registry, model_name
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import Head, NewVersion, model_name
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings

@@ -7,7 +7,6 @@ compared with, the code - so that a result is used again for exactly the same qu
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from functools import cache
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from nhm_sched_plugin.errors import TrainingError
+from nhm_sched_plugin.files import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,10 +50,7 @@ class Journal:
         """Write a result so that a reader sees all of it or nothing. Raises `TrainingError` for an unusable folder."""
         file = self._file(digest)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(msgspec.json.encode(result))
-            os.replace(part, file)
+            replace_file(file, msgspec.json.encode(result), durable=False)
         except OSError as error:
             raise TrainingError(f"the run folder {file.parent} cannot be written ({error.strerror or error})") from None
         self._used.add(digest)

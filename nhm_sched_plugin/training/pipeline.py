@@ -22,7 +22,8 @@ from nhm_sched_plugin.training.fitting import Fitted, SliceTask, fit_slice, lost
 from nhm_sched_plugin.training.journal import Journal, digest_of, frame_digest
 from nhm_sched_plugin.training.publish import publish, served_model, slice_rows
 from nhm_sched_plugin.training.reconcile import parent_key
-from nhm_sched_plugin.training.registry import Head, Registry, model_name
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import Head, model_name
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from nhm_sched_plugin.advice.snapshots import forget_learned, replace_file
+from nhm_sched_plugin.advice.snapshots import forget_learned
 from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.files import file_lock, keep_beside, replace_file
 from nhm_sched_plugin.policy.demand import DemandModel
-from nhm_sched_plugin.policy.qtable import QTable, file_lock, keep_beside
-from nhm_sched_plugin.training.registry import ModelVersion, NewVersion, Registry
+from nhm_sched_plugin.policy.qtable import QTable
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import ModelVersion, NewVersion
 
 if TYPE_CHECKING:
     from pathlib import Path

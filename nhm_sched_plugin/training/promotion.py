@@ -18,7 +18,8 @@ import msgspec
 
 from nhm_sched_plugin.errors import RegistryError
 from nhm_sched_plugin.training.policy_model import POLICY, measured_lacks, publish_policy
-from nhm_sched_plugin.training.registry import ModelVersion, Registry
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import ModelVersion
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.experiment.arms import Comparison

@@ -16,7 +16,8 @@ from nhm_sched_plugin.training.borrowing import ShareOfParent
 from nhm_sched_plugin.training.data import SliceData, TrainingData
 from nhm_sched_plugin.training.fitting import TABLE_HOURS, informed
 from nhm_sched_plugin.training.reconcile import reconcile
-from nhm_sched_plugin.training.registry import Head, Registry, model_name
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import Head, model_name
 
 if TYPE_CHECKING:
     import pandas as pd

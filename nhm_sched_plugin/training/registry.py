@@ -10,25 +10,21 @@ import json
 import logging
 import math
 import os
-import re
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from nhm_sched_plugin.errors import ModelError, RegistryError
 from nhm_sched_plugin.training.bulk import Row, add_versions
+from nhm_sched_plugin.training.versions import ALIASES, Head, ModelVersion, NewVersion, check_alias, check_name
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["ALIASES", "Head", "ModelVersion", "NewVersion", "Registry", "model_name"]
+__all__ = ["Registry"]
 
-ALIASES: Final = ("staging", "production")
-_PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.%-]*")
 _EXPERIMENT: Final = "nhm_sched"
 _DATABASE: Final = "mlflow.db"
 _ARTIFACTS: Final = "artifacts"
@@ -43,58 +39,6 @@ _METRICS_TAG: Final = "metrics"
 """The metrics once more, so that a listing need not ask for every run."""
 _NOISY: Final = ("alembic", "mlflow", "sqlalchemy")
 _log = logging.getLogger(__name__)
-
-
-class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a registered model."""
-
-    name: str
-    version: str
-    created_at: float
-    """Unix seconds."""
-    aliases: list[str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
-    run_id: str = ""
-
-
-class NewVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """A version to be made."""
-
-    name: str
-    state: bytes
-    """JSON; versions with the same one (the horizons of a slice) share its file."""
-    metrics: dict[str, float] = {}
-    """Those that are not finite are left out."""
-    tags: dict[str, str] = {}
-    alias: str = ""
-    """What is to stand for it."""
-
-
-class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """A registered model: its newest version, and which ones its aliases stand for."""
-
-    newest: ModelVersion
-    aliases: dict[str, str]
-
-    def served(self) -> str:
-        """The version that serves: the staged one, else the one in production, else the newest."""
-        return next((self.aliases[alias] for alias in ALIASES if alias in self.aliases), self.newest.version)
-
-
-def model_name(horizon_minutes: int, task_type: str | None = None, risk_band: str | None = None) -> str:
-    """`load_predictor_60m`, `load_predictor_60m__processing`, `load_predictor_60m__processing__medium`.
-
-    Characters that a model name cannot hold are written as `%XX`; a risk band without a task type gets `any`.
-    """
-    parts = [task_type, risk_band] if risk_band else [task_type] if task_type else []
-    return "__".join([f"load_predictor_{horizon_minutes}m", *(_quoted(part or "any") for part in parts)])
-
-
-def _quoted(part: str) -> str:
-    """Percent-encoded: letters, digits, `.`, `-` and single `_` stay, so that `__` always separates."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), part)
-    return plain.replace("__", "_%5F")
 
 
 class Registry:
@@ -192,8 +136,8 @@ class Registry:
         Raises `RegistryError` for a bad name or alias, or an unusable registry; then no alias has moved.
         """
         for entry in wanted:
-            _check_name(entry.name)
-            _check_alias(entry.alias or ALIASES[0])
+            check_name(entry.name)
+            check_alias(entry.alias or ALIASES[0])
         if not wanted:
             return []
         client = self._client
@@ -324,7 +268,7 @@ class Registry:
     def _version(self, name: str, which: str) -> Any:
         from mlflow.exceptions import MlflowException
 
-        _check_name(name)
+        check_name(name)
         client = self._client
         try:
             if which.isdigit():
@@ -343,7 +287,7 @@ class Registry:
 
     def alias(self, name: str, version: str, alias: str) -> None:
         """Let `alias` (`staging` or `production`) stand for that version."""
-        _check_alias(alias)
+        check_alias(alias)
         self._version(name, version)
         self._client.set_registered_model_alias(name, alias, version)
 
@@ -389,15 +333,3 @@ def _pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if math.isfinite(value)}
-
-
-def _check_alias(alias: str) -> None:
-    if alias not in ALIASES:
-        raise RegistryError(f"alias {alias!r} is unknown; known: {', '.join(ALIASES)}")
-
-
-def _check_name(name: str) -> None:
-    if not _PLAIN.fullmatch(name) or len(name) > 250:
-        raise RegistryError(
-            f"model name {name!r} is not usable; expected something like load_predictor_60m__type__band"
-        )

@@ -204,9 +204,7 @@ def _run(
         service_s=scene.work_s,
         room=math.ceil(planner.startup_s / tick_s) + 8,
     )
-    marks, counts = pilot.windows()
-    limits = limits_of(settings)
-    pilot.fly(sim, tick_s, marks, counts, pilot.WINDOWS, scene.offered, scene.crowds, spread, coefficients, limits)
+    pilot.fly(sim, tick_s, scene.offered, scene.crowds, spread, coefficients, limits_of(settings))
     waits = np.where(np.isnan(sim.started), trace.end, sim.started) - trace.arrivals
     late = float((waits > planner.sla_wait_s).mean())
     return _Outcome(sim.t.item(layout.WORKER_S) / scene.oracle_s, late)

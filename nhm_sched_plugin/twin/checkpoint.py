@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import replace_file
 from nhm_sched_plugin.policy.qtable import QTable
 
 __all__ = ["Checkpoint", "Progress"]
@@ -70,11 +70,8 @@ class Checkpoint:
             return
         tree = {"progress": msgspec.to_builtins(done), "table": table().dump().decode()}
         body = json.dumps(tree).encode()
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            os.replace(temporary, self.path)
+            replace_file(self.path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body, durable=False)
         self._due = self._clock() + self._every_s
 
     def forget(self) -> None:

@@ -15,7 +15,7 @@ from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.state_key import KEYS
 from nhm_sched_plugin.settings import Settings
-from nhm_sched_plugin.twin import lessons, pilot
+from nhm_sched_plugin.twin import lessons
 from nhm_sched_plugin.twin.calibrate import limits_of
 from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
 from nhm_sched_plugin.twin.practice import lead_s
@@ -86,7 +86,6 @@ class Drill:
     def episode(self, values: lessons.Values, window: Window, draw: random.Random) -> float:
         """Learns one window into `values`; the sum of its rewards."""
         tuning, settings = self._settings.ml.scheduling, self._settings
-        marks, counts = pilot.windows()
         total = lessons.episode(
             self._windows.sim(window, settings, self._tick_s),
             values,
@@ -94,9 +93,6 @@ class Drill:
             self._tick_s,
             self._lead,
             self._room,
-            marks,
-            counts,
-            pilot.WINDOWS,
             window.loads(settings.planner.startup_s),
             window.crowds,
             self._model.dispersion,

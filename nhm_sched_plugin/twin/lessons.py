@@ -23,7 +23,6 @@ from nhm_sched_plugin.twin.layout import (
     BUSY,
     COMPLIANCE,
     END,
-    GONE_BY,
     LATE,
     MEAN_SERVICE_S,
     MET,
@@ -159,9 +158,6 @@ def episode(
     tick_s: float,
     lead: int,
     open_steps: Any,
-    marks: Any,
-    counts: Any,
-    lengths: Any,
     loads: Any,
     crowds: Any,
     dispersion: float,
@@ -196,8 +192,7 @@ def episode(
             total += earned
             target = earned + discount * best(values, state)
             update(values, int(before[_STATE]), int(before[_ARM]), target, learning_rate)
-        crowd = pilot.crowd_at(crowds, start, now)
-        need = pilot.need_now(sim, marks, counts, lengths, loads[hour, 2], crowd, dispersion, w)
+        need = pilot.need_now(sim, loads[hour, 2], pilot.crowd_at(crowds, start, now), dispersion, w)
         asked, arm = math.nan, 3 * _KEEP
         if not math.isnan(need):
             may_remove = not abs(now - last_change) < limits[3]
@@ -256,9 +251,6 @@ def trial(
     last_change: float,
     until: float,
     tick_s: float,
-    marks: Any,
-    counts: Any,
-    lengths: Any,
     offered: float,
     crowds: Any,
     dispersion: float,
@@ -273,14 +265,12 @@ def trial(
     """
     observe(sim)
     _copy(sim, copy)
-    for at in range(len(marks)):
-        marks[at] = copy.n[GONE_BY + at]
     paid, late, began = copy.t[WORKER_S], _late(copy), copy.t[NOW]
     last_change = pilot.order(copy, target, last_change, limits)
     advance(copy, copy.t[NOW] + tick_s, False)
     while copy.t[NOW] < until:
         crowd = pilot.crowd_at(crowds, began, copy.t[NOW])
-        need = pilot.need_now(copy, marks, counts, lengths, offered, crowd, dispersion, w)
+        need = pilot.need_now(copy, offered, crowd, dispersion, w)
         last_change = pilot.order(copy, need, last_change, limits)
         advance(copy, copy.t[NOW] + tick_s, False)
     observe(copy)

@@ -26,7 +26,7 @@ from nhm_sched_plugin.policy.learning import QPolicy, arm_of
 from nhm_sched_plugin.policy.planner import Plan
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings
-from nhm_sched_plugin.twin import layout, lessons, pilot
+from nhm_sched_plugin.twin import layout, lessons
 from nhm_sched_plugin.twin.calibrate import limits_of
 from nhm_sched_plugin.twin.controllers import RulesController, obeyed
 from nhm_sched_plugin.twin.simulator import Pool, simulate
@@ -77,7 +77,6 @@ class Trials:
         self._late_cost, self._startup_s = settings.planner.late_cost, settings.planner.startup_s
         self._limits = limits_of(settings)
         self._weights = np.array(model.coefficients)
-        self._marks, self._counts = pilot.windows()
         self._rules = RulesController(settings)
 
     def begin(self, pool: Pool, window: Window) -> None:
@@ -117,9 +116,6 @@ class Trials:
                 -math.inf if last_change is None else last_change,
                 now + self.horizon_s,
                 self._tick_s,
-                self._marks,
-                self._counts,
-                pilot.WINDOWS,
                 self._loads[hour, 2],
                 self._window.crowds_from(now),
                 self._model.dispersion,

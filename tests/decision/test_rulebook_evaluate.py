@@ -276,3 +276,50 @@ def test_what_is_no_state_at_all_gets_the_last_resort() -> None:
     assert default.evaluate(None, None, None, "x", 0.0) is LAST_RESORT  # type: ignore[arg-type]
     assert default.failures == {"(book)": 1}
     assert LAST_RESORT.action is Action.NO_ACTION
+
+
+@pytest.fixture(scope="module", params=["default", "conservative"])
+def twice(request: pytest.FixtureRequest) -> tuple[RuleBook, RuleBook]:
+    """A book, and itself without the expression for when all is known that it asks that of."""
+    quick, plain = (RuleBook.load(resolve_rule_book(request.param)) for _ in range(2))
+    assert quick._when_known
+    plain._when_known = ()
+    return quick, plain
+
+
+AMOUNTS = st.none() | st.floats(0, 200)
+
+
+@given(
+    st.builds(
+        SchedulingState,
+        queue_depth=AMOUNTS,
+        active_workers=AMOUNTS,
+        avg_task_duration_ms=st.none() | st.floats(1e3, 1e6),
+        sla_compliance_rate=st.none() | st.floats(0, 1),
+        predicted_load_1h=st.none() | st.floats(0, 5000),
+        resource_cpu_avg=st.none() | st.floats(0, 1),
+    )
+)
+def test_the_expression_for_when_all_is_known_changes_nothing(
+    twice: tuple[RuleBook, RuleBook], state: SchedulingState
+) -> None:
+    quick, plain = twice
+    assert ask(quick, state) == ask(plain, state)
+
+
+def test_a_text_that_looks_like_a_question_is_left_alone(tmp_path: Path) -> None:
+    ticket = Ticket(ticket_id="t1", task_type="known.queue_depth")
+    state = SchedulingState(queue_depth=1.0)
+    assert fires(tmp_path, "known.queue_depth && task_type == 'known.queue_depth'", state, ticket=ticket)
+    assert not fires(tmp_path, "known.queue_depth && task_type == 'true'", state, ticket=ticket)
+
+
+def test_a_rule_asked_one_by_one_knows_what_is_known(tmp_path: Path) -> None:
+    rules = book(
+        tmp_path,
+        {"when": "known.queue_depth && predicted_load_6h > 1.0"},  # not known, so all are asked one by one
+        {"when": "known.queue_depth && queue_depth > 0.0"},
+    )
+    assert ask(rules, SchedulingState(queue_depth=1.0)).source == "r2"
+    assert not rules.failures

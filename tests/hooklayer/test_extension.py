@@ -42,6 +42,70 @@ def errors(manager: HookManager, hook: str, plugin: str) -> float:
     return registry.get_sample_value("nhm_sched_hook_errors_total", {"hook": hook, "plugin": plugin}) or 0.0
 
 
+# -- quick calls
+
+
+class Own:
+    """A built-in: one hook with a single answer, one with a list of answers."""
+
+    answer: Any = Veto(guard="own", reason="x")
+
+    @hookimpl(trylast=True)
+    def nhm_sched_fallback(self, ticket: Any, state: Any, reason: str) -> Any:
+        return reason
+
+    @hookimpl(trylast=True)
+    def nhm_sched_guard(self, ticket: Any, state: Any, recommendation: Any) -> Any:
+        return self.answer
+
+    @hookimpl(trylast=True)
+    def nhm_sched_collect_state(self) -> Any:
+        return {"own": 1.0}
+
+
+def asked(manager: HookManager) -> list[Any]:
+    """What `call` and `hook` answer, which must be the same."""
+    arguments = {"ticket": None, "state": None}
+    answers = [
+        (
+            calls.nhm_sched_fallback(reason="why", **arguments),
+            calls.nhm_sched_guard(recommendation=None, **arguments),
+            calls.nhm_sched_collect_state(ticket=None),
+            calls.nhm_sched_reward(before=None, after=None),
+        )
+        for calls in (manager.call, manager.hook)
+    ]
+    assert answers[0] == answers[1]
+    return list(answers[0])
+
+
+def test_a_built_in_that_answers_alone_is_called_without_the_manager(manager: HookManager) -> None:
+    own = Own()
+    manager.add_builtin(own, "own")
+    assert asked(manager) == ["why", [own.answer], [{"own": 1.0}], None]
+    assert manager.call.nhm_sched_fallback == own.nhm_sched_fallback
+    assert manager.call.nhm_sched_collect_state is manager.hook.nhm_sched_collect_state, "it takes fewer arguments"
+    own.answer = None
+    assert asked(manager)[1] == []
+
+
+def test_a_third_party_is_asked_from_the_moment_it_is_there_until_it_is_removed(manager: HookManager) -> None:
+    own, bad = Own(), SimpleNamespace()
+    manager.add_builtin(own, "own")
+    bad.nhm_sched_fallback = hookimpl(lambda: 1 / 0)
+    no = Veto(guard="mine", reason="y")
+    mine = SimpleNamespace(nhm_sched_guard=hookimpl(lambda: no))
+    assert manager.add(Found("bad", "here", bad))
+    assert manager.add(Found("mine", "here", mine))
+    assert asked(manager)[1] == [no, own.answer]
+    assert errors(manager, "nhm_sched_fallback", "bad") == 2, "once for each way to ask"
+    manager.call.nhm_sched_fallback(ticket=None, state=None, reason="why")
+    assert "bad" in manager.problems, "it had three strikes"
+    assert manager.call.nhm_sched_fallback == own.nhm_sched_fallback
+    manager.unregister(name="mine")
+    assert asked(manager)[1] == [own.answer]
+
+
 # -- discovery
 
 

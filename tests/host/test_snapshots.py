@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import redis
+from calibrations import calibration
 
 from nhm_sched_plugin import Action, Outcome, SchedulerHost, SchedulingState
 from nhm_sched_plugin.advice.snapshots import Shelf, Snapshots, forget_learned, groups
 from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
-from nhm_sched_plugin.policy.demand import COEFFICIENTS, DemandModel
+from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.qtable import QTable, reset
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.store.cache import open_cache
@@ -57,22 +58,6 @@ def learned(updates: int, value: float = 1.0) -> QTable:
     for _ in range(updates):
         table.update("u1-b0-s1-t1", "NO_ACTION", value, 0.01)
     return table
-
-
-def calibrated(tickets: int = 100) -> DemandModel:
-    return DemandModel(
-        coefficients=tuple(0.1 for _ in COEFFICIENTS),
-        dispersion=1.0,
-        startup_s=120.0,
-        sla_wait_s=60.0,
-        late_cost=25.0,
-        service_s=300.0,
-        tickets=tickets,
-        start=0.0,
-        end=1.0,
-        sla=0.99,
-        cost=1.1,
-    )
 
 
 def shared(settings: Settings) -> tuple[Snapshots, Metrics]:
@@ -202,10 +187,10 @@ def test_more_updates_replace_fewer(place: SimpleNamespace, tmp_path: Path) -> N
 def test_table_and_planner_go_together(place: SimpleNamespace, tmp_path: Path) -> None:
     one, same, other, alone = (load_settings(place.config(tmp_path / name)) for name in ("1", "2", "3", "4"))
     learned(5).save(one.q_table_path)
-    calibrated().save(one.planner_path)
+    calibration().save(one.planner_path)
     shared(one)[0].look(complete=True)
-    calibrated().save(same.planner_path)
-    calibrated(tickets=7).save(other.planner_path)
+    calibration().save(same.planner_path)
+    calibration(tickets=7).save(other.planner_path)
     for settings in (same, other, alone):
         shared(settings)[0].look(complete=True)
     assert same.q_table_path.read_bytes() == one.q_table_path.read_bytes()
@@ -223,7 +208,7 @@ def test_a_value_that_nobody_can_use_is_ignored_counted_and_replaced(
 
     one, two, three = (load_settings(place.config(tmp_path / name)) for name in ("one", "two", "three"))
     learned(5).save(one.q_table_path)
-    calibrated(tickets=100).save(one.planner_path)
+    calibration(tickets=100).save(one.planner_path)
     shared(one)[0].look(complete=True)
     name = place.names(one)[0]
     good = place.client.get(name)

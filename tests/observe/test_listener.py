@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.observe.listener import MetricsListener
@@ -363,6 +364,28 @@ def test_an_empty_token_file_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "token"
     empty.write_text(" \n")
     with pytest.raises(ConfigError, match=r"metrics\.token_file.*empty"), listening(token_file=empty):
+        pass
+
+
+def test_comments_and_scopes_in_the_token_file_are_not_tokens(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("# for scrapers\nab#cd read # Prometheus\n")
+    with listening(token_file=token) as port:
+        assert get(port, Authorization="Bearer ab#cd")[0] == 200
+        for wrong in ("ab", "#", "read", "for", "ab#cd read"):
+            assert get(port, Authorization=f"Bearer {wrong}")[0] == 401
+
+
+def test_a_key_with_a_password_is_refused_without_asking_for_it(tmp_path: Path, authority: trustme.CA) -> None:
+    leaf = authority.issue_cert("localhost")
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    leaf.cert_chain_pems[0].write_to_path(cert)
+    plain = serialization.load_pem_private_key(leaf.private_key_pem.bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"s3cret")
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key.write_bytes(plain.private_bytes(pem, pkcs8, locked))
+    refused = pytest.raises(ConfigError, match=r"metrics\.tls_key_file.*the key has a password")
+    with refused, listening(tls_cert_file=cert, tls_key_file=key):
         pass
 
 

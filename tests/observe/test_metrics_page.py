@@ -37,8 +37,8 @@ def test_the_listed_names_are_those_that_are_exposed() -> None:
 
 def test_the_causes_of_refusals_are_those_in_the_code() -> None:
     """The page promises label values; they are in the listener and the credentials, spelled the same."""
-    room = Path(__file__).parents[2] / "nhm_sched_plugin" / "observe"
-    code = (room / "listener.py").read_text() + (room / "credentials.py").read_text()
+    package = Path(__file__).parents[2] / "nhm_sched_plugin"
+    code = (package / "observe" / "listener.py").read_text() + (package / "credentials.py").read_text()
     page = PAGE.read_text(encoding="utf-8")
     for cause in ("no_token", "wrong_token", "token_file_unreadable", "tls_handshake", "too_many_connections"):
         assert f"`{cause}`" in page

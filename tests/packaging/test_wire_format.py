@@ -132,7 +132,7 @@ def test_the_service_has_no_package_and_the_specified_methods(specified: descrip
 
 def test_state_fields_are_numbered_in_the_order_of_the_specification() -> None:
     fields = pb.StateRequest.DESCRIPTOR.fields_by_number
-    assert [fields[number].name for number in range(1, 11)] == [*STATE_FIELDS, "task_type", "risk_band"]
+    assert [fields[number].name for number in range(1, 12)] == [*STATE_FIELDS, "task_type", "risk_band", "features"]
     assert all(fields[number].has_presence for number in range(1, 9))
     assert not pb.StateRequest(active_workers=10).HasField("queue_depth")
     assert pb.StateRequest(queue_depth=0).HasField("queue_depth")
@@ -141,10 +141,11 @@ def test_state_fields_are_numbered_in_the_order_of_the_specification() -> None:
 PINNED = {
     "RecommendationResponse": [
         "action", "confidence", "parameters", "justification", "expected_improvement", "risk_score", "is_exploration",
-        "decision_id", "policy_version", "state_hash", "timestamp",
+        "decision_id", "policy_version", "state_hash", "timestamp", "propensity",
     ],
     "OutcomeRequest": [
         "state", "action", "reward", "next_state", "decision_id", "applied", "rejection_reason", "arm",
+        "parameters",
     ],
     "OutcomeResponse": ["accepted", "updates", "q_value"],
 }  # fmt: skip

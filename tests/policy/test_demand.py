@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from calibrations import calibration
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,23 +18,6 @@ from nhm_sched_plugin.types import Action, SchedulingState
 
 NOTHING = [0.0] * len(COEFFICIENTS)
 COUNTS = st.floats(0, 1e6)
-
-
-def model(**changed: Any) -> DemandModel:
-    values: dict[str, Any] = {
-        "coefficients": (3.0, 0.1, 1.0, 2.0, 1.0, -0.2, -0.1, 0.0, 0.5, 0.2, 0.1, 0.2, 1.0, 1.0, 0.5, 0.4),
-        "dispersion": 2.0,
-        "startup_s": 120.0,
-        "sla_wait_s": 60.0,
-        "late_cost": 25.0,
-        "service_s": 300.0,
-        "tickets": 1000,
-        "start": 0.0,
-        "end": 86_400.0,
-        "sla": 0.99,
-        "cost": 1.2,
-    }
-    return DemandModel(**{**values, **changed})
 
 
 def only(**weights: float) -> list[float]:
@@ -79,41 +63,41 @@ def test_always_a_number_and_never_below_what_is_there(
     in_system: float, counts: list[float], service_s: float, offered: float
 ) -> None:
     features = dict(zip(ARRIVED, counts, strict=True))
-    need = model().needed(in_system, features, service_s, offered)
+    need = calibration().needed(in_system, features, service_s, offered)
     assert math.isfinite(need)
     assert need >= in_system
-    assert math.isfinite(model().needed(in_system, {}, service_s, None))
+    assert math.isfinite(calibration().needed(in_system, {}, service_s, None))
 
 
 def test_missing_counts_are_those_of_a_steady_state() -> None:
     steady = {name: window / 300 * 40 for name, window in ARRIVED.items()}
-    assert model().needed(40, {}, 300.0, None) == pytest.approx(model().needed(40, steady, 300.0, None))
+    assert calibration().needed(40, {}, 300.0, None) == pytest.approx(calibration().needed(40, steady, 300.0, None))
 
 
 def test_the_file(tmp_path: Path) -> None:
     path = tmp_path / "snapshots" / "planner.json"
-    model().save(path)
-    assert DemandModel.load(path) == model()
+    calibration().save(path)
+    assert DemandModel.load(path) == calibration()
     with pytest.raises(FileNotFoundError):
         DemandModel.load(tmp_path / "none.json")
-    plain = msgspec.to_builtins(model())
+    plain = msgspec.to_builtins(calibration())
     del plain["crowds"], plain["version"]
     path.write_bytes(msgspec.json.encode({**plain, "coefficients": plain["coefficients"][:-1]}))
-    assert DemandModel.load(path).coefficients == (*model().coefficients[:-1], 0.0), "of the first version: no crowds"
+    assert DemandModel.load(path).coefficients == (*calibration().coefficients[:-1], 0.0), "version 1 knew no crowds"
     path.write_text("{}")
     with pytest.raises(ModelError, match=r"planner\.json: is not a calibrated planner .*run `nhm-sched learn` again"):
         DemandModel.load(path)
-    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(model(), coefficients=(1.0, 2.0))))
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(calibration(), coefficients=(1.0, 2.0))))
     with pytest.raises(ModelError, match="holds 2 coefficients"):
         DemandModel.load(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot be written"):
-        model().save(tmp_path / "file" / "planner.json")
+        calibration().save(tmp_path / "file" / "planner.json")
 
 
 def planner(tmp_path: Path, **changed: Any) -> Planner:
     settings = load_settings({"data_dir": tmp_path})
-    model(**changed).save(settings.planner_path)
+    calibration(**changed).save(settings.planner_path)
     return Planner(settings)
 
 
@@ -127,7 +111,7 @@ def test_the_planner_serves_its_calibration(tmp_path: Path) -> None:
     plan = calm.plan(pool())
     assert plan.basis == "calibrated"
     assert (plan.in_system, plan.ordered, plan.active) == (40, 50, 50)
-    assert plan.need == math.ceil(model().needed(40, {}, 300.0, None))
+    assert plan.need == math.ceil(calibration().needed(40, {}, 300.0, None))
     burst = pool(features={**dict.fromkeys(ARRIVED, 40.0), "starting_workers": 5.0})
     more = calm.plan(burst)
     assert more.need is not None
@@ -165,9 +149,9 @@ def test_a_calibration_for_another_pool_or_a_broken_one_is_left_out_and_said(tmp
     assert other.model is None
     assert "was made for planner.startup_s = 600" in other.problem
     assert "nhm-sched learn --recalibrate" in other.problem
-    model().save(other.path)
+    calibration().save(other.path)
     other.refresh()
-    assert (other.model, other.problem) == (model(), "")
+    assert (other.model, other.problem) == (calibration(), "")
     other.path.write_text("broken")
     other.refresh()
     assert other.model is None

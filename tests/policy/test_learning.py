@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from calibrations import calibration
 
 from nhm_sched_plugin.advice.protocols import Policy
 from nhm_sched_plugin.errors import ModelError
@@ -25,6 +27,8 @@ from nhm_sched_plugin.policy.confidence import (
     live_odds,
     preferred,
 )
+from nhm_sched_plugin.policy.crowds import AHEAD
+from nhm_sched_plugin.policy.demand import ARRIVED, DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy, arm_of
 from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable, reset
 from nhm_sched_plugin.policy.state_key import state_key
@@ -402,12 +406,54 @@ def test_twin_and_live_evidence_survive_another_process(tmp_path: Path) -> None:
     assert cell.over == pytest.approx(0.1, abs=0.05)
 
 
-def test_counted_tickets_make_another_situation(tmp_path: Path) -> None:
-    policy = QPolicy(settings(tmp_path), keep)
-    policy.recommend(None, STATE, FORECAST)
-    for count in (1.0, 50.0):
-        policy.recommend(None, msgspec.structs.replace(STATE, features={"arrivals_15s": count}), FORECAST)
-    assert len(policy._situations) == 3
+def test_a_calibrated_plan_follows_what_is_counted(tmp_path: Path) -> None:
+    chosen = settings(tmp_path)
+    calibration().save(chosen.planner_path)
+    policy, counted = QPolicy(chosen, keep), {name: 0.15 * window_s for name, window_s in ARRIVED.items()}
+
+    def target(**features: float) -> Any:
+        said = policy.recommend(None, msgspec.structs.replace(STATE, features={**counted, **features}), FORECAST)
+        assert said is not None
+        return said.parameters.get("target_workers")
+
+    steady = target()
+    for name in ("arrivals_15s", "arrivals_60s", "arrivals_900s", "arrivals_last_hour"):
+        assert target(**{name: 1000.0}) != steady, name
+    assert target(starting_workers=50.0) is None, "they are ordered already"
+    assert target() == steady
+
+
+def test_a_plan_is_made_once_for_what_it_does_not_depend_on(tmp_path: Path) -> None:
+    chosen = settings(tmp_path)
+    policy = QPolicy(chosen, keep)
+    counts = [msgspec.structs.replace(STATE, features={"arrivals_15s": count, "mine": 1.0}) for count in (1.0, 50.0)]
+    plans = [policy._situation(state, FORECAST)[1] for state in counts]
+    assert plans[0] is plans[1], "without a calibration"
+    calibration().save(chosen.planner_path)
+    policy.refresh()
+    others = [msgspec.structs.replace(counts[0], features={"arrivals_15s": 1.0, "mine": mine}) for mine in (1.0, 2.0)]
+    plans = [policy._situation(state, FORECAST)[1] for state in others]
+    assert plans[0] is plans[1], "with one"
+    assert plans[0].basis == "calibrated"
+
+
+def test_a_crowd_ahead_makes_another_situation(tmp_path: Path) -> None:
+    """What is remembered of a measurement of the pool is not of one with another crowd ahead."""
+    chosen = settings(tmp_path)
+    calibration(crowds=((1, 5.0),)).save(chosen.planner_path)
+    told: list[DemandModel] = []
+    policy = QPolicy(chosen, keep, on_calibration=told.append)
+    assert [model.crowds for model in told] == [((1, 5.0),)]
+
+    def target(crowd: float) -> object:
+        features = {**dict.fromkeys(ARRIVED, 10.0), AHEAD: crowd}
+        answer = policy.recommend(None, msgspec.structs.replace(STATE, features=features), FORECAST)
+        assert answer is not None
+        return answer.parameters["target_workers"]
+
+    assert target(0.0) == target(0.0)
+    assert target(500.0) == math.ceil(10 * 60 / 3600 + 0.4 * 500.0)
+    assert target(0.0) != target(500.0)
 
 
 def test_nothing_known_to_be_worse_is_explored(tmp_path: Path) -> None:

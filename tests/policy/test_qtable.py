@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.policy.qtable import Cell, QTable, reset, set_aside
+from nhm_sched_plugin.files import set_aside
+from nhm_sched_plugin.policy.qtable import Cell, QTable, reset
 
 
 def filled(updates: int = 200) -> QTable:

@@ -46,8 +46,9 @@ def deadly() -> Any:
     return work
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[str]:
+    """One for each test: workers that another test has killed take their time to come back on a busy machine."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50

@@ -5,31 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from calibrations import calibration
 
 from nhm_sched_plugin.errors import ModelError, RegistryError
-from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.training.policy_model import POLICY, register_policy
 from nhm_sched_plugin.training.promotion import approve, missing_criteria, promote
-from nhm_sched_plugin.training.registry import ModelVersion, Registry
-
-MODEL = DemandModel(
-    coefficients=(2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 0.5, 0.3, 0.2, 0.1, 0.5, 0.5, 0.1, 0.0),
-    dispersion=1.5,
-    startup_s=120.0,
-    sla_wait_s=60.0,
-    late_cost=10.0,
-    service_s=300.0,
-    tickets=1,
-    start=0.0,
-    end=0.0,
-    sla=0.99,
-    cost=1.2,
-)
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import ModelVersion
 
 
 def made(folder: Path, updates: int = 4, cost: float = 1.2, **planner: float) -> Settings:
@@ -40,7 +26,7 @@ def made(folder: Path, updates: int = 4, cost: float = 1.2, **planner: float) ->
         table.update("u2-b0-s1-t1", "NO_ACTION", 1.0, 0.1)
     table.save(settings.q_table_path)
     asked = settings.planner
-    msgspec.structs.replace(MODEL, cost=cost, startup_s=asked.startup_s, sla_wait_s=asked.sla_wait_s).save(
+    calibration(cost=cost, late_cost=10.0, startup_s=asked.startup_s, sla_wait_s=asked.sla_wait_s).save(
         settings.planner_path
     )
     return settings
@@ -69,7 +55,7 @@ def test_a_policy_is_registered_held_to_the_criteria_and_published(tmp_path: Pat
     for _ in range(3):
         table.update("u2-b0-s1-t1", "NO_ACTION", 1.0, 0.1, live_reward=1.0)
     table.save(settings.q_table_path)
-    msgspec.structs.replace(MODEL, cost=1.5).save(settings.planner_path)
+    calibration(cost=1.5).save(settings.planner_path)
     host.refresh()
     assert host.table.updates == 7
     learned = settings.q_table_path.read_bytes()
@@ -82,7 +68,7 @@ def test_a_policy_is_registered_held_to_the_criteria_and_published(tmp_path: Pat
     assert "planner.json.superseded-1" in promoted.notes[0]
     host.refresh()
     assert host.table.updates == 4
-    assert host.planner.model == MODEL
+    assert host.planner.model == calibration(late_cost=10.0)
 
     # The next one needs everything.
     made(tmp_path, updates=9, cost=1.3)

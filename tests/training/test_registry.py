@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nhm_sched_plugin.errors import ModelError, RegistryError
-from nhm_sched_plugin.training.registry import NewVersion, Registry, model_name
+from nhm_sched_plugin.training.registry import Registry
+from nhm_sched_plugin.training.versions import NewVersion, model_name
 
 
 @pytest.fixture(scope="module")

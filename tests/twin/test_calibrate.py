@@ -88,8 +88,6 @@ def test_the_compiled_planner_is_the_live_one(tmp_path: Path) -> None:
     pilot.fly(
         sim,
         15.0,
-        *pilot.windows(),
-        pilot.WINDOWS,
         none,
         crowds.between(trace.start, trace.end),
         model.dispersion,

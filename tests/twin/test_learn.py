@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from calibrations import calibration
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -32,19 +33,7 @@ from nhm_sched_plugin.twin.windows import Window, Windows
 from nhm_sched_plugin.types import Action, SchedulingState
 
 DAY = 86_400.0
-MODEL = DemandModel(
-    coefficients=(2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 0.5, 0.3, 0.2, 0.1, 0.5, 0.5, 0.1, 0.0),
-    dispersion=1.5,
-    startup_s=120.0,
-    sla_wait_s=60.0,
-    late_cost=10.0,
-    service_s=300.0,
-    tickets=1,
-    start=0.0,
-    end=0.0,
-    sla=0.99,
-    cost=1.2,
-)
+MODEL = calibration()
 
 
 def tickets(days: float = 2.0, seed: int = 0) -> Trace:
@@ -162,9 +151,8 @@ def test_the_kernels_candidates_are_the_planners(tmp_path: Path) -> None:
         pool.scale_to(pool.ordered + draw.randrange(3))
         state = pool.state()
         plan = planner.plan(state)
-        marks, counts = pilot.windows()
         weights = np.array(MODEL.coefficients)
-        need = pilot.need_now(pool.sim, marks, counts, pilot.WINDOWS, math.nan, 0.0, MODEL.dispersion, weights)
+        need = pilot.need_now(pool.sim, math.nan, 0.0, MODEL.dispersion, weights)
         count = lessons.offers(pool.sim, need, True, limits_of(settings), room, found)
         mine = {ARMS[at] for at in found[:count]}
         theirs = {

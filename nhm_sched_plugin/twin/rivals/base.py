@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections import deque
 from collections.abc import Callable
@@ -77,7 +78,7 @@ class Highest:
         return kept[0][1]
 
 
-class Autoscaler:
+class Autoscaler(abc.ABC):
     """A controller that computes a number of workers, and removes workers only when it was lower for a while.
 
     Subclasses implement `desired`. Growth is immediate; a removal goes to the highest number desired within
@@ -91,17 +92,18 @@ class Autoscaler:
         self.scene = scene
         self._highest = Highest(stabilisation_s)
 
+    @abc.abstractmethod
     def desired(self, state: SchedulingState, now: float) -> int | None:
         """Workers to have in this state; None: no opinion."""
-        raise NotImplementedError
 
     def most(self, current: int) -> int:
         """How many workers may be ordered at once, those present included."""
         return self.scene.max_workers
 
-    def on_arrival(self, index: int, state: SchedulingState, now: float) -> None: ...
+    # Rivals act at control ticks alone.
+    def on_arrival(self, index: int, state: SchedulingState, now: float) -> None: ...  # noqa: B027
 
-    def on_finished(self, index: int, wait_s: float, now: float) -> None: ...
+    def on_finished(self, index: int, wait_s: float, now: float) -> None: ...  # noqa: B027
 
     def on_tick(self, state: SchedulingState, now: float) -> int | None:
         current = round((state.active_workers or 0.0) + state.features.get(STARTING, 0.0))

@@ -1,0 +1,1 @@
+"""The optimizer agent: forecaster and policy behind gRPC, for many orchestrators at once."""

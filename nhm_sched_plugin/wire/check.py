@@ -1,0 +1,121 @@
+"""What a caller may send. Everything else is the caller's mistake, answered with the name of the field.
+
+The limits keep one caller from filling the agent's memory; they are far above what any host has to say.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from nhm_sched_plugin.types import Action, Arm
+
+__all__ = [
+    "LONGEST_HORIZON_MINUTES",
+    "MOST_ENTRIES",
+    "MOST_NAME",
+    "MOST_TEXT",
+    "InvalidFieldError",
+    "check_forecast_request",
+    "check_outcome_request",
+    "check_snapshot_request",
+    "check_state_request",
+]
+
+LONGEST_HORIZON_MINUTES: Final = 10_080
+MOST_NAME: Final = 256
+"""Characters of a name: a task type, a decision id, a parameter."""
+MOST_TEXT: Final = 2000
+"""Characters of a sentence."""
+MOST_ENTRIES: Final = 64
+"""Entries of a map."""
+
+_COUNTS: Final = ("queue_depth", "active_workers", "avg_task_duration_ms", "predicted_load_1h", "predicted_load_6h")
+_SHARES: Final = ("sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg")
+_MOST_COUNT: Final = 1e15
+_ARMS: Final = ("", *Arm)
+_ACTIONS: Final = frozenset(Action)
+
+
+class InvalidFieldError(ValueError):
+    """A field of a request cannot be used. `field` is its name, with the outer one before a dot."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {problem}")
+
+
+def check_forecast_request(request: Any) -> None:
+    """Raises `InvalidFieldError`."""
+    horizon = request.horizon_minutes
+    if not 1 <= horizon <= LONGEST_HORIZON_MINUTES:
+        raise InvalidFieldError("horizon_minutes", f"{horizon} is not in [1, {LONGEST_HORIZON_MINUTES}]")
+    _name("task_type", request.task_type)
+    _name("risk_band", request.risk_band)
+
+
+def check_state_request(request: Any, outer: str = "") -> None:
+    """Raises `InvalidFieldError`. `outer`: the field that holds this state, with a dot."""
+    for field in _COUNTS:
+        _number(request, field, _MOST_COUNT, outer)
+    for field in _SHARES:
+        _number(request, field, 1.0, outer)
+    _name(f"{outer}task_type", request.task_type)
+    _name(f"{outer}risk_band", request.risk_band)
+    features = request.features
+    if features:
+        _entries(f"{outer}features", features)
+        for name, value in features.items():
+            if not math.isfinite(value):
+                raise InvalidFieldError(f"{outer}features", f"{name!r} is {value}; expected a finite number")
+
+
+def check_outcome_request(request: Any) -> None:
+    """Raises `InvalidFieldError`."""
+    if not request.HasField("state"):
+        raise InvalidFieldError("state", "is missing; send the state in which the action was taken")
+    check_state_request(request.state, "state.")
+    if request.action not in _ACTIONS:
+        raise InvalidFieldError("action", f"{request.action[:MOST_NAME]!r} is unknown; expected one of {_listed()}")
+    if not -1.0 <= request.reward <= 1.0:  # NaN is in no range
+        raise InvalidFieldError("reward", f"{request.reward} is not in [-1, 1]")
+    if request.HasField("next_state"):
+        check_state_request(request.next_state, "next_state.")
+    _name("decision_id", request.decision_id)
+    if len(request.rejection_reason) > MOST_TEXT:
+        raise InvalidFieldError("rejection_reason", f"is longer than {MOST_TEXT} characters")
+    if request.arm not in _ARMS:
+        raise InvalidFieldError("arm", f"{request.arm[:MOST_NAME]!r} is unknown; expected shadow, control or treatment")
+    parameters = request.parameters
+    if parameters:
+        _entries("parameters", parameters)
+        for value in parameters.values():
+            _name("parameters", value)
+
+
+def check_snapshot_request(request: Any) -> None:
+    """Raises `InvalidFieldError`."""
+    _name("etag", request.etag)
+
+
+def _number(request: Any, field: str, most: float, outer: str) -> None:
+    if request.HasField(field):
+        value = getattr(request, field)
+        if not 0.0 <= value <= most:  # NaN is in no range
+            raise InvalidFieldError(f"{outer}{field}", f"{value} is not in [0, {most:g}]")
+
+
+def _name(field: str, value: str) -> None:
+    if len(value) > MOST_NAME:
+        raise InvalidFieldError(field, f"is longer than {MOST_NAME} characters")
+
+
+def _entries(field: str, entries: Any) -> None:
+    if len(entries) > MOST_ENTRIES:
+        raise InvalidFieldError(field, f"has {len(entries)} entries; at most {MOST_ENTRIES} are taken")
+    for name in entries:
+        _name(field, name)
+
+
+def _listed() -> str:
+    return ", ".join(Action)
