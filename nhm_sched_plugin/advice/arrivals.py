@@ -52,6 +52,7 @@ class ArrivalCounter:
         self._so_far = 0.0
         self._bin: int | None = None
         self._crowds = Crowds(self._startup_s)
+        self._ahead = 0.0
         self._slot: int | None = None
         self._in_slot: int | None = None
         self._before = [0.0] * _BINS
@@ -67,6 +68,8 @@ class ArrivalCounter:
         """Crowds of the days before this process ran, see `Crowds.seen`."""
         with self._lock:
             self._crowds.add(crowds)
+            if self._bin is not None:
+                self._ahead = self._crowds.ahead(self._bin * _BIN_S)
 
     def observe(self, now: float, task_type: str | None = None) -> None:
         """A ticket arrived at `now` (Unix seconds)."""
@@ -106,7 +109,7 @@ class ArrivalCounter:
                 self._advance(to)
             so_far = self._so_far
             lately = {name: so_far - before for name, before in self._marks}
-            lately[AHEAD] = self._crowds.ahead(now)
+            lately[AHEAD] = self._ahead
             return lately
 
     def _turn(self, slot: int) -> None:
@@ -137,6 +140,7 @@ class ArrivalCounter:
             return  # the clock went back a little
         self._bin = newest
         self._marks = [(name, self._before[(newest - bins) % _BINS]) for name, bins in _LATELY]
+        self._ahead = self._crowds.ahead(newest * _BIN_S)
 
     def last_hour(self, now: float) -> int:
         """Tickets that arrived in the 60 minutes up to now, the current one included."""
