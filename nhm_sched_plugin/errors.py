@@ -6,6 +6,7 @@
     ├── ModelError         a saved forecaster, table or Q-table cannot be read
     ├── StoreError         the records database cannot be reached or upgraded
     ├── SpoolError         the on-disk spool cannot be used
+    ├── LedgerError        the agent's ledger of outcomes cannot be used
     ├── IngestError        a history file cannot be read as asked
     ├── RegistryError      a model name, version or alias does not fit
     ├── TrainingError      a training cannot be run as asked
@@ -20,6 +21,7 @@ __all__ = [
     "ConfigError",
     "HookError",
     "IngestError",
+    "LedgerError",
     "ModelError",
     "NhmSchedError",
     "RegistryError",
@@ -62,6 +64,10 @@ class StoreError(NhmSchedError):
 
 class SpoolError(NhmSchedError):
     """The on-disk spool cannot be opened or written."""
+
+
+class LedgerError(NhmSchedError):
+    """The agent's ledger of outcomes cannot be opened or written; nothing of the call was recorded, so try it again."""
 
 
 class IngestError(NhmSchedError):

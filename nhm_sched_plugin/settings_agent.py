@@ -109,6 +109,8 @@ class AgentSettings(Tree):
     """PEM file: only callers with a certificate of this authority are let in (mTLS)."""
     allow_insecure: bool = False
     """Listen beyond loopback without TLS or without authentication: only where the network itself is closed."""
+    ledger_keep_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """How long the agent knows the outcomes that it has counted: one that is delivered again is not counted again."""
     log_format: Literal["text", "json"] = "text"
     """Of the agent's own log, on stderr."""
     tracing: bool = False

@@ -350,6 +350,7 @@ def q_table_reset(
 ) -> None:
     """Forget everything learned; the old table is kept beside the new one."""
     from nhm_sched_plugin.advice.snapshots import forget_learned
+    from nhm_sched_plugin.agent.ledger import mark_of
     from nhm_sched_plugin.files import set_aside
     from nhm_sched_plugin.policy.qtable import reset
     from nhm_sched_plugin.twin.checkpoint import Checkpoint
@@ -358,7 +359,7 @@ def q_table_reset(
     path = settings.q_table_path
     if not yes:
         typer.confirm(f"Forget everything learned in {path}?", abort=True)
-    kept = [reset(path)]
+    kept = [reset(path, lambda: mark_of(settings.ledger_path))]
     Checkpoint(path).forget()
     if planner and settings.planner_path.exists():
         kept.append(set_aside(settings.planner_path, "reset"))

@@ -23,18 +23,17 @@ from typing import Any, Final
 import msgspec
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
-from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import file_lock, set_aside, stamp
 from nhm_sched_plugin.forks import renew_after_fork
-from nhm_sched_plugin.policy.arms import ACTIONS, ARMS, arm_index
 from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.state_key import state_key
+from nhm_sched_plugin.policy.steps import Steps, arm_of
 from nhm_sched_plugin.settings import Settings
-from nhm_sched_plugin.types import Action, Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
+from nhm_sched_plugin.types import Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
 
 __all__ = ["Baseline", "QPolicy", "arm_of"]
 
@@ -42,26 +41,10 @@ _log = logging.getLogger(__name__)
 Baseline = Callable[[Ticket | None, SchedulingState, Forecast | None], Recommendation]
 """What the fallback would do here: the measure of every confidence."""
 
-_PLACES: Final = {action: place for place, action in enumerate(ACTIONS)}
 _REMEMBERED_IDS: Final = 20_000
 _NOTHING: Final[dict[str, Cell]] = {}
 _MOST_SITUATIONS: Final = 1024
 _MOST_PENDING: Final = 20_000
-
-
-def arm_of(action: Action, parameters: Mapping[str, Any], planned: float | None) -> str:
-    """The Q-table's name for an executed action: with `+` or `-` when its target is above or below the planned one.
-
-    The planned target is `parameters["planned_workers"]` (the policy's own actions carry it), else `planned`.
-    """
-    place = _PLACES[action]
-    if action not in POOL_ACTIONS:
-        return ARMS[3 * place]
-    target = parameters.get("target_workers")
-    planned = known(parameters.get("planned_workers", planned))
-    if type(target) is not int or planned is None:
-        return ARMS[3 * place]
-    return ARMS[arm_index(place, target, planned)]
 
 
 class QPolicy:
@@ -85,7 +68,7 @@ class QPolicy:
         autosave: bool = True,
     ) -> None:
         tuning = settings.ml.scheduling
-        self._learning_rate, self._discount = tuning.learning_rate, tuning.discount_factor
+        self._learning_rate = tuning.learning_rate
         self._epsilon, self._interval = tuning.epsilon, tuning.update_interval
         self._deviate = tuning.deviate
         self._random = random.Random(tuning.seed)
@@ -94,11 +77,13 @@ class QPolicy:
         self.planner = Planner(settings)
         if self.planner.model is not None:
             on_calibration(self.planner.model)
+        # Pre-training does not save by itself: its rewards are simulated.
+        self.steps = Steps(self.planner, self._learning_rate, tuning.discount_factor, live=autosave)
         self.path = path or settings.q_table_path
         self.version = QTable().version
         self._situations: dict[tuple[Any, ...], tuple[Forecast | None, tuple[str, Plan, list[Candidate]]]] = {}
         self._lock = threading.Lock()
-        self._forked = False
+        self._forked = self._handed_over = False
         renew_after_fork(self)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._pending: list[Experience] = []
@@ -278,9 +263,9 @@ class QPolicy:
             self._seen[experience.decision_id] = None
             if len(self._seen) > _REMEMBERED_IDS:
                 self._seen.popitem(last=False)
-            self._apply(self.table, experience)
+            self.steps.apply(self.table, experience)
             self._learned_at = self._now()
-            if not self._autosave:
+            if not self._autosave or self._handed_over:
                 return
             self._pending.append(experience)
             if len(self._pending) % self._interval == 0:
@@ -290,20 +275,6 @@ class QPolicy:
                     _log.error("%s", error)
                     # Still in memory's table; after this much only a takeover of another's file would forget them.
                     del self._pending[: max(0, len(self._pending) - _MOST_PENDING)]
-
-    def _apply(self, table: QTable, experience: Experience) -> None:
-        state, action, parameters = experience.state, experience.action, experience.parameters
-        planned: int | None = None
-        if action in POOL_ACTIONS and "target_workers" in parameters and "planned_workers" not in parameters:
-            planned = self.planner.planned(self.planner.plan(state), action)
-        target = experience.reward
-        if experience.next_state is not None:
-            # A host's `state_after` has no predicted loads; over one control interval the old ones still hold.
-            after = carry_loads(state, experience.next_state)
-            target += self._discount * table.best(state_key(after))
-        # Pre-training does not save by itself: its rewards are simulated.
-        live = experience.reward if self._autosave else None
-        table.update(state_key(state), arm_of(action, parameters, planned), target, self._learning_rate, live)
 
     def refresh(self) -> None:
         """Take over the file when another process (or `q-table reset`) wrote it; keeps what was learned since.
@@ -316,6 +287,8 @@ class QPolicy:
             self._situations = {}
             if self.planner.model is not None:
                 self._on_calibration(self.planner.model)
+        if self._handed_over:
+            return
         with self._lock:
             found = stamp(self.path)
             if found is None or found == self._stamp:
@@ -334,7 +307,7 @@ class QPolicy:
     def _rebuild(self, table: QTable) -> None:
         """This table, with what this process has learned since on top."""
         for experience in self._pending:
-            self._apply(table, experience)
+            self.steps.apply(table, experience)
         self.table, self._forked = table, False
         self.version = table.version
 
@@ -343,7 +316,21 @@ class QPolicy:
         with self._lock:
             self._save()
 
+    def hand_over(self) -> None:
+        """From now on somebody else sees to table and file (`take`, `steps.apply`): `refresh` only asks the planner.
+
+        Nothing must wait to be saved.
+        """
+        self._handed_over = True
+
+    def take(self, table: QTable) -> None:
+        """Serve from this table, which whoever it was handed over to brings up to date."""
+        self.table, self.version = table, table.version
+        self._problem, self._corrupt = "", False
+
     def _save(self) -> None:
+        if self._handed_over:
+            return
         try:
             with file_lock(self.path):
                 if stamp(self.path) not in (None, self._stamp) or self._corrupt or (self._forked and self._autosave):
@@ -394,13 +381,3 @@ def _same(chosen: Candidate, base: Recommendation) -> bool:
     return chosen.action not in POOL_ACTIONS or (
         chosen.parameters.get("target_workers") == base.parameters.get("target_workers")
     )
-
-
-def carry_loads(before: SchedulingState, after: SchedulingState) -> SchedulingState:
-    """`after`, with the predicted loads (and the service time) of `before` where it has none."""
-    missing = {
-        name: getattr(before, name)
-        for name in ("predicted_load_1h", "predicted_load_6h", "avg_task_duration_ms")
-        if getattr(after, name) is None and getattr(before, name) is not None
-    }
-    return msgspec.structs.replace(after, **missing) if missing else after

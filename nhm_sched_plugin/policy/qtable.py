@@ -2,7 +2,8 @@
 
 An *arm* is an action, or an action with a `+` or `-` when it was executed with a target above or below the capacity
 planner's (see `arms`). `rules:` before an arm stands for what the rules did there. One JSON file holds it: versioned,
-with a SHA-256 digest, written atomically. Files of version 1, without trials, are read.
+with a SHA-256 digest, written atomically. Files of version 1, without trials, are read. A file that an agent keeps says
+up to where it contains the agent's ledger of outcomes (`Mark`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import file_lock, read_file, replace_file, set_aside
 
-__all__ = ["PLANNED", "RULES", "Cell", "QTable", "reset"]
+__all__ = ["PLANNED", "RULES", "Cell", "Mark", "QTable", "reset"]
 
 FORMAT: Final = "nhm-sched-q-table"
 VERSION: Final = 2
@@ -63,12 +64,23 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     """and sum of squared deviations (Welford)."""
 
 
+class Mark(NamedTuple):
+    """What a table contains of an agent's ledger of outcomes."""
+
+    ledger: str
+    """The ledger's id: numbers of different ledgers have nothing to do with each other."""
+    seq: int
+    """Everything up to this number, and nothing after it."""
+
+
 class QTable:
     """`rows[state_key][arm] -> Cell`. Readers may run beside one writer; writers need a lock of their own."""
 
-    def __init__(self, rows: dict[str, dict[str, Cell]] | None = None, updates: int = 0) -> None:
+    def __init__(
+        self, rows: dict[str, dict[str, Cell]] | None = None, updates: int = 0, mark: Mark | None = None
+    ) -> None:
         self.rows = rows if rows is not None else {}
-        self.updates = updates
+        self.updates, self.mark = updates, mark
         self._pooled: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -166,9 +178,13 @@ class QTable:
             # A new dict, so that no reader ever sees one grow under its loop.
             self.rows[state] = {**(row or {}), arm: cell}
 
+    def copy(self) -> QTable:
+        """As it is now; what is learned later does not change it."""
+        return QTable({state: dict(row) for state, row in self.rows.items()}, self.updates, self.mark)
+
     def dump(self) -> bytes:
         """The JSON text of the file."""
-        body = _body(self.rows, self.updates)
+        body = _body(self)
         return _canonical({**body, "digest": _digest(body)}) + b"\n"
 
     @classmethod
@@ -192,6 +208,7 @@ class QTable:
                 for state, row in tree["states"].items()
             }
             updates = int(tree["updates"])
+            mark = _mark(tree.get("ledger"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unusable(name, f"holds a wrong entry ({type(error).__name__}: {error})") from None
         if not all(
@@ -201,7 +218,7 @@ class QTable:
             for number in msgspec.structs.astuple(cell)
         ):
             raise _unusable(name, "holds a value that is not finite")
-        return cls(rows, updates)
+        return cls(rows, updates, mark)
 
     @classmethod
     def load(cls, path: Path) -> QTable:
@@ -215,14 +232,16 @@ class QTable:
         return hashlib.sha256(raw).hexdigest()
 
 
-def reset(path: Path) -> Path | None:
+def reset(path: Path, mark: Callable[[], Mark | None] = lambda: None) -> Path | None:
     """Start over: keep the old file as `<name>.reset-<n>` (returned; None when there was none), write an empty table.
 
-    Running policies take the empty table over at their next refresh.
+    Running policies take the empty table over at their next refresh. `mark` tells where the ledger of an agent stands,
+    if there is one: what it says up to there is forgotten too.
     """
     with file_lock(path):
+        here = mark()
         aside = set_aside(path, "reset") if path.exists() else None
-        QTable().save(path)
+        QTable(mark=here).save(path)
     return aside
 
 
@@ -239,6 +258,13 @@ def _cell(found: list[float], numbers: int) -> Cell:
     )  # fmt: skip
 
 
+def _mark(found: Any) -> Mark | None:
+    if found is None:
+        return None
+    ledger, seq = found
+    return Mark(str(ledger), int(seq))
+
+
 def _welford(count: int, mean: float, m2: float, value: float) -> tuple[int, float, float]:
     """Number, mean and sum of squared deviations with one more value (Welford 1962)."""
     delta = value - mean
@@ -249,11 +275,13 @@ def _welford(count: int, mean: float, m2: float, value: float) -> tuple[int, flo
 _EMPTY: Final = Cell(0.0, 0, 0.0, 0.0)
 
 
-def _body(rows: dict[str, dict[str, Cell]], updates: int) -> dict[str, Any]:
+def _body(table: QTable) -> dict[str, Any]:
     states = {
-        state: {arm: list(msgspec.structs.astuple(cell)) for arm, cell in row.items()} for state, row in rows.items()
+        state: {arm: list(msgspec.structs.astuple(cell)) for arm, cell in row.items()}
+        for state, row in table.rows.items()
     }
-    return {"format": FORMAT, "version": VERSION, "updates": updates, "states": states}
+    body = {"format": FORMAT, "version": VERSION, "updates": table.updates, "states": states}
+    return body if table.mark is None else {**body, "ledger": list(table.mark)}
 
 
 def _canonical(tree: dict[str, Any]) -> bytes:

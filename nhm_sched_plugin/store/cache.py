@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from nhm_sched_plugin.forks import renew_after_fork
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from nhm_sched_plugin.observe.faults import Faults
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["LARGEST", "Cache", "Kind", "LocalCache", "count", "open_cache", "ttls"]
+__all__ = ["LARGEST", "Cache", "Fetching", "Kind", "LocalCache", "count", "open_cache", "ttls"]
 
 Kind = Literal["model", "forecast", "q_table"]
 LARGEST: Final = 64 * 1024 * 1024
@@ -44,10 +45,57 @@ class Cache(Protocol):
     def forget(self, kind: Kind, key: str) -> None:
         """Remove it."""
 
+    def fetch(self, kind: Kind, key: str, make: Callable[[], bytes]) -> bytes:
+        """The value, or what `make` answers, which is then kept.
+
+        Of the threads of a process that ask at once, one looks and makes and the others wait for it; what `make` raises
+        all of them get, and the next one tries again. `make` must not ask for the same value.
+        """
+
     def close(self) -> None: ...
 
 
-class LocalCache:
+class Fetching:
+    """`fetch` over `get` and `put`, for caches. `_metrics` counts those that waited for another's answer as hits."""
+
+    _metrics: Metrics | None
+
+    def get(self, kind: Kind, key: str) -> bytes | None:
+        raise NotImplementedError
+
+    def put(self, kind: Kind, key: str, value: bytes) -> None:
+        raise NotImplementedError
+
+    def after_fork(self) -> None:
+        self._flights_lock = threading.Lock()
+        self._flights: dict[tuple[Kind, str], Future[bytes]] = {}
+
+    def fetch(self, kind: Kind, key: str, make: Callable[[], bytes]) -> bytes:
+        with self._flights_lock:
+            flight = self._flights.get((kind, key))
+            first = flight is None
+            if flight is None:
+                flight = self._flights[kind, key] = Future()
+        if not first:
+            value = flight.result()
+            count(self._metrics, kind, value)
+            return value
+        try:
+            found = self.get(kind, key)
+            if found is None:
+                found = make()
+                self.put(kind, key, found)
+            flight.set_result(found)
+            return found
+        except BaseException as error:
+            flight.set_exception(error)
+            raise
+        finally:
+            with self._flights_lock:
+                del self._flights[kind, key]
+
+
+class LocalCache(Fetching):
     """In this process; the entries used least recently go when it is full. Thread-safe.
 
     Args:
@@ -74,6 +122,7 @@ class LocalCache:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
+        super().after_fork()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.settings_ml import CachingSettings, checked_redis_url
-from nhm_sched_plugin.store.cache import LARGEST, Kind, LocalCache, count
+from nhm_sched_plugin.store.cache import LARGEST, Fetching, Kind, LocalCache, count
 
 if TYPE_CHECKING:
     import redis
@@ -34,7 +34,7 @@ _SHORTEST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 
 
-class RedisCache:
+class RedisCache(Fetching):
     """Implements the `Cache` protocol. Thread-safe; a forked child connects anew.
 
     Args:
@@ -45,6 +45,8 @@ class RedisCache:
     Raises `ConfigError` when the URL's file cannot be used or the client is not installed. The first call is the first
     to ask Redis itself.
     """
+
+    _metrics: Metrics
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class RedisCache:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
+        super().after_fork()
         self._lock = threading.Lock()
         self._client: redis.Redis | None = None
 

@@ -19,10 +19,10 @@ _SIDE_FILES: Final = ("-wal", "-shm")
 
 
 def set_aside(path: Path, stamp: str) -> Path:
-    """Rename the file and its write-ahead log to `spool-<stamp>.unsalvaged`, beside it; returns the new path."""
+    """Rename the file and its write-ahead log to `<its stem>-<stamp>.unsalvaged`, beside it; returns the new path."""
     number = 0
     while True:
-        aside = path.with_name(f"spool-{stamp}{f'-{number}' if number else ''}{UNSALVAGED}")
+        aside = path.with_name(f"{path.stem}-{stamp}{f'-{number}' if number else ''}{UNSALVAGED}")
         if not aside.exists() and not aside.with_suffix(".corrupt").exists():
             break
         number += 1
@@ -32,7 +32,7 @@ def set_aside(path: Path, stamp: str) -> Path:
 
 
 def finish(aside: Path) -> Path:
-    """Mark a set-aside file as read: `spool-<stamp>.corrupt`."""
+    """Mark a set-aside file as read: its ending becomes `.corrupt`."""
     finished = aside.with_suffix(".corrupt")
     _move(aside, finished)
     return finished

@@ -1,6 +1,7 @@
 """One SQLite file that several processes share, survives damage, forks and a disk that comes and goes.
 
 The spool's inside: locks between processes, opening, setting a damaged file aside and saving what is readable of it.
+Other files of this kind subclass it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
-from nhm_sched_plugin.errors import SpoolError
+from nhm_sched_plugin.errors import NhmSchedError, SpoolError
 from nhm_sched_plugin.store.frames import describe
 from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, readable_frames, set_aside
 
@@ -27,9 +28,7 @@ __all__ = ["SpoolFile"]
 
 log = logging.getLogger(__name__)
 
-FILE_NAME: Final = "spool.sqlite"
 _BUSY_S: Final = 5.0
-_PAGE: Final = 16_384  # large enough that a decision with its forecast stays in one page, where a raw scan finds it
 _CHECKED_UP_TO: Final = 64 * 1024 * 1024
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB);
@@ -43,14 +42,21 @@ _live: weakref.WeakSet[SpoolFile] = weakref.WeakSet()
 
 
 class SpoolFile:
-    """`run(work)` hands an open connection to `work`; everything that can go wrong comes out as `SpoolError`.
+    """`run(work)` hands an open connection to `work`; everything that can go wrong comes out as `failure`.
 
     `salvaged` and `damaged` count records saved from damaged files and damaged files set aside, in this process.
     """
 
+    what: ClassVar[str] = "spool"
+    """In the names of the files and in messages."""
+    failure: ClassVar[type[NhmSchedError]] = SpoolError
+    schema: ClassVar[str] = _SCHEMA
+    page: ClassVar[int] = 16_384
+    """Bytes; large enough that a decision with its forecast stays in one page, where a raw scan finds it."""
+
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
-        self.file = path / FILE_NAME
+        self.file = path / f"{self.what}.sqlite"
         self.salvaged = self.damaged = 0
         self._clock = clock
         self._lock = threading.RLock()
@@ -60,6 +66,11 @@ class SpoolFile:
         self._synced = self._checked = False
         self._pid = os.getpid()
         _live.add(self)
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """Device and inode of the file that was used last: another one when a damaged file was replaced."""
+        return self._inode
 
     def close(self) -> None:
         """Close the file; the next `run` opens it again."""
@@ -83,11 +94,11 @@ class SpoolFile:
                     damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
                     if not damaged or attempt == 2:
                         self._drop()  # the next call starts afresh: the disk may be back by then
-                        raise SpoolError(f"spool {self.file} cannot be used: {error}") from error
+                        raise self.failure(f"{self.what} {self.file} cannot be used: {error}") from error
                     self._replace_damaged(str(error))
                 except OSError as error:
                     self._drop()
-                    raise SpoolError(f"spool {self.path} cannot be used: {error.strerror or error}") from error
+                    raise self.failure(f"{self.what} {self.path} cannot be used: {error.strerror or error}") from error
             raise AssertionError("unreachable")
 
     @contextlib.contextmanager
@@ -105,7 +116,7 @@ class SpoolFile:
                 break
             self._drop()  # another process has set the file aside, or somebody removed it
         else:
-            raise SpoolError(f"spool {self.file} keeps being replaced by another process")
+            raise self.failure(f"{self.what} {self.file} keeps being replaced by another process")
         try:
             yield connection
         finally:
@@ -142,13 +153,13 @@ class SpoolFile:
         connection = sqlite3.connect(self.file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         self._connection, self._synced = connection, False
         if new:
-            connection.execute(f"PRAGMA page_size={_PAGE}")
+            connection.execute(f"PRAGMA page_size={self.page}")
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL").fetchone()
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint=256")
         connection.execute(f"PRAGMA journal_size_limit={8 * 1024 * 1024}")
-        connection.executescript(_SCHEMA)
+        connection.executescript(self.schema)
         if new:
             folder = os.open(self.path, os.O_RDONLY)
             try:
@@ -184,25 +195,23 @@ class SpoolFile:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise SpoolError(f"damaged spool {self.file} cannot be set aside: {error.strerror or error}") from error
+            raise self.failure(
+                f"damaged {self.what} {self.file} cannot be set aside: {error.strerror or error}"
+            ) from error
 
     def _rename_damaged(self, why: str) -> None:
         stamp = dt.datetime.fromtimestamp(self._clock(), dt.UTC).strftime("%Y%m%dT%H%M%SZ")
         aside = set_aside(self.file, stamp)
         self.damaged += 1
-        log.error("spool %s is damaged (%s): set aside as %s", self.file, why, aside.with_suffix(".corrupt").name)
+        finished = aside.with_suffix(".corrupt").name
+        log.error("%s %s is damaged (%s): set aside as %s", self.what, self.file, why, finished)
 
     def _salvage_leftovers(self, connection: sqlite3.Connection) -> None:
         """Move what is readable from set-aside files into the new one; a crash in between repeats it, harmlessly."""
-        for aside in sorted(self.path.glob(f"spool-*{UNSALVAGED}")):
-            saved = 0
+        for aside in sorted(self.path.glob(f"{self.what}-*{UNSALVAGED}")):
             connection.execute("BEGIN IMMEDIATE")
             try:
-                for frame in readable_frames(aside):
-                    connection.execute(
-                        "INSERT INTO records (kind, id, frame) VALUES (?, ?, ?)", (*describe(frame), frame)
-                    )
-                    saved += 1
+                saved = self._save_from(aside, connection)
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
@@ -211,12 +220,20 @@ class SpoolFile:
             self.salvaged += saved
             log.error("%d records were saved from %s", saved, finished.name)
 
+    def _save_from(self, aside: Path, connection: sqlite3.Connection) -> int:
+        """Copy what is readable of a file that was set aside; returns how many records. In a transaction."""
+        saved = 0
+        for frame in readable_frames(aside):
+            connection.execute("INSERT INTO records (kind, id, frame) VALUES (?, ?, ?)", (*describe(frame), frame))
+            saved += 1
+        return saved
+
     def _flock(self, operation: int) -> None:
         """Between processes: shared while using the file, exclusive while opening or replacing it."""
         if self._lock_file is None:
             if operation == fcntl.LOCK_UN:
                 return
-            self._lock_file = os.open(self.path / "spool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock_file = os.open(self.path / f"{self.what}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _BUSY_S
         while True:
             try:

@@ -16,8 +16,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.errors import RegistryError
+from nhm_sched_plugin.observe.faults import Faults
+from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.store.cache import Cache, open_cache
 from nhm_sched_plugin.training.bulk import Row, add_versions
+from nhm_sched_plugin.training.states import DIGEST_TAG, read_state
 from nhm_sched_plugin.training.versions import ALIASES, Head, ModelVersion, NewVersion, check_alias, check_name
 
 if TYPE_CHECKING:
@@ -33,7 +37,6 @@ _MANY: Final = 10
 _ARTIFACT: Final = "state.json"
 _ARTIFACT_TAG: Final = "artifact"
 """The file in the run's artefacts; versions without this tag have the one above."""
-_DIGEST_TAG: Final = "sha256"
 _PAGE: Final = 1000
 _METRICS_TAG: Final = "metrics"
 """The metrics once more, so that a listing need not ask for every run."""
@@ -44,19 +47,24 @@ _log = logging.getLogger(__name__)
 class Registry:
     """Save, load and name versions. `import mlflow` takes seconds, so it happens on first use.
 
-    `uri` is an MLflow tracking URI; unset: `mlflow.db` with artefacts beside it under `folder`.
+    `uri` is an MLflow tracking URI; unset: `mlflow.db` with artefacts beside it under `folder`. `cache` keeps states
+    that were read.
     """
 
-    def __init__(self, folder: Path, uri: str | None = None) -> None:
+    def __init__(self, folder: Path, uri: str | None = None, cache: Cache | None = None) -> None:
         self._folder = folder
-        self._uri = uri
+        self._uri, self._cache = uri, cache
         self._made: Any = None
         self._lock = threading.Lock()
 
     @classmethod
     def of(cls, settings: Settings) -> Registry:
-        """The registry that the settings name."""
-        return cls(settings.registry_path, settings.ml.training.tracking_uri)
+        """The registry that the settings name; what it reads is cached where it is not on this disk.
+
+        Raises `ConfigError` for settings of Redis that cannot work.
+        """
+        uri, metrics = settings.ml.training.tracking_uri, Metrics()
+        return cls(settings.registry_path, uri, open_cache(settings, metrics, Faults(metrics)) if uri else None)
 
     @property
     def _client(self) -> Any:
@@ -170,7 +178,7 @@ class Registry:
     @staticmethod
     def _row(run: Any, entry: NewVersion, digest: str, file: str) -> Row:
         metrics = json.dumps(_finite(entry.metrics))
-        tags = {**entry.tags, _DIGEST_TAG: digest, _ARTIFACT_TAG: file, _METRICS_TAG: metrics}
+        tags = {**entry.tags, DIGEST_TAG: digest, _ARTIFACT_TAG: file, _METRICS_TAG: metrics}
         source = f"{run.info.artifact_uri}/{file}"
         return Row(name=entry.name, run_id=run.info.run_id, source=source, tags=tags, alias=entry.alias)
 
@@ -214,18 +222,8 @@ class Registry:
 
     def read(self, found: ModelVersion) -> dict[str, Any]:
         """The state of a version that is known already. Raises `ModelError` if it is damaged."""
-        try:
-            raw = self._raw(found.run_id, found.tags.get(_ARTIFACT_TAG, _ARTIFACT))
-        except Exception as error:  # noqa: BLE001 - files, network: whatever the artefacts live on
-            raise ModelError(
-                f"{found.name} version {found.version}: cannot read its state ({error}); train it anew"
-            ) from None
-        if hashlib.sha256(raw).hexdigest() != found.tags.get(_DIGEST_TAG):
-            raise ModelError(
-                f"{found.name} version {found.version}: its state does not match its digest; train it anew"
-            )
-        state: dict[str, Any] = json.loads(raw)
-        return state
+        file = found.tags.get(_ARTIFACT_TAG, _ARTIFACT)
+        return read_state(found, lambda: self._raw(found.run_id, file), self._cache)
 
     def _raw(self, run_id: str, name: str) -> bytes:
         here = self._folder / _ARTIFACTS / run_id / "artifacts" / name

@@ -44,7 +44,7 @@ def values_of(table: QTable) -> lessons.Values:
 
 def table_of(values: lessons.Values, base: QTable) -> QTable:
     """The arrays as a table; what they do not hold is `base`'s."""
-    table = QTable({state: dict(row) for state, row in base.rows.items()}, base.updates)
+    table = base.copy()
     for at, arm in zip(*(places.tolist() for places in np.nonzero(values.visits)), strict=True):
         q, visits, mean, m2 = (array.item(at, arm) for array in values)
         row = table.rows.setdefault(KEYS[at], {})

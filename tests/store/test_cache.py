@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -262,6 +263,152 @@ def test_a_forked_child_has_a_connection_of_its_own(tcp: str) -> None:
     assert seen.cache.get("model", "a") == b"1"
     assert os.waitpid(child, 0)[1] == 0
     assert seen.cache.shared
+
+
+# -- one flight
+
+
+def test_threads_that_miss_at_once_make_it_once(tcp: str) -> None:
+    seen = Seen(tcp)
+    made: list[int] = []
+    begun, making, go = threading.Barrier(8), threading.Event(), threading.Event()
+
+    def make() -> bytes:
+        made.append(1)
+        making.set()
+        go.wait(60)
+        return b"made"
+
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        begun.wait(60)
+        answers.append(seen.cache.fetch("model", "a", make))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    making.wait(60)
+    go.set()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [b"made"] * 8
+    assert made == [1]
+    assert seen.cache.fetch("model", "a", make) == b"made"
+    assert made == [1]
+    assert seen.counted("optimizer_cache_requests_total", cache_type="model") == 9
+    assert seen.counted("optimizer_cache_hits_total", cache_type="model") == 8
+    assert Seen(tcp, key_prefix=seen.caching.key_prefix).cache.get("model", "a") == b"made"
+
+
+def test_what_cannot_be_made_is_told_to_all_and_tried_again() -> None:
+    cache = LocalCache(TTLS)
+    begun, go = threading.Event(), threading.Event()
+
+    def fail() -> bytes:
+        begun.set()
+        go.wait(60)
+        raise OSError("no such model")
+
+    told: list[str] = []
+
+    def ask() -> None:
+        try:
+            cache.fetch("model", "a", fail)
+        except OSError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads[0].start()
+    begun.wait(60)
+    for thread in threads[1:]:
+        thread.start()
+    go.set()
+    for thread in threads:
+        thread.join(60)
+    assert told == ["no such model"] * 3
+    assert cache.fetch("model", "a", lambda: b"made") == b"made"
+    assert cache.fetch("model", "a", fail) == b"made"
+
+
+def test_a_child_forked_while_somebody_makes_it_makes_its_own() -> None:
+    cache = LocalCache(TTLS)
+    begun, go = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        begun.set()
+        go.wait(60)
+        return b"parent's"
+
+    thread = threading.Thread(target=cache.fetch, args=("model", "a", slow))
+    thread.start()
+    begun.wait(60)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if cache.fetch("model", "a", lambda: b"child's") == b"child's" else 1)
+    status = os.waitpid(child, 0)[1]
+    go.set()
+    thread.join(60)
+    assert status == 0
+    assert cache.get("model", "a") == b"parent's"
+
+
+def test_redis_killed_under_load_is_counted_and_everybody_is_answered(mortal_redis: Any) -> None:
+    url = f"redis://127.0.0.1:{mortal_redis.port}"
+    seen = Seen(url, lambda: 20 * time.monotonic())  # so that the pauses are short
+    stop, troubles = threading.Event(), []
+    answered = [0] * 4
+
+    def load(which: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            key = f"{number % 50}"
+            try:
+                found = seen.cache.fetch("model", key, lambda key=key: key.encode() * 100)
+                if found != key.encode() * 100:
+                    troubles.append(found)
+                seen.cache.put("q_table", f"{which}-{key}", found)
+                got = seen.cache.get("q_table", f"{which}-{key}")
+                if got not in (found, None):
+                    troubles.append(got)
+            except Exception as error:
+                troubles.append(error)
+            answered[which] += 1
+
+    def until(what: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not what():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def all_go_on() -> None:
+        before = list(answered)
+        until(lambda: all(now > then + 20 for now, then in zip(answered, before, strict=True)))
+
+    threads = [threading.Thread(target=load, args=(which,)) for which in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for round_ in range(3):
+            until(lambda: seen.cache.shared)
+            all_go_on()
+            failures = seen.failures("connection")
+            os.kill(mortal_redis._process.pid, signal.SIGKILL)
+            until(lambda failures=failures: seen.failures("connection") > failures)
+            until(lambda: not seen.cache.shared)
+            all_go_on()
+            mortal_redis.terminate()
+            mortal_redis.start()
+            assert troubles == [], round_
+        until(lambda: seen.cache.shared)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert troubles == []
+    seen.cache.put("model", "last", b"shared again")
+    assert Seen(url, key_prefix=seen.caching.key_prefix).cache.get("model", "last") == b"shared again"
 
 
 # -- settings

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
 from nhm_sched_plugin.errors import ModelError, RegistryError
+from nhm_sched_plugin.settings import load_settings
 from nhm_sched_plugin.training.registry import Registry
 from nhm_sched_plugin.training.versions import NewVersion, model_name
 
@@ -126,3 +130,36 @@ def test_where_bulk_cannot_be_done_mlflow_does_it(tmp_path: Path, monkeypatch: p
     registry = Registry(tmp_path)
     assert registry.save_all(many(6)) == ["1"] * 12
     assert registry.find("load_predictor_60m__t3").version == "1"  # type: ignore[union-attr]
+
+
+def test_states_of_a_registry_elsewhere_are_cached_by_their_digest(
+    tmp_path: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that is asked over MLflow, and Redis: what one machine has read another finds there."""
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artefacts
+    place, prefix = f"redis://127.0.0.1:{redis_server.port}", uuid.uuid4().hex
+
+    def registry_of(machine: str, **caching: Any) -> Registry:
+        tree = {"training": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}, "caching": caching}
+        return Registry.of(load_settings({"data_dir": str(tmp_path / machine), "ml": tree}))
+
+    shared = {"redis_url": place, "key_prefix": prefix}
+    first, second = registry_of("a", **shared), registry_of("b", **shared)
+    name = model_name(60)
+    version = first.save(name, {"a": 1})
+    first.alias(name, version, "staging")
+    (artifact,) = (path for path in tmp_path.glob("mlruns/**/state.json"))
+    assert first.load(name) == {"a": 1}
+    (key,) = redis.Redis.from_url(place).keys(f"{prefix}:model:*")
+    raw = artifact.read_bytes()
+    artifact.unlink()
+    assert second.load(name) == {"a": 1}, "from Redis"
+    for other in (registry_of("c"), registry_of("d", enabled=False)):
+        with pytest.raises(ModelError, match="cannot read its state"):
+            other.load(name)
+    redis.Redis.from_url(place).set(key, b'{"a": 2}')
+    with pytest.raises(ModelError, match="cannot read its state"):
+        second.load(name)  # not what it should be, so it is not used
+    artifact.write_bytes(raw)
+    assert second.load(name) == {"a": 1}
+    assert redis.Redis.from_url(place).get(key) == raw, "mended"
