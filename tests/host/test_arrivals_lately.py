@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import bisect
 import os
+from pathlib import Path
 
+from calibrations import calibration
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nhm_sched_plugin import SchedulerHost, SchedulingState, Ticket
 from nhm_sched_plugin.advice.arrivals import ArrivalCounter
 from nhm_sched_plugin.policy.crowds import AHEAD, SLOT_S
 from nhm_sched_plugin.policy.demand import ARRIVED
+from nhm_sched_plugin.settings import load_settings
 
 DAY = 86_400.0
 
@@ -92,3 +96,18 @@ def test_a_slot_that_was_not_seen_whole_is_no_crowd_and_known_ones_are_kept() ->
         counter.observe(began + DAY)
         os._exit(int(counter.lately(began + DAY)[AHEAD] != 0.0))  # type: ignore[index]
     assert os.waitpid(child, 0)[1] == 0, "the days before are of all the tickets, and a child sees its own"
+
+
+def test_a_new_process_knows_the_crowds_of_the_calibration(tmp_path: Path) -> None:
+    settings = load_settings({"data_dir": tmp_path, "recording": {"enabled": False}, "metrics": {"enabled": False}})
+    calibration(crowds=((200_000, 80.0), (200_000 - 288, 40.0))).save(settings.planner_path)
+    now = 200_000 * SLOT_S + DAY
+    with SchedulerHost.from_config(settings, clock=lambda: now) as host:
+        first = host.decide(Ticket(ticket_id="t1"), SchedulingState())
+        assert first.state is not None
+        assert first.state.features[AHEAD] == 60.0
+        calibration(crowds=((200_001, 100.0),)).save(settings.planner_path)
+        host.refresh()
+        second = host.decide(Ticket(ticket_id="t2"), SchedulingState())
+        assert second.state is not None
+        assert second.state.features[AHEAD] == 70.0, "of the day before now 100, of that before 40"
