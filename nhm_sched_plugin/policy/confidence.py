@@ -58,9 +58,8 @@ LEAVE_AT: Final = 0.95
 """How sure it must be that another arm costs less than the planner's before the planner is left."""
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
-TRIAL_DEPENDENCE: Final = 100
-"""The same for trials: 15 s to a minute apart, twenty minutes and a start-up long, so 25 to 100 overlap; and the
-windows they come from are drawn from a few weeks, so the same crowd is met more than once."""
+TRIAL_DEPENDENCE: Final = 25
+"""The same for trials: a minute apart, twenty minutes and a start-up long, so about that many overlap."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()
