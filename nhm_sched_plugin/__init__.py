@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from nhm_sched_plugin.advice.client import OptimizerGRPCClient
     from nhm_sched_plugin.decision.reward import calculate_reward
     from nhm_sched_plugin.errors import NhmSchedError
     from nhm_sched_plugin.hookspecs import hookimpl
@@ -38,6 +39,7 @@ __all__ = [
     "ForecastPoint",
     "Health",
     "NhmSchedError",
+    "OptimizerGRPCClient",
     "Outcome",
     "Reason",
     "Recommendation",
@@ -57,6 +59,7 @@ __version__: Final = "0.1.0"
 
 _HOME: Final = {
     "NhmSchedError": "errors",
+    "OptimizerGRPCClient": "advice.client",
     "SchedulerHost": "host",
     "Settings": "settings",
     "calculate_reward": "decision.reward",

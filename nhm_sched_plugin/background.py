@@ -19,7 +19,7 @@ from typing import Any
 from nhm_sched_plugin.files import stamp
 from nhm_sched_plugin.forks import renew_after_fork
 
-__all__ = ["FileWatch", "Pool", "PoolFullError", "Worker"]
+__all__ = ["FileWatch", "Loop", "Pool", "PoolFullError", "Worker"]
 
 
 class PoolFullError(RuntimeError):
@@ -173,6 +173,63 @@ class Worker:
             task(*args)
         except Exception as error:  # noqa: BLE001 - a failing task must not end the thread
             self._on_error(what, error)
+
+
+class Loop:
+    """One thread that runs the same task over and over; the task says after how many seconds.
+
+    `on_error(what, error)` gets what it raises; the thread goes on after `PAUSE_S`.
+    """
+
+    PAUSE_S = 1.0
+
+    def __init__(self, name: str, task: Callable[[], float], on_error: Callable[[str, BaseException], None]) -> None:
+        self._name, self._task, self._on_error = name, task, on_error
+        self._closed = False
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The child starts its own thread when it is told to."""
+        self._lock = threading.Lock()
+        self._awake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started in this process. Costs nothing."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Start the thread if it does not run."""
+        with self._lock:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def wake(self) -> None:
+        """Run the task now."""
+        self._awake.set()
+
+    def close(self, timeout_s: float) -> None:
+        """End the thread after the task that it is in; give up waiting after `timeout_s`."""
+        self._closed = True
+        self._awake.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def _run(self) -> None:
+        awake = self._awake
+        while not self._closed:
+            awake.clear()
+            try:
+                pause_s = self._task()
+            except Exception as error:  # noqa: BLE001 - a failing task must not end the thread
+                self._on_error(self._name, error)
+                pause_s = self.PAUSE_S
+            if not self._closed:
+                awake.wait(pause_s)
 
 
 def _nothing() -> None:

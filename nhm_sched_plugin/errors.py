@@ -6,11 +6,13 @@
     ├── ModelError         a saved forecaster, table or Q-table cannot be read
     ├── StoreError         the records database cannot be reached or upgraded
     ├── SpoolError         the on-disk spool cannot be used
+    │   └── SpoolFullError   it has reached its limit
     ├── LedgerError        the agent's ledger of outcomes cannot be used
     ├── IngestError        a history file cannot be read as asked
     ├── RegistryError      a model name, version or alias does not fit
     ├── TrainingError      a training cannot be run as asked
-    └── HookError          a plugin or drop-in file is not usable
+    ├── HookError          a plugin or drop-in file is not usable
+    └── AgentUnavailableError  the optimizer agent gives no usable answer, or none in time
 
 None of them ever reaches the orchestrator through `decide()`, `applied()` or `finished()`.
 """
@@ -18,6 +20,7 @@ None of them ever reaches the orchestrator through `decide()`, `applied()` or `f
 from __future__ import annotations
 
 __all__ = [
+    "AgentUnavailableError",
     "ConfigError",
     "HookError",
     "IngestError",
@@ -27,6 +30,7 @@ __all__ = [
     "RegistryError",
     "RuleBookError",
     "SpoolError",
+    "SpoolFullError",
     "StoreError",
     "TrainingError",
 ]
@@ -66,6 +70,10 @@ class SpoolError(NhmSchedError):
     """The on-disk spool cannot be opened or written."""
 
 
+class SpoolFullError(SpoolError):
+    """The on-disk spool has reached `recording.spool_max_mb`; nothing was written."""
+
+
 class LedgerError(NhmSchedError):
     """The agent's ledger of outcomes cannot be opened or written; nothing of the call was recorded, so try it again."""
 
@@ -84,3 +92,16 @@ class TrainingError(NhmSchedError):
 
 class HookError(NhmSchedError):
     """A plugin or drop-in file cannot be loaded or breaks a hook's contract."""
+
+
+class AgentUnavailableError(NhmSchedError):
+    """The optimizer agent gave no usable answer.
+
+    `reason` is the gRPC status (`UNAVAILABLE`, `DEADLINE_EXCEEDED`, ...), or `breaker_open` (no address is being asked
+    for now), `starting`, `no_time` (nothing left of the budget), `garbage` (an answer that makes no sense),
+    `credentials` or `forked`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(f"the optimizer agent is not available ({reason}): {message}")

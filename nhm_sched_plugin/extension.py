@@ -46,6 +46,8 @@ __all__ = [
     "discover",
     "inspect_hooks",
     "is_disabled",
+    "is_third_party",
+    "time_left",
 ]
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,12 @@ class deadline:  # noqa: N801 - reads as a statement: `with deadline(seconds):`
         _budget.until = self._before
 
 
+def time_left() -> float | None:
+    """Seconds left to this thread inside `deadline`; None outside of any."""
+    until = _budget.until
+    return None if until is None else until - time.monotonic()
+
+
 class _Isolated:
     """A stand-in for a third-party plugin: holds its hooks, each wrapped."""
 
@@ -117,6 +125,11 @@ class _IsolatedPart:
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._part, name)
         return functools.partial(self._call, name, value) if callable(value) else value
+
+
+def is_third_party(part: Any) -> bool:
+    """Whether a forecaster or policy that a factory hook made is somebody else's."""
+    return isinstance(part, _IsolatedPart)
 
 
 class HookManager(pluggy.PluginManager):

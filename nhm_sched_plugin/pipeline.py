@@ -1,13 +1,11 @@
 """decide(): the decision flow of the specification, top to bottom.
 
-It reads what is in memory and asks the hooks; it computes no model, opens no file and touches no network.
+It reads what is in memory and asks the hooks; it computes no model and opens no file. Nor does it touch the network,
+but for one case: a remote agent whose tables this host has no (recent) copy of is asked, within the budget.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +18,9 @@ from nhm_sched_plugin.advice.protocols import Forecaster, Policy
 from nhm_sched_plugin.decision import gate, rollout
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.decision.rulebook import LAST_RESORT
+from nhm_sched_plugin.errors import AgentUnavailableError
 from nhm_sched_plugin.extension import CUSTOM, HookFailedError, HookManager, deadline
+from nhm_sched_plugin.ids import new_id
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.tally import Noted, Tally
 from nhm_sched_plugin.settings import Settings
@@ -37,7 +37,7 @@ from nhm_sched_plugin.types import (
     Veto,
 )
 
-__all__ = ["UNKNOWN_STATE", "Pipeline", "last_resort", "new_id"]
+__all__ = ["UNKNOWN_STATE", "Pipeline", "last_resort"]
 
 HOOKS_SHARE = 0.7
 """Of the budget goes to third-party hooks; the rest is kept for the rules, which decide when a hook oversleeps."""
@@ -48,22 +48,6 @@ _EXACT: Final = 1 << 53
 # Reading a member off an Enum class costs 0.1 us; these names cost nothing.
 _APPLIED, _UNSURE, _TREATMENT = Reason.APPLIED, Reason.CONFIDENCE_BELOW_THRESHOLD, Arm.TREATMENT
 _POLICY, _FALLBACK, _CUSTOM = Source.POLICY, Source.FALLBACK, Source.CUSTOM
-
-_process_prefix = secrets.token_hex(8)
-_counter = itertools.count()
-
-
-def _after_fork() -> None:
-    global _process_prefix
-    _process_prefix = secrets.token_hex(8)
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def new_id() -> str:
-    """A decision id, unique across processes and hosts: 64 random bits per process, then a counter."""
-    return f"{_process_prefix}-{next(_counter):x}"
 
 
 class Advice(msgspec.Struct, frozen=True, gc=False):
@@ -113,14 +97,14 @@ class Pipeline:
         given, state = state, UNKNOWN_STATE
         with deadline(HOOKS_SHARE * budget_s):
             try:
-                forecast, later = self._foresee(now, settings)
+                forecast, later, missing = self._foresee(now, settings)
                 if not isinstance(given, SchedulingState):
                     advice = Advice(None, Reason.INVALID_STATE)
                     raise TypeError(f"the host's state is a {type(given).__name__}; expected a SchedulingState")
                 state = self._complete(ticket, given, forecast, later)
                 if forecast is not None:
                     forecast = self._with_bottleneck(forecast, state)
-                advice = self._advise(ticket, state, forecast, settings)
+                advice = self._advise(ticket, state, forecast, missing, settings)
                 if advice.refusal is None and time.perf_counter() - started > budget_s:
                     advice = Advice(advice.recommendation, Reason.BUDGET_EXCEEDED, advice.vetoes)
                 if advice.refusal is None and arm is _TREATMENT:
@@ -136,20 +120,25 @@ class Pipeline:
         self._count(decision, advice)
         return decision
 
-    def _foresee(self, now: float, settings: Settings) -> tuple[Forecast | None, Forecast | None]:
-        """Step 1: the forecast from the snapshot for the gate, and the one for six hours."""
-        forecaster = self._wiring.forecaster
+    def _foresee(self, now: float, settings: Settings) -> tuple[Forecast | None, Forecast | None, Reason]:
+        """Step 1: the forecast for the gate, the one for six hours, and what it means when there is none."""
+        forecaster, missing = self._wiring.forecaster, Reason.FORECAST_UNAVAILABLE
+        forecast: Forecast | None = None
+        later: Forecast | None = None
         if forecaster is None:
-            return None, None
+            return None, None, missing
         horizon = settings.optimizer.forecast_horizon_minutes
         try:
             # Pool-wide, since the gate compares it with the capacity of the whole pool.
             forecast = forecaster.forecast(horizon, now)
             later = forecaster.forecast(_SIX_HOURS, now)
+        except AgentUnavailableError as error:  # counted by who asked it
+            self._faults.log("asking the optimizer agent", str(error))
+            missing = Reason.OPTIMIZER_UNAVAILABLE
         except Exception as error:  # noqa: BLE001 - also somebody else's forecaster
             self._faults.report("forecaster", error)
             forecast = later = None
-        return forecast, later
+        return forecast, later, missing
 
     def _complete(
         self, ticket: Ticket | None, given: SchedulingState, forecast: Forecast | None, later: Forecast | None
@@ -204,14 +193,19 @@ class Pipeline:
         return number
 
     def _advise(
-        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, settings: Settings
+        self,
+        ticket: Ticket | None,
+        state: SchedulingState,
+        forecast: Forecast | None,
+        missing: Reason,
+        settings: Settings,
     ) -> Advice:
         """Steps 2 and 3: is there load enough to ask, what does the policy say, is it sure, does a guard object?"""
         optimizer = settings.optimizer
         if not optimizer.enabled:
             return Advice(None, Reason.DISABLED)
         if forecast is None:
-            return Advice(None, Reason.FORECAST_UNAVAILABLE)
+            return Advice(None, missing)
         if not gate.opens(forecast.predicted_volume, state, optimizer.forecast_volume_threshold):
             return _BELOW_VOLUME
         try:
@@ -219,6 +213,9 @@ class Pipeline:
         except HookFailedError as error:
             late = isinstance(error.error, TimeoutError)
             return Advice(None, Reason.BUDGET_EXCEEDED if late else Reason.OPTIMIZER_UNAVAILABLE)
+        except AgentUnavailableError as error:  # counted by who asked it
+            self._faults.log("asking the optimizer agent", str(error))
+            return Advice(None, Reason.OPTIMIZER_UNAVAILABLE)
         except Exception as error:  # noqa: BLE001 - the built-in policy, or one that a plugin made
             self._faults.report("policy", error)
             return Advice(None, Reason.OPTIMIZER_UNAVAILABLE)

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from nhm_sched_plugin.advice import gauges
 from nhm_sched_plugin.advice.defaults import DefaultHooks
-from nhm_sched_plugin.advice.protocols import Forecaster, Policy, Sink
+from nhm_sched_plugin.advice.protocols import PARTS, Forecaster, Policy, Sink
 from nhm_sched_plugin.advice.snapshots import Snapshots
 from nhm_sched_plugin.background import FileWatch, Worker
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
@@ -30,6 +30,7 @@ from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.observe.tally import Tally
 from nhm_sched_plugin.observers import OBSERVER_TIMEOUT_S, Observers
 from nhm_sched_plugin.pipeline import Pipeline
+from nhm_sched_plugin.pseudonyms import pseudonyms
 from nhm_sched_plugin.recorder import Recorder
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.types import (
@@ -41,12 +42,14 @@ from nhm_sched_plugin.types import (
     Ticket,
 )
 
+if TYPE_CHECKING:
+    from nhm_sched_plugin.store.delivery import Delivery
+
 __all__ = ["SchedulerPlugin", "plugin"]
 
 logger = logging.getLogger(__name__)
 
 BUILT_IN: Final = "built-in"
-PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
 REFRESH_S: Final = 0.5
 """How often files (configuration, rule book, snapshots) are looked at."""
 HOT_SECTIONS: Final = ("optimizer", "rollout", "experiment", "limits", "fallback")
@@ -81,6 +84,10 @@ class SchedulerPlugin:
                     made.close()
             raise
         self._background.start()
+        if self._recorder is not None:
+            self._background.submit("recorder", self._recorder.open)
+        if self._delivery is not None:
+            self._delivery.start()
         self._ready = True
 
     # Setting up
@@ -91,7 +98,7 @@ class SchedulerPlugin:
         self.metrics: Metrics = getattr(host, "metrics", None) or Metrics()
         self.faults: Faults = getattr(host, "faults", None) or Faults(self.metrics)
         self._config_path: Path | None = getattr(host, "config_path", None)
-        self._defaults = DefaultHooks(self.settings, self.clock, self._loaded)
+        self._defaults = DefaultHooks(self.settings, self.clock, self._loaded, metrics=self.metrics, faults=self.faults)
         self._load_hooks()
         self._background = Worker("nhm-sched-background", self.faults.report)
         self._snapshots = Snapshots(self.settings, self.metrics, self.faults)
@@ -100,6 +107,7 @@ class SchedulerPlugin:
         self._tally = Tally(self.metrics)
         self._pipeline = Pipeline(self, self.hooks, self._tally, self.faults, self.clock)
         self._recorder = self._made_recorder()
+        self._delivery = self._drain_here()
         self._feedback = Feedback(
             self.hooks, self.policy, self._record, self.observers.finished, self.metrics, self.faults
         )
@@ -137,11 +145,20 @@ class SchedulerPlugin:
                 self.faults.report("recorder", f"{sink!r} is no sink (name, write, close) and gets no records")
         # The built-in spool was asked last; it comes first here, since it is what makes a record safe.
         sinks = [sink for sink in reversed(made) if isinstance(sink, Sink)]
-        return Recorder(sinks, self.settings.recording, self.metrics, self.faults)
+        return Recorder(sinks, self.settings.recording, self.metrics, self.faults, pseudonyms(self.settings.recording))
+
+    def _drain_here(self) -> Delivery | None:
+        if not self.settings.recording.enabled or self.settings.recording.drain == "off":
+            return None
+        from nhm_sched_plugin.store.delivery import delivery  # the client of the database comes with it
+
+        return delivery(self.settings, self.metrics, self.faults, migrate=False)
 
     def _made(self, part: str, maker: Any) -> Any:
         try:
             return maker(settings=self.settings)
+        except ConfigError:  # our own part's, which a person has to mend; a third party's comes as HookFailedError
+            raise
         except Exception as error:  # noqa: BLE001 - a part that cannot be made means rules only
             self.faults.report(part, error)
             logger.error("no %s: decisions follow the rules only. %s", part, error)
@@ -207,6 +224,7 @@ class SchedulerPlugin:
         durable = threading.Event() if self._waits() else None
         if not self._background.submit("outcome", self._feedback.finished, outcome, durable):
             self.metrics.child("records", "dropped").inc()
+            self.metrics.child("drops", "background").inc()
             self.faults.report("recorder", "outcomes are being dropped: the background queue is full")
         elif durable is not None:
             durable.wait(self.settings.optimizer.decision_budget_ms / 1000)
@@ -237,7 +255,10 @@ class SchedulerPlugin:
                 self.faults.report("policy", error)
         if self._recorder is not None:
             self._recorder.close(max(until - time.monotonic(), 0.1))
+        if self._delivery is not None:
+            self._delivery.close(max(until - time.monotonic(), 0.1))
         self._snapshots.close(max(until - time.monotonic(), 0.1))
+        self._defaults.close(max(until - time.monotonic(), 0.1))
         if self._listener is not None:
             self._listener.close()
         self.observers.close(max(until - time.monotonic(), 0.1))

@@ -22,7 +22,7 @@ from nhm_sched_plugin.settings_agent import AgentSettings, OptimizerSettings, na
 from nhm_sched_plugin.settings_ml import ClickHouseSettings, ExpandedPath, Fraction, MlSettings, ProphetSettings, Tree
 from nhm_sched_plugin.settings_problems import explain
 
-__all__ = ["ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
+__all__ = ["AgentSettings", "ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
 
 
 def bundled(kind: Literal["hooks", "fallback"]) -> Path:
@@ -109,9 +109,26 @@ class RecordingSettings(Tree):
     durability: Literal["batch", "sync"] = "batch"
     """`sync` makes `decide()` and `finished()` wait until the record is on disk (within the budget)."""
     queue_size: Annotated[int, Field(ge=100)] = 100_000
-    """Records that may wait in memory while the disk refuses; beyond it they are dropped and counted."""
+    """Records that may wait in memory while the disk refuses, and a quarter of it more for outcomes; what comes then is
+    dropped and counted by cause."""
     spool_max_mb: Annotated[int, Field(ge=1)] = 1024
-    """Most the spool may take on disk."""
+    """Most the spool may take on disk; the last sixteenth is for outcomes alone."""
+    drain: Literal["off", "thread"] = "off"
+    """`thread`: the host itself delivers to the ClickHouse server; `off`: `nhm-sched drain` does."""
+    drain_batch: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    """Records an insert. Whoever drains all the time delivers as soon as so many wait."""
+    drain_max_age_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    """... or when the first of them has waited for so long."""
+    hash_fields: Annotated[tuple[Literal["ticket_id", "worker_id"], ...], NoDecode, BeforeValidator(names)] = ()
+    """Fields that are written down as keyed hashes only, from the spool on: `ticket_id`, `worker_id`, or both."""
+    hash_key_file: ExpandedPath | None = None
+    """File with the key of these hashes, 16 bytes or more; the same on all hosts, so that their records join."""
+
+    @model_validator(mode="after")
+    def _keyed(self) -> RecordingSettings:
+        if self.hash_fields and self.hash_key_file is None:
+            raise ValueError("hash_fields needs hash_key_file; make one with: head -c 32 /dev/urandom > FILE")
+        return self
 
 
 class HooksSettings(Tree):
@@ -180,6 +197,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings
 
+    @model_validator(mode="after")
+    def _no_engine_in_the_host(self) -> Settings:
+        clickhouse = self.ml.clickhouse
+        if self.recording.drain == "thread" and clickhouse.embedded:
+            raise ValueError(
+                "recording.drain = 'thread': the embedded database must not be opened in a host, which may fork; "
+                "set ml.clickhouse.dsn to a server, or leave it at 'off' and run `nhm-sched drain --follow`"
+            )
+        return self
+
     # Where each room keeps its state: one place that knows the layout of `data_dir`.
 
     @property
@@ -208,6 +235,22 @@ class Settings(BaseSettings):
     def mirror_path(self) -> Path:
         """What a host has of a remote agent's tables."""
         return self.data_dir / "mirror"
+
+    @property
+    def served_forecast_path(self) -> Path:
+        """The forecast table that a host with these settings serves from: its own or the mirrored one."""
+        mirrored = self.mirror_path / self.forecast_table_path.name
+        return self.forecast_table_path if self.optimizer.endpoint is None else mirrored
+
+    @property
+    def served_q_table_path(self) -> Path:
+        """The Q-table likewise."""
+        return self.q_table_path if self.optimizer.endpoint is None else self.mirror_path / self.q_table_path.name
+
+    @property
+    def served_planner_path(self) -> Path:
+        """The calibrated planner likewise."""
+        return self.planner_path if self.optimizer.endpoint is None else self.mirror_path / self.planner_path.name
 
     @property
     def outbox_path(self) -> Path:

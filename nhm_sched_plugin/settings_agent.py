@@ -49,6 +49,8 @@ class OptimizerSettings(Tree):
     """How often the agent is asked whether its tables have changed."""
     mirror_max_age_s: Annotated[float, Field(ge=1, le=604_800)] = 300.0
     """How long the tables are served without a word from the agent; then it is asked for each decision, or rules."""
+    outbox_max_mb: Annotated[int, Field(ge=1, le=10_240)] = 64
+    """Most that outcomes may take on disk while the agent is away (about 1500 a MB); then the oldest are dropped."""
     token_file: ExpandedPath | None = None
     """Bearer token for the agent; needs TLS or a loopback address."""
     tls: bool = False

@@ -24,6 +24,7 @@ __all__ = [
     "Fraction",
     "MlSettings",
     "ProphetSettings",
+    "RetentionSettings",
     "Tree",
     "checked_redis_url",
 ]
@@ -44,6 +45,30 @@ class Tree(BaseModel):
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("expected no switch (true, false, yes, no, on, off)")
         return value
+
+
+Days = Annotated[int, Field(ge=1, le=36_500)]
+
+
+class RetentionSettings(Tree):
+    """Days after which the database deletes a row, by table; null keeps it for ever. Applied by `nhm-sched init`."""
+
+    execution_logs: Days | None = 540
+    """Counted from the ticket's arrival."""
+    telemetry_metrics: Days | None = 365
+    """Counted from the sample."""
+    queue_snapshots: Days | None = 180
+    """Counted from the look at the queue."""
+    scheduling_decisions: Days | None = 365
+    """Decisions and their outcomes, counted from the moment of storing."""
+    forecasts: Days | None = 365
+    """Counted from the moment of storing."""
+
+    def by_table(self) -> dict[str, int | None]:
+        """As the tables are called: a decision and its outcome are in two."""
+        days: dict[str, int | None] = self.model_dump()
+        days["scheduling_decisions_raw"] = days["scheduling_outcomes"] = days.pop("scheduling_decisions")
+        return days
 
 
 class ClickHouseSettings(Tree):
@@ -67,6 +92,16 @@ class ClickHouseSettings(Tree):
     """TLS to the server."""
     database: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "neural_hive"
     """Made by `nhm-sched init`."""
+    cluster: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")] | None = None
+    """Name of a ClickHouse cluster: `init` makes replicated tables on all of its servers. Unset: one server."""
+    retention_days: RetentionSettings = RetentionSettings()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the records live in the embedded engine, which one process at a time may open."""
+        if self.dsn is not None:
+            return self.dsn.get_secret_value().lower().startswith("chdb:")
+        return self.host is None
 
 
 class ProphetSettings(Tree):

@@ -18,6 +18,7 @@ PINNED = [
     "ForecastPoint",
     "Health",
     "NhmSchedError",
+    "OptimizerGRPCClient",
     "Outcome",
     "Reason",
     "Recommendation",

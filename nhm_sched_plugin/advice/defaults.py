@@ -13,12 +13,15 @@ from nhm_sched_plugin.advice.protocols import Forecaster, Policy, Sink
 from nhm_sched_plugin.decision.guards import Limits
 from nhm_sched_plugin.decision.reward import reward
 from nhm_sched_plugin.decision.rulebook import RuleBook, resolve_rule_book
-from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.hookspecs import hookimpl
 from nhm_sched_plugin.types import Forecast, Recommendation, SchedulingState, Ticket, Veto
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.advice.live import LiveFeed
+    from nhm_sched_plugin.advice.remote.agent import RemoteAgent
+    from nhm_sched_plugin.observe.faults import Faults
+    from nhm_sched_plugin.observe.metrics import Metrics
+    from nhm_sched_plugin.policy.demand import DemandModel
     from nhm_sched_plugin.settings import Settings
 
 __all__ = ["DefaultHooks"]
@@ -28,15 +31,24 @@ _MOST_FAILURES = 1000
 
 
 class DefaultHooks:
-    """Forecaster, policy, spool, limits, rule book and reward, as the settings say."""
+    """Forecaster, policy, spool, limits, rule book and reward, as the settings say.
+
+    Args:
+        metrics: for what is asked of a remote agent (`optimizer.endpoint`), as `faults` is for its failures.
+    """
 
     def __init__(
         self,
         settings: Settings,
         clock: Callable[[], float] = time.time,
         on_load: Callable[[str], None] | None = None,
+        *,
+        metrics: Metrics | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self._clock, self._on_load = clock, on_load
+        self._metrics, self._faults = metrics, faults
+        self._remote: RemoteAgent | None = None
         self.policy: Policy | None = None
         self.arrivals = ArrivalCounter(settings.planner.startup_s)
         self.live: LiveFeed | None = None
@@ -77,7 +89,12 @@ class DefaultHooks:
         from nhm_sched_plugin.advice.live import LiveFeed
         from nhm_sched_plugin.forecasting.table import SnapshotForecaster
 
-        _refuse_remote(settings)
+        if settings.optimizer.endpoint is not None:
+            from nhm_sched_plugin.advice.remote.forecaster import RemoteForecaster
+
+            mirrored = RemoteForecaster(self._agent(settings), self._clock, self._on_load)
+            self.live = LiveFeed(settings, mirrored.local, self.arrivals, self._clock)
+            return mirrored
         forecaster = SnapshotForecaster(settings.forecast_table_path, on_load=self._on_load)
         self.live = LiveFeed(settings, forecaster, self.arrivals, self._clock)
         return forecaster
@@ -86,14 +103,43 @@ class DefaultHooks:
     def nhm_sched_make_policy(self, settings: Settings) -> Policy:
         from nhm_sched_plugin.policy.learning import QPolicy
 
-        _refuse_remote(settings)
+        if settings.optimizer.endpoint is not None:
+            from nhm_sched_plugin.advice.remote.policy import RemotePolicy
+
+            return RemotePolicy(
+                self._agent(settings),
+                settings,
+                self.rules,
+                self._clock,
+                last_change=lambda: self.last_pool_action_at,
+                on_calibration=self._remember,
+            )
         return QPolicy(
             settings,
             self.rules,
             now=self._clock,
             last_change=lambda: self.last_pool_action_at,
-            on_calibration=lambda model: self.arrivals.remember(model.crowds),
+            on_calibration=self._remember,
         )
+
+    def _remember(self, model: DemandModel) -> None:
+        self.arrivals.remember(model.crowds)
+
+    def _agent(self, settings: Settings) -> RemoteAgent:
+        """The remote agent, one for both parts; its threads start with their first use."""
+        if self._remote is None:
+            from nhm_sched_plugin.advice.remote.agent import RemoteAgent
+            from nhm_sched_plugin.observe.faults import Faults
+            from nhm_sched_plugin.observe.metrics import Metrics
+
+            metrics = self._metrics or Metrics()
+            self._remote = RemoteAgent(settings, metrics, self._faults or Faults(metrics))
+        return self._remote
+
+    def close(self, timeout_s: float) -> None:
+        """Deliver what a remote agent is still to learn, as far as the time allows, and end the threads."""
+        if self._remote is not None:
+            self._remote.close(timeout_s)
 
     @hookimpl(trylast=True)
     def nhm_sched_make_sinks(self, settings: Settings) -> list[Sink]:
@@ -129,13 +175,3 @@ class DefaultHooks:
     @hookimpl(trylast=True)
     def nhm_sched_reward(self, before: SchedulingState, after: SchedulingState) -> float:
         return reward(before, after)
-
-
-def _refuse_remote(settings: Settings) -> None:
-    if settings.optimizer.endpoint is not None:
-        raise ConfigError(
-            [
-                f"optimizer.endpoint = {settings.optimizer.endpoint!r}: advice over the wire is not available in this"
-                " version; leave it unset to run forecaster and policy in this process"
-            ]
-        )

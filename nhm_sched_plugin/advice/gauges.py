@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Final
 
 from nhm_sched_plugin.advice.protocols import Forecaster, Policy
 from nhm_sched_plugin.decision.gate import capacity
+from nhm_sched_plugin.errors import AgentUnavailableError
 from nhm_sched_plugin.forecasting.intervals import bottleneck_probability
 from nhm_sched_plugin.forecasting.live import SliceLive
 from nhm_sched_plugin.observe.metrics import Metrics
@@ -39,6 +41,13 @@ def publish(
     if forecaster is None:
         return
     _publish_training(metrics, getattr(forecaster, "table", None))
+    with contextlib.suppress(AgentUnavailableError):  # counted by who asked it; what is shown grows old meanwhile
+        _publish_forecasts(metrics, settings, forecaster, state, now)
+
+
+def _publish_forecasts(
+    metrics: Metrics, settings: Settings, forecaster: Forecaster, state: SchedulingState | None, now: float
+) -> None:
     pool = capacity(state) if state is not None else None
     current = forecaster.forecast(_HOUR_MINUTES, now - _HALF_HOUR_S)  # the hour around now
     for horizon in settings.ml.forecasting.horizons:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from nhm_sched_plugin.types import (
     Decision,
@@ -16,7 +16,7 @@ from nhm_sched_plugin.types import (
     Ticket,
 )
 
-__all__ = ["Forecaster", "Policy", "Sink"]
+__all__ = ["PARTS", "Forecaster", "Policy", "Sink"]
 
 
 @runtime_checkable
@@ -38,7 +38,9 @@ class Forecaster(Protocol):
 class Policy(Protocol):
     """Answers from memory, in microseconds; learns and saves in the background."""
 
-    version: str
+    @property
+    def version(self) -> str:
+        """Tells one state of learning from the next."""
 
     def recommend(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast) -> Recommendation | None:
         """The best known action and how sure that is; None when nothing is known. Never explores."""
@@ -74,3 +76,7 @@ class Sink(Protocol):
         """Make the batch durable. May raise: the batch is offered again later."""
 
     def close(self) -> None: ...
+
+
+PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
+"""What each factory hook has to make."""

@@ -183,15 +183,16 @@ class Shelf:
 class Snapshots:
     """Takes missing files over from the cache, and keeps the cache up to date, in a thread of its own.
 
-    Without Redis it does nothing: a process would only keep a second copy of its own files. Raises `ConfigError` for
-    settings of Redis that cannot work.
+    Without Redis it does nothing: a process would only keep a second copy of its own files. Nor does it where the
+    tables come from a remote agent. Raises `ConfigError` for settings of Redis that cannot work.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, faults: Faults) -> None:
         caching, self._faults = settings.ml.caching, faults
         self._patience_s = caching.redis_connect_timeout_s + caching.redis_read_timeout_s + _IMPORTING_S
         self._worker = Worker("nhm-sched-cache", lambda _, error: faults.report("cache", error))
-        self._cache = open_cache(settings, metrics, faults) if caching.in_redis else None
+        shared = caching.in_redis and settings.optimizer.endpoint is None
+        self._cache = open_cache(settings, metrics, faults) if shared else None
         self._shelves: list[Shelf] = []
         if self._cache is not None:
             lives = ttls(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ hooks_app = typer.Typer(help="Third-party hooks: what is loaded, and whether it 
 
 @app.command()
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check configuration, folder, rule book, hooks, snapshots, spool and database. Starts and changes nothing."""
+    """Check configuration, folder, rule book, hooks, agent, snapshots, spool and database. Changes nothing."""
     settings = settings_of(config)
     rows = [
         {"component": "configuration", "ok": True, "detail": str(config or "built-in values and NHM_SCHED_*")},
@@ -59,19 +60,29 @@ def _rules(settings: Settings) -> str:
     return f"{path}, {len(RuleBook.load(path).rule_names)} rules"
 
 
+def _agent(settings: Settings) -> str:
+    if settings.optimizer.endpoint is None:
+        return "none: optimizer.endpoint is unset, each host advises itself"
+    from nhm_sched_plugin.advice.remote.survey import survey
+
+    return survey(settings)
+
+
 def _forecast(settings: Settings) -> str:
     from nhm_sched_plugin.forecasting.table import read_table
 
-    found = read_table(settings.forecast_table_path)
+    if settings.optimizer.endpoint is not None and not settings.served_forecast_path.exists():
+        return "none from the agent yet"
+    found = read_table(settings.served_forecast_path)
     return f"{len(found.slices)} slices, model {found.model_version}, made {moment(found.generated_at)}"
 
 
 def _policy(settings: Settings) -> str:
     from nhm_sched_plugin.policy.qtable import QTable
 
-    if not settings.q_table_path.exists():
+    if not settings.served_q_table_path.exists():
         return "nothing learned yet: it starts from the rules"
-    found = QTable.load(settings.q_table_path)
+    found = QTable.load(settings.served_q_table_path)
     return f"{len(found)} states, {found.updates:,} updates"
 
 
@@ -93,24 +104,30 @@ def _cache(settings: Settings) -> str:
 def _spool(settings: Settings) -> str:
     from nhm_sched_plugin.store.spool import Spool
 
-    file = settings.spool_path / "spool.sqlite"
-    if not file.exists():
+    files = sorted(settings.spool_path.glob("*.sqlite"))
+    if not files:
         return "empty"
-    try:
-        # Opening it as a spool would repair it, and this command changes nothing.
-        with sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True) as connection:
-            verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-        connection.close()
-    except sqlite3.Error as error:
-        verdict = str(error)
-    if verdict != "ok":
-        raise NhmSchedError(
-            f"{file} is damaged ({verdict}); `nhm-sched drain` sets it aside and saves what can be read"
-        )
+    for file in files:
+        if (verdict := _verdict(file)) != "ok":
+            raise NhmSchedError(
+                f"{file} is damaged ({verdict}); `nhm-sched drain` sets it aside and saves what can be read"
+            )
     spool = Spool(settings.spool_path)
     waiting, refused = spool.pending(), spool.quarantined_count()
     spool.close()
     return f"{waiting:,} records wait for `nhm-sched drain`" + (f", {refused:,} in quarantine" if refused else "")
+
+
+def _verdict(file: Path) -> str:
+    """What SQLite says of a spool file. Opening it as a spool would repair it, and this command changes nothing."""
+    try:
+        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return str(error)
 
 
 def _database(settings: Settings) -> str:
@@ -126,6 +143,7 @@ def _database(settings: Settings) -> str:
 CHECKS: dict[str, Callable[[Settings], str]] = {
     "data folder": _folder,
     "rule book": _rules,
+    "agent": _agent,
     "forecast": _forecast,
     "policy": _policy,
     "cache": _cache,

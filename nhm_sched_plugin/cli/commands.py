@@ -8,12 +8,16 @@ from typing import NoReturn
 from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     backtest,
     checks,
+    custody,
+    delivery,
     demo,
     experiments,
     forecasts,
     policy,
     quality,
+    questions,
     records,
+    serve,
 )
 from nhm_sched_plugin.cli.app import app
 from nhm_sched_plugin.cli.show import log_to_terminal

@@ -1,28 +1,82 @@
-"""What goes into the records database and comes out of it: `init`, `ingest`, `drain`, `explain`."""
+"""What goes into the records database and comes out of it: `init`, `ingest`, `explain`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, MapOption, app, between, pairs, settings_of
 from nhm_sched_plugin.cli.app import records as opened
-from nhm_sched_plugin.cli.show import err, out, plain, progress, record, show
+from nhm_sched_plugin.cli.show import err, out, progress, show
 from nhm_sched_plugin.errors import NhmSchedError
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.settings import Settings
+    from nhm_sched_plugin.store.schema import Report, Step
 
 
 @app.command()
-def init(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Create the database and its tables, or bring them up to date."""
-    from nhm_sched_plugin.store.schema import init as init_store
+def init(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL that would be run, and run none.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the database and its tables, or bring them up to date; check them and apply the retention."""
+    from nhm_sched_plugin.store import schema
 
     settings = settings_of(config)
+    chosen = settings.ml.clickhouse
+    days, cluster = chosen.retention_days.by_table(), chosen.cluster
+    if dry_run:
+        steps, problems = _planned(settings, days)
+        show({"steps": steps, "problems": problems}, as_json, lambda: _tell_plan(steps))
+    else:
+        with opened(settings, migrate=False) as store:
+            report = schema.upgrade(store, days, cluster)
+        problems = list(report.problems)
+        show(report, as_json, lambda: _tell_upgrade(report))
+    for problem in problems:
+        err.print(f"problem: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _planned(settings: Settings, days: Mapping[str, int | None]) -> tuple[list[Step], list[str]]:
+    """What `init` would do, and what does not fit already. Makes nothing, the embedded database's folder included."""
+    from nhm_sched_plugin.store import schema
+    from nhm_sched_plugin.store.client import target
+    from nhm_sched_plugin.store.drift import differences
+
+    place, cluster = target(settings), settings.ml.clickhouse.cluster
+    if place.path is not None and not place.path.exists():
+        return schema.plan(None, place.database, days, cluster), []
     with opened(settings, migrate=False) as store:
-        applied = init_store(store)
-    text = f"{len(applied)} migrations applied: {', '.join(applied)}" if applied else "Everything is up to date."
-    show({"applied": applied}, as_json, lambda: out.print(text, markup=False))
+        steps = schema.plan(store, place.database, days, cluster)
+        return steps, [] if any(step.version for step in steps) else differences(store, cluster)
+
+
+def _tell_plan(steps: Sequence[Step]) -> None:
+    """SQL that can be read, kept or piped into a client as it is."""
+    if not steps:
+        out.print("-- Everything is up to date.")
+    for step in steps:
+        title = f"migration {step.version}: {step.name}" if step.version else step.name
+        out.print(f"-- {title}", markup=False, highlight=False, soft_wrap=True)
+        for statement in step.statements:
+            out.print(f"{statement};", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tell_upgrade(report: Report) -> None:
+    done = []
+    if report.applied:
+        done.append(f"{len(report.applied)} migrations applied: {', '.join(report.applied)}")
+    if report.retention:
+        done.append(f"retention changed: {', '.join(report.retention)}")
+    if done or not report.problems:
+        out.print("\n".join(done) or "Everything is up to date.", markup=False)
 
 
 @app.command()
@@ -82,25 +136,6 @@ def ingest(
             err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     show(report, as_json, tell)
-
-
-@app.command()
-def drain(
-    log_tickets: Annotated[
-        bool, typer.Option("--log-tickets", help="Also write ended tickets to execution_logs, where nothing else does.")
-    ] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Deliver what waits in the host's spool to the database, exactly once in effect."""
-    from nhm_sched_plugin.store.drain import drain as drain_spool
-    from nhm_sched_plugin.store.spool import Spool
-
-    settings = settings_of(config)
-    spool = Spool(settings.spool_path, settings.recording.spool_max_mb * 1024 * 1024)
-    with opened(settings) as store, progress("Draining") as update:
-        result = drain_spool(spool, store, progress=update, log_tickets=log_tickets)
-    show(result, as_json, lambda: record(plain(result)))
 
 
 @app.command()

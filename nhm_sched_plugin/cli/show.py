@@ -28,6 +28,7 @@ __all__ = [
     "Update",
     "as_json",
     "err",
+    "log_elsewhere",
     "log_to_terminal",
     "out",
     "plain",
@@ -61,6 +62,13 @@ def log_to_terminal() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Lines()])
     for library in ("prophet", "cmdstanpy", "mlflow", "alembic"):  # advice to programmers, not to our users
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def log_elsewhere() -> None:
+    """Take `log_to_terminal` back: a server has a log of its own."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Lines)]:
+        root.removeHandler(handler)
 
 
 def as_json(value: Any, indent: int = 2) -> str:

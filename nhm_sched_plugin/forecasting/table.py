@@ -52,7 +52,8 @@ STALE_CAP: Final = 0.5
 _ALL: Final = 0.9999
 _HOUR: Final = 3600.0
 _WEEK_HOURS: Final = 168
-_CACHE_SIZE: Final = 4096
+_CACHE_HOURS: Final = 16_384
+"""Hours in the answers that are kept, each some 500 bytes: whoever asks decides how long a forecast is."""
 _FIX: Final = 'run "nhm-sched train" to write a new one'
 _log = logging.getLogger(__name__)
 
@@ -170,11 +171,12 @@ class _Loaded:
         }
         self.corrections: Mapping[str, Correction] = {}
         self.answers: dict[tuple[str | None, str | None, int, int], Forecast | None] = {}
+        self.hours = 0
 
     def corrected(self, corrections: Mapping[str, Correction]) -> _Loaded:
         """The same table with other corrections, and no answers yet."""
         other = copy.copy(self)
-        other.corrections, other.answers = corrections, {}
+        other.corrections, other.answers, other.hours = corrections, {}, 0
         return other
 
 
@@ -274,8 +276,10 @@ class SnapshotForecaster:
         except KeyError:
             pass
         answer = _answer(loaded, horizon_minutes, key[3] * 60.0, task_type, risk_band)
-        if len(loaded.answers) >= _CACHE_SIZE:
+        loaded.hours += 1 if answer is None else len(answer.points)
+        if loaded.hours > _CACHE_HOURS:
             loaded.answers.clear()
+            loaded.hours = 0
         loaded.answers[key] = answer
         return answer
 

@@ -24,6 +24,7 @@ class Metric(NamedTuple):
 
 
 _LATENCY_S = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 1e-3, 5e-3, 25e-3, 50e-3, 100e-3, 500e-3)
+_RPC_S = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0, 2.5, 5.0, 10.0)
 
 METRICS: Final = (
     # What was forecast.
@@ -56,8 +57,26 @@ METRICS: Final = (
     Metric("cache_requests", Counter, "optimizer_cache_requests_total", ("cache_type",), "Questions to a cache: model, forecast or q_table"),
     Metric("cache_hits", Counter, "optimizer_cache_hits_total", ("cache_type",), "Those that it had an answer to"),
     Metric("cache_failures", Counter, "nhm_sched_cache_failures_total", ("reason",), "Failures of Redis, by reason; values that nobody can use"),
+    # What an agent was asked.
+    Metric("rpc_started", Counter, "grpc_server_started_total", ("grpc_type", "grpc_service", "grpc_method"), "Calls begun"),
+    Metric("rpc_handled", Counter, "grpc_server_handled_total", ("grpc_type", "grpc_service", "grpc_method", "grpc_code"), "Calls ended, by code (`OK`, `InvalidArgument`, ...)"),
+    Metric("rpc_seconds", Histogram, "grpc_server_handling_seconds", ("grpc_type", "grpc_service", "grpc_method"), "Time in the agent, for unary calls from the whole request to the answer", _RPC_S),
+    Metric("advised", Counter, "nhm_sched_agent_recommendations_total", ("action", "source"), "Recommendations of an agent, by who chose: policy or rules"),
+    # What an agent was asked by this host.
+    Metric("agent_calls", Counter, "grpc_client_handled_total", ("grpc_type", "grpc_service", "grpc_method", "grpc_code"), "Calls to the optimizer agent, by code (`OK`, `Unavailable`, ...)"),
+    Metric("breaker_open", Gauge, "nhm_sched_agent_breaker_open", ("address",), "1 while the agent at that address is not asked: it did not answer"),
+    Metric("mirror_age", Gauge, "nhm_sched_mirror_age_seconds", (), "Since the agent last said that this host's copy of its tables is the current one"),
+    Metric("mirror_takeovers", Counter, "nhm_sched_mirror_takeovers_total", ("table", "status"), "Tables (policy or forecast) that came from the agent: success or refused"),
+    Metric("outbox_waiting", Gauge, "nhm_sched_outbox_waiting", (), "Outcomes on disk that the agent does not have yet"),
+    Metric("outcomes_sent", Counter, "nhm_sched_outcomes_sent_total", ("status",), "Outcomes for the agent: delivered, refused by it, or dropped (the outbox was full)"),
     # What happened to the records, and what broke.
     Metric("records", Counter, "nhm_sched_records_total", ("state",), "Records: queued, spooled, stored or dropped"),
+    Metric("drops", Counter, "nhm_sched_records_dropped_total", ("cause",), "Records dropped, by cause: queue_full, spool_full, disk, sink, closed, shutdown or background"),
+    Metric("spool_waiting", Gauge, "nhm_sched_spool_records", (), "Records that wait in the spool for delivery; set by whoever drains"),
+    Metric("spool_age", Gauge, "nhm_sched_spool_oldest_seconds", (), "Age of the oldest of them; set by whoever drains"),
+    Metric("spool_bytes", Gauge, "nhm_sched_spool_bytes", (), "What the spool takes on disk; set by whoever drains"),
+    Metric("quarantined", Gauge, "nhm_sched_spool_quarantined", (), "Records in quarantine; set by whoever drains"),
+    Metric("drain_failures", Counter, "nhm_sched_drain_failures_total", ("cause",), "Deliveries that failed and are tried again: unreachable, access, disk, schema, spool or other"),
     Metric("hook_errors", Counter, "nhm_sched_hook_errors_total", ("hook", "plugin"), "Hooks that raised, overslept or answered garbage"),
     Metric("component_errors", Counter, "nhm_sched_component_errors_total", ("component",), "Failures inside the plugin, by component"),
     Metric("refused", Counter, "nhm_sched_listener_refused_total", ("cause",), "Requests that the /metrics listener refused, by cause"),

@@ -65,6 +65,7 @@ class QPolicy:
         last_change: Callable[[], float | None] = lambda: None,
         on_calibration: Callable[[DemandModel], None] = lambda _: None,
         path: Path | None = None,
+        planner_path: Path | None = None,
         autosave: bool = True,
     ) -> None:
         tuning = settings.ml.scheduling
@@ -74,7 +75,7 @@ class QPolicy:
         self._random = random.Random(tuning.seed)
         self._baseline, self._now, self._autosave = baseline, now, autosave
         self._last_change, self._on_calibration = last_change, on_calibration
-        self.planner = Planner(settings)
+        self.planner = Planner(settings, planner_path)
         if self.planner.model is not None:
             on_calibration(self.planner.model)
         # Pre-training does not save by itself: its rewards are simulated.

@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -100,8 +101,8 @@ class Planner:
     start-up time or SLA wait than the settings have, is left out: `problem` says why.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.path = settings.planner_path
+    def __init__(self, settings: Settings, path: Path | None = None) -> None:
+        self.path = path or settings.planner_path
         self.model: DemandModel | None = None
         self.problem = ""
         self._stamp: tuple[int, int, int] | None = None

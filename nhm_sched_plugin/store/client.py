@@ -209,7 +209,7 @@ def open_store(
     try:
         store = Store(client, place.database, observer=observer)
         if migrate:
-            init(store)
+            init(store, settings.ml.clickhouse.retention_days.by_table(), settings.ml.clickhouse.cluster)
         yield store
     finally:
         client.close()

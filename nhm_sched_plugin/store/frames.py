@@ -16,43 +16,60 @@ from typing import Final, Literal
 
 import msgspec
 
-from nhm_sched_plugin.types import Decision, RewardedOutcome
+from nhm_sched_plugin.types import Decision, Experience, RewardedOutcome
 
-__all__ = ["Kind", "Record", "check", "decode", "describe", "encode", "kind_of", "record_id", "scan"]
+__all__ = [
+    "HEADER_BYTES",
+    "Kind",
+    "Record",
+    "check",
+    "decode",
+    "decode_experience",
+    "describe",
+    "encode",
+    "kind_of",
+    "record_id",
+    "scan",
+]
 
 Record = Decision | RewardedOutcome
-Kind = Literal["decision", "outcome"]
+"""What a spool holds, on its way to the database. An outbox holds experiences, on their way to an agent."""
+Kind = Literal["decision", "outcome", "experience"]
 
 _MAGIC: Final = b"NHM\x01"
 _HEADER: Final = struct.Struct("<4sBIdI")
-_CODES: Final[dict[Kind, int]] = {"decision": 1, "outcome": 2}
+HEADER_BYTES: Final = _HEADER.size
+_CODES: Final[dict[Kind, int]] = {"decision": 1, "outcome": 2, "experience": 3}
 _KINDS: Final[dict[int, Kind]] = {code: kind for kind, code in _CODES.items()}
 _LARGEST: Final = 64 * 1024 * 1024
 
 _encoder = msgspec.msgpack.Encoder()
 _decisions: Final = msgspec.msgpack.Decoder(Decision)
 _outcomes: Final = msgspec.msgpack.Decoder(RewardedOutcome)
+_experiences: Final = msgspec.msgpack.Decoder(Experience)
 
 
-def kind_of(record: Record) -> Kind:
+def kind_of(record: Record | Experience) -> Kind:
     """The table a record belongs to. Raises `TypeError` for anything that is no record."""
     if isinstance(record, Decision):
         return "decision"
     if isinstance(record, RewardedOutcome):
         return "outcome"
-    raise TypeError(f"a {type(record).__name__} is no record: expected Decision or RewardedOutcome")
+    if isinstance(record, Experience):
+        return "experience"
+    raise TypeError(f"a {type(record).__name__} is no record: expected Decision, RewardedOutcome or Experience")
 
 
-def record_id(record: Record) -> str:
+def record_id(record: Record | Experience) -> str:
     """The decision's id: a decision is recorded once, and so is what came of it."""
-    return record.decision_id if isinstance(record, Decision) else record.outcome.decision_id
+    return record.outcome.decision_id if isinstance(record, RewardedOutcome) else record.decision_id
 
 
 def _crc(code: int, created: float, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(struct.pack("<BdI", code, created, len(body))))
 
 
-def encode(record: Record, created: float) -> bytes:
+def encode(record: Record | Experience, created: float) -> bytes:
     """The frame of a record. Raises `TypeError`, `ValueError` or `OverflowError` when it cannot be written down."""
     code = _CODES[kind_of(record)]
     body = _encoder.encode(record)
@@ -83,7 +100,20 @@ def decode(frame: bytes) -> tuple[Record, float]:
     try:
         if kind == "decision":
             return _decisions.decode(body), created
-        return _outcomes.decode(body), created
+        if kind == "outcome":
+            return _outcomes.decode(body), created
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
+    raise ValueError(f"{kind}: does not belong here")
+
+
+def decode_experience(frame: bytes) -> Experience:
+    """As `decode`, for what an outbox holds."""
+    kind, _, body = check(frame)
+    if kind != "experience":
+        raise ValueError(f"{kind}: does not belong here")
+    try:
+        return _experiences.decode(body)
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from None
 
@@ -91,10 +121,10 @@ def decode(frame: bytes) -> tuple[Record, float]:
 def describe(frame: bytes) -> tuple[str, str]:
     """Kind and record id as far as they can be read; empty texts where not."""
     try:
-        record, _ = decode(frame)
+        kind, _, _ = check(frame)
+        return kind, record_id(decode_experience(frame) if kind == "experience" else decode(frame)[0])
     except ValueError:
         return "", ""
-    return kind_of(record), record_id(record)
 
 
 def scan(blob: bytes | mmap.mmap) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ import msgspec
 
 from nhm_sched_plugin.errors import IngestError
 from nhm_sched_plugin.store.readers import FORMATS, Chunk, detect, read
-from nhm_sched_plugin.store.schema import RETENTION_DAYS
+from nhm_sched_plugin.store.retention import current_days
 from nhm_sched_plugin.store.shaping import Plan, plan, shape
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["IngestReport", "ingest", "ingest_frame"]
 
 Progress = Callable[[int, int | None], None]
-_DAYS: Final = RETENTION_DAYS["execution_logs"]
 _FRAME_ROWS: Final = 100_000
 
 
@@ -208,6 +207,7 @@ class _Job:
     ) -> None:
         self.store, self.name, self.ingest_id = store, name, ingest_id
         self.rejects_path, self.keep_expired, self.progress = rejects, keep_expired, progress
+        self.days = current_days(store).get("execution_logs")
         self.rows = self.expired = 0
         self.first: pd.Timestamp | None = None
         self.last: pd.Timestamp | None = None
@@ -274,7 +274,7 @@ class _Job:
             rejects.add(chunk.numbers[int(str(position))], reason, text)
         if not len(good):
             return
-        old = good["timestamp"] < _cutoff()
+        old = good["timestamp"] < self._cutoff()
         # Undecided rows are kept for now: the engine would delete them while the rest of the file is being read.
         good = good.assign(ingest_id=self.ingest_id, kept=(old & (self.keep_expired is not False)).astype("uint8"))
         self.store.insert_execution_logs(good)
@@ -312,14 +312,14 @@ class _Job:
             self.keep_expired = bool(self.keep_expired)
             return []
         if self.keep_expired is None:
-            self.keep_expired = self.last is not None and self.last < _cutoff()
+            self.keep_expired = self.last is not None and self.last < self._cutoff()
             if not self.keep_expired:
                 self.store.command(
                     f"ALTER TABLE {self.store.database}.execution_logs UPDATE kept = 0 WHERE ingest_id = {{id:String}}",
                     {"id": self.ingest_id},
                     name="ingest",
                 )
-        old = f"{self.expired} of {self.rows} rows are older than the retention of {_DAYS} days"
+        old = f"{self.expired} of {self.rows} rows are older than the retention of {self.days} days"
         if self.keep_expired:
             return [f"{old}: they are exempt from it and stay until they are deleted by hand"]
         return [f"{old}: the database deletes them; --keep-expired (with --replace) keeps them"]
@@ -350,8 +350,10 @@ class _Job:
     def _unix(stamp: pd.Timestamp | None) -> int:
         return 0 if stamp is None else int(stamp.timestamp())
 
+    def _cutoff(self) -> pd.Timestamp:
+        """What is older is past its age; nothing is where tickets are kept for ever."""
+        import pandas as pd
 
-def _cutoff() -> pd.Timestamp:
-    import pandas as pd
-
-    return pd.Timestamp.now("UTC") - pd.Timedelta(days=_DAYS)
+        return (
+            pd.Timestamp(0, tz="UTC") if self.days is None else pd.Timestamp.now("UTC") - pd.Timedelta(days=self.days)
+        )

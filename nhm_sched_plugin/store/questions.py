@@ -1,4 +1,4 @@
-"""Questions to the records that a report asks."""
+"""Questions to the records that a report asks; those that a person asks are in `answers`."""
 
 from __future__ import annotations
 

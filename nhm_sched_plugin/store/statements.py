@@ -6,10 +6,11 @@ Values reach the engine as parameters only; the database's name is checked by th
 from __future__ import annotations
 
 import datetime as dt
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.errors import StoreError
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 __all__ = ["RejectedRowsError", "Statements", "utc", "where"]
+
+_CODE: Final = re.compile(r"Code: (\d+)")
+_SETTINGS: Final = re.compile(r"(with url: /)\?\S*")
+"""In what the HTTP client says of a lost connection: all settings, in any order, and perhaps values of the query."""
+_WRONG_VALUES: Final = {6, 27, 38, 41, 69, 72, 131, 321, 349, 469}
+"""Error codes of the engine about a value: it cannot be parsed, is out of range, NULL where none may be, or breaks a
+constraint."""
 
 
 class RejectedRowsError(StoreError):
@@ -67,11 +75,19 @@ class Statements:
         frame: pd.DataFrame = self._observed(name, lambda: self.client.query_df(sql, dict(parameters or {})))
         return frame
 
-    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows; all of them or, with an error, none. Raises `RejectedRowsError` when the values do not fit."""
+    def raw(self, sql: str, parameters: Mapping[str, Any] | None = None, *, form: str, name: str = "query") -> bytes:
+        """A query's result in one of the engine's formats (`CSVWithNames`, `Parquet`, ...)."""
+        return bytes(self._observed(name, lambda: self.client.raw_query(sql, dict(parameters or {}), fmt=form)))
+
+    def insert_rows(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], token: str | None = None
+    ) -> None:
+        """Insert rows; all of them or, with an error, none. A table that keeps a window of tokens ignores rows under
+        one it has seen. Raises `RejectedRowsError` when the values do not fit."""
         if rows:
             place = f"{self.database}.{table}"
-            self._inserted(table, lambda: self.client.insert(place, rows, column_names=list(columns), settings=_once()))
+            names = list(columns)
+            self._inserted(table, lambda: self.client.insert(place, rows, column_names=names, settings=_once(token)))
 
     def insert_frame(self, table: str, frame: pd.DataFrame) -> None:
         """Insert a DataFrame whose columns are named as the table's."""
@@ -84,8 +100,12 @@ class Statements:
         try:
             self._observed(f"insert {table}", work)
         except StoreError as error:
-            # What the client cannot put into a column's type is the rows' fault, anything else the database's.
-            if isinstance(error.__cause__, (DataError, TypeError, ValueError, OverflowError, AttributeError)):
+            # What the client cannot put into a column's type is the rows' fault, and what the engine says of values;
+            # anything else is the database's.
+            code = _CODE.search(str(error))
+            if isinstance(error.__cause__, (DataError, TypeError, ValueError, OverflowError, AttributeError)) or (
+                code and int(code.group(1)) in _WRONG_VALUES
+            ):
                 raise RejectedRowsError(str(error)) from error.__cause__
             raise
 
@@ -99,7 +119,8 @@ class Statements:
         except StoreError:
             raise
         except Exception as error:  # struct, numpy and urllib3 errors come through the client too
-            raise StoreError(f"{name}: {' '.join(str(error).split())[:600] or type(error).__name__}") from error
+            text = _SETTINGS.sub(r"\1", " ".join(str(error).split()))[:600]
+            raise StoreError(f"{name}: {text or type(error).__name__}") from error
         finally:
             if self._observer is not None:
                 self._observer(name, done, time.perf_counter() - started)
@@ -108,9 +129,12 @@ class Statements:
         return f"{self.database}.{table}"
 
 
-def _once() -> dict[str, str]:
-    """Of one insert: the client sends it again when an answer is lost, and the table then knows it."""
-    return {"insert_deduplication_token": uuid.uuid4().hex}
+def _once(token: str | None = None) -> dict[str, str]:
+    """Of one insert: the client sends it again when an answer is lost, and the table then knows it.
+
+    Tables are partitioned by month, and history in one insert may span any number of them.
+    """
+    return {"insert_deduplication_token": token or uuid.uuid4().hex, "max_partitions_per_insert_block": "0"}
 
 
 def where(

@@ -5,10 +5,9 @@ The limits keep one caller from filling the agent's memory; they are far above w
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
-from nhm_sched_plugin.types import Action, Arm
+from nhm_sched_plugin.types import STATE_FIELDS, Action, Arm
 
 __all__ = [
     "LONGEST_HORIZON_MINUTES",
@@ -30,9 +29,9 @@ MOST_TEXT: Final = 2000
 MOST_ENTRIES: Final = 64
 """Entries of a map."""
 
-_COUNTS: Final = ("queue_depth", "active_workers", "avg_task_duration_ms", "predicted_load_1h", "predicted_load_6h")
 _SHARES: Final = ("sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg")
 _MOST_COUNT: Final = 1e15
+_STATE: Final = tuple((field, 1.0 if field in _SHARES else _MOST_COUNT) for field in STATE_FIELDS)
 _ARMS: Final = ("", *Arm)
 _ACTIONS: Final = frozenset(Action)
 
@@ -54,20 +53,29 @@ def check_forecast_request(request: Any) -> None:
     _name("risk_band", request.risk_band)
 
 
-def check_state_request(request: Any, outer: str = "") -> None:
-    """Raises `InvalidFieldError`. `outer`: the field that holds this state, with a dot."""
-    for field in _COUNTS:
-        _number(request, field, _MOST_COUNT, outer)
-    for field in _SHARES:
-        _number(request, field, 1.0, outer)
+def check_state_request(request: Any, outer: str = "") -> dict[str, float]:
+    """The numbers that are set, by field: read once. Raises `InvalidFieldError`.
+
+    `outer`: the field that holds this state, with a dot.
+    """
+    given: dict[str, float] = {}
+    is_set = request.HasField
+    for field, most in _STATE:
+        if is_set(field):
+            value = given[field] = getattr(request, field)
+            if not 0.0 <= value <= most:  # NaN is in no range
+                raise InvalidFieldError(f"{outer}{field}", f"{value} is not in [0, {most:g}]")
     _name(f"{outer}task_type", request.task_type)
     _name(f"{outer}risk_band", request.risk_band)
     features = request.features
     if features:
         _entries(f"{outer}features", features)
         for name, value in features.items():
-            if not math.isfinite(value):
-                raise InvalidFieldError(f"{outer}features", f"{name!r} is {value}; expected a finite number")
+            if not -_MOST_COUNT <= value <= _MOST_COUNT:  # NaN is in no range
+                raise InvalidFieldError(
+                    f"{outer}features", f"{name!r} is {value}; expected a number in [-{_MOST_COUNT:g}, {_MOST_COUNT:g}]"
+                )
+    return given
 
 
 def check_outcome_request(request: Any) -> None:
@@ -96,13 +104,6 @@ def check_outcome_request(request: Any) -> None:
 def check_snapshot_request(request: Any) -> None:
     """Raises `InvalidFieldError`."""
     _name("etag", request.etag)
-
-
-def _number(request: Any, field: str, most: float, outer: str) -> None:
-    if request.HasField(field):
-        value = getattr(request, field)
-        if not 0.0 <= value <= most:  # NaN is in no range
-            raise InvalidFieldError(f"{outer}{field}", f"{value} is not in [0, {most:g}]")
 
 
 def _name(field: str, value: str) -> None:

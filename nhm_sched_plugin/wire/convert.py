@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 _INT32: Final = 2**31 - 1
+_TOO_LARGE: Final = 1 << 63
+"""What no record can hold; it stays text."""
 
 # States
 
@@ -45,9 +47,10 @@ def state_request(state: SchedulingState, task_type: str | None = None, risk_ban
     return pb.StateRequest(**given, task_type=task_type, risk_band=risk_band, features=dict(state.features))
 
 
-def state_of(request: Any) -> SchedulingState:
-    """The state in a `StateRequest`."""
-    given = {name: getattr(request, name) for name in STATE_FIELDS if request.HasField(name)}
+def state_of(request: Any, given: Mapping[str, float] | None = None) -> SchedulingState:
+    """The state in a `StateRequest`. `given`: its numbers, where the check has read them already."""
+    if given is None:
+        given = {name: getattr(request, name) for name in STATE_FIELDS if request.HasField(name)}
     return SchedulingState(**given, features=dict(request.features))
 
 
@@ -62,7 +65,7 @@ def ticket_of(request: Any) -> Ticket | None:
 
 
 def forecast_response(forecast: Forecast, total: float | None = None) -> Any:
-    """A `ForecastResponse`. `total`: tickets from now to the horizon; unset: the sum over the forecast's hours."""
+    """A `ForecastResponse`. `total`: tickets from now to the horizon; unset: those of the forecast's hours up to it."""
     points = forecast.points
     peak = max(points, key=lambda point: point.mean, default=None)
     return pb.ForecastResponse(
@@ -74,7 +77,7 @@ def forecast_response(forecast: Forecast, total: float | None = None) -> Any:
         bottleneck_probability=forecast.bottleneck_probability,
         timestamp=_millis(forecast.generated_at),
         mean_volume=forecast.predicted_volume,
-        total_volume=sum(point.mean for point in points) if total is None else total,
+        total_volume=_total(forecast) if total is None else total,
         peak_volume=peak.mean if peak is not None else forecast.predicted_volume,
         peak_timestamp=_millis(peak.timestamp) if peak is not None else 0,
         quantiles=_quantiles(points[-1].quantiles) if points else (),
@@ -193,14 +196,25 @@ def rounded(single: float) -> float:
 
 def _number(text: str) -> int | float | str:
     try:
-        return int(text)
+        whole = int(text)
     except ValueError:
         pass
+    else:
+        return whole if abs(whole) < _TOO_LARGE else text
     try:
         number = float(text)
     except ValueError:
         return text
     return number if math.isfinite(number) else text
+
+
+def _total(forecast: Forecast) -> float:
+    """Tickets up to the horizon, which may lie within the last hour."""
+    points = forecast.points
+    if not points:
+        return forecast.predicted_volume * forecast.horizon_minutes / 60
+    last = forecast.horizon_minutes / 60 - (len(points) - 1)
+    return sum(point.mean for point in points) - points[-1].mean * (1.0 - min(max(last, 0.0), 1.0))
 
 
 def _optional(message: Any, field: str) -> float | None:

@@ -29,9 +29,16 @@ COMMANDS = {
     "q-table",
     "replay",
     "drain",
+    "quarantine",
     "shadow",
     "experiment",
     "explain",
+    "decisions",
+    "arms",
+    "bottlenecks",
+    "misses",
+    "export",
+    "erase",
     "hooks",
     "doctor",
 }
@@ -89,7 +96,8 @@ def test_records(nhm: Any, tickets: Path, folder: Path) -> None:
     assert "2 records wait" in nhm("doctor").out.replace("\n", " ")
     drained = nhm("drain", "--log-tickets", "--json")
     assert (drained.json["decisions"], drained.json["outcomes"], drained.json["remaining"]) == (1, 1, 0)
-    assert "delivered" in nhm("drain").out
+    assert "delivered" in nhm("drain", "--batch", "100").out
+    assert nhm("drain", "--batch", "0").code == 2
     story = nhm("explain", decision.decision_id)
     assert story.code == 0
     assert "ticket t1 (type late)" in " ".join(story.out.split())
@@ -239,6 +247,7 @@ def test_doctor_on_a_sound_installation(nhm: Any, on_trained: Path) -> None:
         "configuration",
         "data folder",
         "rule book",
+        "agent",
         "forecast",
         "policy",
         "cache",
@@ -266,3 +275,79 @@ def test_the_cache_is_checked_and_a_reset_says_what_it_could_not_forget(
     reset = nhm("q-table", "reset", "--yes")
     assert "The cached copy stays: Redis did not answer. It ends within 7200 s." in reset.out
     assert "hunter2" not in detail + reset.out + reset.err
+
+
+def test_init_tells_before_and_after(nhm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = nhm("init", "--dry-run")
+    assert planned.code == 0
+    assert "CREATE TABLE IF NOT EXISTS neural_hive.execution_logs (" in planned.out
+    assert not (folder / "data" / "clickhouse").exists(), "a dry run makes nothing"
+    steps = nhm("init", "--dry-run", "--json").json["steps"]
+    done = nhm("init", "--json")
+    assert done.json["statements"] == [text for step in steps for text in step["statements"]]
+    assert nhm("init", "--dry-run").out == "-- Everything is up to date.\n"
+
+    monkeypatch.setenv("NHM_SCHED_ML__CLICKHOUSE__RETENTION_DAYS__FORECASTS", "30")
+    assert "neural_hive.forecasts MODIFY TTL stored_at + toIntervalDay(30)" in nhm("init", "--dry-run").out
+    assert nhm("init").out == "retention changed: forecasts\n"
+    monkeypatch.setenv("NHM_SCHED_ML__CLICKHOUSE__CLUSTER", "main")
+    split = nhm("init")
+    assert split.code == 1
+    assert "is on one server only" in split.said
+    wrong = nhm("init", "--dry-run")
+    assert (wrong.code, "is on one server only" in wrong.said) == (1, True)
+
+
+def test_questions_about_records(nhm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = folder / "key"
+    key.write_bytes(b"0123456789abcdef0123456789abcdef")
+    monkeypatch.setenv("NHM_SCHED_RECORDING__HASH_FIELDS", "ticket_id")
+    monkeypatch.setenv("NHM_SCHED_RECORDING__HASH_KEY_FILE", str(key))
+    assert nhm("decisions").out == "No such decisions.\n"
+    with SchedulerHost.from_config() as host:
+        for name in ("ada", "bob"):
+            decision = host.decide(Ticket(ticket_id=name, task_type="late"), SchedulingState(queue_depth=300))
+            host.finished(Outcome(decision_id=decision.decision_id, ticket_id=name, status="success", sla_met=False))
+    for file in (folder / "data" / "spool").iterdir():
+        assert b"ada" not in file.read_bytes(), "the name itself is nowhere on the disk"
+    nhm("drain", "--log-tickets")
+
+    (row,) = nhm("decisions", "--ticket", "ada", "--since", "1h", "--missed", "--json").json
+    assert row["ticket_id"] not in ("ada", "bob")
+    assert row["decision_id"] in nhm("decisions", "--arm", "shadow", "--reason", row["reason"]).out
+    assert nhm("decisions", "--until", "1h").out == "No such decisions.\n"
+    (arm,) = nhm("arms", "--json").json
+    assert (arm["arm"], arm["decisions"], arm["sla_rate"]) == ("shadow", 2, 0.0)
+    assert "shadow" in nhm("arms").out
+    (hour,) = nhm("bottlenecks", "--json").json
+    assert (hour["ticket_volume"], hour["avg_queue_depth"], hour["sla_miss_rate"]) == (2, 300.0, 1.0)
+    assert "100.0%" in nhm("bottlenecks").out
+    (cause,) = nhm("misses", "--json").json
+    assert (cause["cause"], cause["missed"]) == ("deep queue", 2)
+    assert "deep queue" in nhm("misses").out
+    assert len(nhm("misses", "--tickets", "--json").json) == 2
+
+    told = nhm("export", "scheduling_decisions", "decisions.csv", "--json")
+    assert told.json["rows"] == 2
+    assert "2 rows of tickets are in t.parquet." in nhm("export", "tickets", "t.parquet").out
+
+    assert nhm("erase", "ada", "--dry-run", "--json").json["left"] == 3
+    erased = nhm("erase", "ada")
+    assert erased.code == 0
+    assert "Looked again: nothing is left." in erased.out
+    assert "Nothing about these tickets is there." in nhm("erase", "ada").out
+    assert len(nhm("decisions", "--json").json) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("decisions", "--since", "soon"), "'soon' is no time: write 2026-03-01"),
+        (("decisions", "--limit", "0"), "0 is outside what is possible"),
+        (("export", "execution_logs", "nowhere/a.csv"), "nowhere/a.csv cannot be written"),
+    ],
+)
+def test_questions_asked_wrongly(nhm: Any, arguments: tuple[str, ...], complaint: str) -> None:
+    result = nhm(*arguments)
+    assert result.code == 2
+    assert complaint in result.said

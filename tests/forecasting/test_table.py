@@ -203,10 +203,12 @@ def test_answers_are_cached_by_the_minute_and_bounded(tmp_path: Path, monkeypatc
     forecaster = served(tmp_path, {"": entry(WEEKS)})
     assert forecaster.forecast(60, START) is forecaster.forecast(60, START + 59.9)
     assert forecaster.forecast(60, START) is not forecaster.forecast(60, START + 60)
-    monkeypatch.setattr(module, "_CACHE_SIZE", 10)
+    monkeypatch.setattr(module, "_CACHE_HOURS", 10)
     for minute in range(100):
         forecaster.forecast(60, START + 60 * minute)
     assert len(forecaster._loaded.answers) <= 10  # type: ignore[union-attr]
+    forecaster.forecast(600, START)
+    assert len(forecaster._loaded.answers) == 1, "a long one takes the room of many"  # type: ignore[union-attr]
 
 
 def test_no_table_then_one_then_a_bad_one(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_services_that_are_down_do_not_stop_a_start(tmp_path: Path, kit: Any) ->
     assert kit.counted(second, "nhm_sched_component_errors_total", component="metrics listener") == 1
 
     remote = kit.start({"optimizer": {"endpoint": "nowhere.invalid:50053"}}, built_in=True)
-    assert remote.decide(kit.TICKET, kit.BUSY).reason is Reason.FORECAST_UNAVAILABLE
+    assert remote.decide(kit.TICKET, kit.BUSY).reason is Reason.OPTIMIZER_UNAVAILABLE
 
 
 def test_a_pluggy_host_of_its_own_can_load_the_plugin(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
 """ClickHouse's HTTP interface, as much of it as a client needs, in front of the embedded engine.
 
-    python http_front.py PATH PORT_FILE
+    python http_front.py PATH PORT_FILE [PORT]
 
-It writes its port to PORT_FILE. When PORT_FILE.drop exists, it removes that and hangs up after its next insert.
-
+It writes its port to PORT_FILE
 A real server on a real socket for tests: the stock HTTP client cannot tell the difference.
 """
 
@@ -38,6 +37,7 @@ class Front(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     engine: Any
     drop_file: Path
+    deny_file: Path
 
     def do_POST(self) -> None:
         query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
@@ -50,7 +50,11 @@ class Front(BaseHTTPRequestHandler):
             body = UNPACK[self.headers.get("Content-Encoding", "")](body)
             if "query" in query:
                 body = query["query"].encode() + (b"\n" + body if body else b"")
-            answer, form = self.run(body, params, query.get("insert_deduplication_token", ""))
+            if INSERT.match(body) and self.deny_file.exists():
+                raise RuntimeError(self.deny_file.read_text())
+            answer, form = self.run(
+                body, params, query.get("insert_deduplication_token", ""), query.get("mutations_sync", "0")
+            )
             if INSERT.match(body) and self.drop_file.exists():
                 self.drop_file.unlink()
                 self.close_connection = True
@@ -74,14 +78,15 @@ class Front(BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def run(self, body: bytes, params: dict[str, str], token: str) -> tuple[bytes, str]:
+    def run(self, body: bytes, params: dict[str, str], token: str, wait: str) -> tuple[bytes, str]:
         insert = INSERT.match(body)
         with ENGINE_LOCK:
+            self.engine.query(f"SET mutations_sync = {int(wait)}", "TabSeparated")
             if insert:
                 with tempfile.NamedTemporaryFile(suffix=".native") as file:
                     file.write(body[insert.end() :])
                     file.flush()
-                    once = f"SETTINGS insert_deduplication_token = '{token}'"
+                    once = f"SETTINGS insert_deduplication_token = '{token}', max_partitions_per_insert_block = 0"
                     sql = f"{insert.group(1).decode()} FROM INFILE '{file.name}' {once} FORMAT Native"
                     self.engine.query(sql, "TabSeparated")
                 return b"", "TabSeparated"
@@ -101,10 +106,10 @@ class Front(BaseHTTPRequestHandler):
         pass
 
 
-def main(path: str, port_file: str) -> None:
+def main(path: str, port_file: str, port: str = "0") -> None:
     Front.engine = chdb.connect(path)
-    Front.drop_file = Path(f"{port_file}.drop")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    Front.drop_file, Front.deny_file = Path(f"{port_file}.drop"), Path(f"{port_file}.deny")
+    server = ThreadingHTTPServer(("127.0.0.1", int(port)), Front)
     temporary = Path(f"{port_file}.new")
     temporary.write_text(str(server.server_address[1]))
     os.replace(temporary, port_file)

@@ -115,7 +115,7 @@ def test_a_wrong_password_is_said_to_be_one(tmp_path: Path, refusing_server: tup
 
 
 def test_another_path_in_this_process_and_another_process_on_this_path(
-    client: Any, engine_settings: Settings, tmp_path: Path
+    embedded: Any, engine_settings: Settings, tmp_path: Path
 ) -> None:
     with pytest.raises(StoreError, match=r"this process has another embedded database open.*close that one first"):
         connect(with_clickhouse(tmp_path))
@@ -132,11 +132,11 @@ def test_another_path_in_this_process_and_another_process_on_this_path(
     assert "stop that process, or use a ClickHouse server" in done.stdout
 
 
-def test_open_store_migrates_and_leaves_the_engine_to_others(client: Any, engine_settings: Settings) -> None:
+def test_open_store_migrates_and_leaves_the_engine_to_others(embedded: Any, engine_settings: Settings) -> None:
     with open_store(engine_settings, migrate=False) as store:
         assert store.database == "neural_hive"
         assert store.counts() == {}
     with open_store(engine_settings) as store:
         assert store.counts()["execution_logs"] == 0
         store.command("DROP DATABASE neural_hive SYNC")
-    assert client.command("SELECT 1") == 1
+    assert embedded.command("SELECT 1") == 1

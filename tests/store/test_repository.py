@@ -98,22 +98,6 @@ def test_retention_is_in_the_tables(store: Store) -> None:
     }
 
 
-def test_a_database_with_the_two_printed_tables_is_upgraded_in_place(bare: Store) -> None:
-    bare.command(f"CREATE DATABASE {bare.database}")
-    for table in MIGRATIONS[0].statements:
-        bare.command(table.replace("IF NOT EXISTS ", "").format(db=bare.database))
-    bare.command(
-        f"INSERT INTO {bare.database}.execution_logs VALUES "
-        "(now(), 'old', 'processing', 'medium', 5000, 'success', 'w1', 0.5, 1.5)"
-    )
-    bare.command(f"INSERT INTO {bare.database}.telemetry_metrics VALUES (now(), 's', 'm', 1, {{'a': 'b'}})")
-    assert len(init(bare)) == len(MIGRATIONS)
-    assert bare.rows(f"SELECT ticket_id, actual_duration_ms, sla_met FROM {bare.database}.execution_logs") == [
-        ("old", 5000, None)
-    ]
-    assert bare.rows(f"SELECT labels FROM {bare.database}.telemetry_metrics") == [({"a": "b"},)]
-
-
 def test_an_interrupted_init_is_finished_by_the_next(bare: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     command = bare.command
     calls = 0

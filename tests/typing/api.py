@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import assert_type
+from typing import Any, assert_type
 
 from nhm_sched_plugin import (
     Action,
@@ -14,6 +14,7 @@ from nhm_sched_plugin import (
     ForecastPoint,
     Health,
     NhmSchedError,
+    OptimizerGRPCClient,
     Outcome,
     Reason,
     Recommendation,
@@ -65,6 +66,24 @@ def a_host(path: str) -> None:
 
 async def an_asyncio_host(host: SchedulerHost) -> Decision:
     return await host.adecide(None, SchedulingState())
+
+
+async def an_orchestrator_that_asks_the_agent_itself() -> None:
+    async with OptimizerGRPCClient({"optimizer": {"endpoint": "127.0.0.1:50053"}}) as client:
+        assert_type(await client.initialize(timeout_s=1.0), bool)
+        forecast = await client.get_load_forecast(horizon_minutes=60, task_type="processing", risk_band="medium")
+        assert_type(forecast, dict[str, Any] | None)
+        state = {"queue_depth": 200, "active_workers": 10}
+        recommendation = await client.get_scheduling_recommendation(state)
+        if recommendation is not None:
+            await client.record_action_outcome(
+                state=state,
+                action=recommendation["action"],
+                reward=0.2,
+                next_state=SchedulingState(queue_depth=3),
+                decision_id=recommendation["decision_id"],
+                parameters=recommendation["parameters"],
+            )
 
 
 def a_configured_host() -> SchedulerHost | None:

@@ -1,0 +1,64 @@
+"""What the outcome of a call means: for the breaker, for a retry, for whoever asked."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from nhm_sched_plugin.errors import AgentUnavailableError
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.advice.remote.endpoints import Chosen
+    from nhm_sched_plugin.observe.metrics import Metrics
+
+__all__ = ["RETRIED", "SERVICE", "ended", "parsed", "unavailable"]
+
+SERVICE: Final = "OptimizerAgent"
+RETRIED: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
+"""Codes that say: not now. Every RPC may be repeated, an outcome too, since the agent counts each decision once."""
+_ILL: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "DATA_LOSS"})
+"""Codes of an address that is not well. With any other the agent there has answered: what it thinks of the caller."""
+
+
+def ended(metrics: Metrics, chosen: Chosen, method: str, code: str, *, at_once: bool = False) -> None:
+    """Count a call, and tell the breaker how it went.
+
+    Args:
+        code: the gRPC status' name.
+        at_once: one failure is enough to open.
+    """
+    metrics.child("agent_calls", "unary", SERVICE, method, _as_written(code)).inc()
+    breaker = chosen.endpoint.breaker
+    if code == "CANCELLED":  # by ourselves
+        breaker.undecided(chosen.permit)
+    elif code in _ILL:
+        breaker.failed(chosen.permit, at_once=at_once)
+    else:
+        breaker.succeeded()
+
+
+def unavailable(chosen: Chosen, error: Any) -> AgentUnavailableError:
+    """What a caller gets for an `RpcError`; its details name the field that the agent complains about."""
+    details = error.details() or "no details"
+    return AgentUnavailableError(error.code().name, f"{chosen.endpoint.address} says: {details}")
+
+
+def parsed(metrics: Metrics, chosen: Chosen, method: str, raw: bytes, *, at_once: bool = False) -> Any:
+    """The message in an answer; ends the call as above. Raises `AgentUnavailableError` for bytes that are none."""
+    from google.protobuf.message import DecodeError
+
+    from nhm_sched_plugin.wire.methods import METHODS
+
+    try:
+        answer = METHODS[method].answer.FromString(raw)
+    except DecodeError as error:
+        ended(metrics, chosen, method, "DATA_LOSS", at_once=at_once)
+        raise AgentUnavailableError("garbage", f"{chosen.endpoint.address} answered {method}: {error}") from None
+    ended(metrics, chosen, method, "OK")
+    return answer
+
+
+@functools.cache
+def _as_written(code: str) -> str:
+    """`DEADLINE_EXCEEDED` as `DeadlineExceeded`, the way of go-grpc-prometheus."""
+    return "OK" if code == "OK" else "".join(word.title() for word in code.split("_"))

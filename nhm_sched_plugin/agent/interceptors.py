@@ -1,0 +1,214 @@
+"""What happens to every call around its answer: admission, counting, and errors that a caller understands.
+
+Handlers take and give bytes and raise `Refusal` for anything but success. They are wrapped once, when the server is
+made, not at each call: the wrapping of an `aio.ServerInterceptor` would be made anew for every single one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Final, Literal, NamedTuple
+
+import grpc
+
+from nhm_sched_plugin.agent.access import Authoriser
+from nhm_sched_plugin.agent.logs import refused
+from nhm_sched_plugin.observe.metrics import Metrics
+
+__all__ = ["Calls", "Method", "Refusal"]
+
+logger = logging.getLogger(__name__)
+
+_UNKNOWN: Final = "unknown"
+"""Label of a method that is not served: what a caller wrote never becomes a label."""
+_MOST_DETAILS: Final = 1000
+"""Characters; they travel in a header."""
+
+Kind = Literal["unary", "server_stream", "bidi_stream"]
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not a failure
+    """The answer is an error. `field` and `decision_id` are for the log."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, *, field: str = "", decision_id: str = "") -> None:
+        super().__init__(details)
+        self.code, self.details, self.field, self.decision_id = code, details[:_MOST_DETAILS], field, decision_id
+
+
+class Method(NamedTuple):
+    """One RPC. `answer(request, context)`: a coroutine for a unary one, else an asynchronous generator."""
+
+    service: str
+    name: str
+    answer: Callable[[Any, Any], Any]
+    kind: Kind = "unary"
+    limited: bool = True
+    """Whether it counts against the calls at once. Health checks do not: a busy agent is not a dead one."""
+
+
+class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
+    """Every RPC of the server, wrapped. Lives on one event loop.
+
+    Args:
+        at_once: unary calls under way, and streams open, beyond which further ones are answered RESOURCE_EXHAUSTED.
+        authoriser: None lets everybody in.
+    """
+
+    def __init__(
+        self, methods: Iterable[Method], metrics: Metrics, at_once: int, authoriser: Authoriser | None = None
+    ) -> None:
+        self._metrics, self._at_once, self._authoriser = metrics, at_once, authoriser
+        self._under_way = 0
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._closing = False
+        self._handlers: dict[str, Any] = {}
+        for method in methods:
+            path = f"/{method.service}/{method.name}"
+            self._handlers[path] = self._handler(method, path)
+
+    def service(self, handler_call_details: Any) -> Any:
+        """The wrapped handler of the method that is called (for grpc)."""
+        path = handler_call_details.method
+        found = self._handlers.get(path)
+        if found is None:
+            # A stream, so that a caller is refused before it has sent anything.
+            call = self._stream(Method(_UNKNOWN, _UNKNOWN, _not_served, "bidi_stream"), path)
+            found = grpc.stream_stream_rpc_method_handler(call)
+        return found
+
+    async def end_streams(self, patience_s: float) -> None:
+        """Hang up on whoever listens and does not go within `patience_s`: nobody holds up the end of the server."""
+        self._closing = True
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=patience_s)
+        for task in self._streams:
+            task.cancel()
+
+    def _handler(self, method: Method, path: str) -> Any:
+        if method.kind == "unary":
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, path))
+        if method.kind == "server_stream":
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, path))
+        return grpc.stream_stream_rpc_method_handler(self._stream(method, path))
+
+    def _unary(self, method: Method, path: str) -> Callable[[bytes, Any], Any]:
+        answer, limited = method.answer, method.limited
+        count = _Count(self._metrics, method)
+
+        async def call(request: bytes, context: Any) -> bytes:
+            began = time.perf_counter()
+            count.started()
+            self._under_way += limited
+            try:
+                if limited and self._under_way > self._at_once:
+                    raise Refusal(*_FULL)
+                self._admit(path, context)
+                found: bytes = await answer(request, context)
+            except asyncio.CancelledError:
+                count.handled(_why_cancelled(context), began)
+                raise
+            except Exception as error:  # noqa: BLE001 - no caller ever sees UNKNOWN
+                await self._refuse(error, path, context, count, began)
+                raise AssertionError("a refusal ends the call") from None
+            finally:
+                self._under_way -= limited
+            count.handled(grpc.StatusCode.OK, began)
+            return found
+
+        return call
+
+    def _stream(self, method: Method, path: str) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+        answer = method.answer
+        count = _Count(self._metrics, method)
+
+        async def call(request: Any, context: Any) -> AsyncIterator[bytes]:
+            began = time.perf_counter()
+            count.started()
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - grpc runs every call in one
+            self._streams.add(task)
+            try:
+                if len(self._streams) > self._at_once:
+                    raise Refusal(*_FULL)
+                self._admit(path, context)
+                async for part in answer(request, context):
+                    yield part
+                count.handled(grpc.StatusCode.OK, began)
+            except (asyncio.CancelledError, GeneratorExit):
+                if not self._closing:
+                    count.handled(_why_cancelled(context), began)
+                    raise
+                await self._refuse(Refusal(*_CLOSING), path, context, count, began)
+            except Exception as error:  # noqa: BLE001 - no caller ever sees UNKNOWN
+                await self._refuse(error, path, context, count, began)
+            finally:
+                self._streams.discard(task)
+
+        return call
+
+    async def _refuse(self, error: Exception, path: str, context: Any, count: _Count, began: float) -> None:
+        """Count, log and answer; raises what ends the call."""
+        refusal = _refusal(error, path)
+        count.handled(refusal.code, began)
+        refused(path, refusal.code, context.peer(), refusal.details, refusal.decision_id, refusal.field)
+        await context.abort(refusal.code, refusal.details)
+
+    def _admit(self, path: str, context: Any) -> None:
+        """Raises `Refusal` for who may not call, and for what nobody waits for any more."""
+        left = context.time_remaining()
+        if left is not None and left <= 0:
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed before the call was begun")
+        if self._authoriser is not None:
+            refused = self._authoriser.refusal(path, context.invocation_metadata(), context.auth_context())
+            if refused is not None:
+                raise Refusal(*refused)
+
+
+class _Count:
+    """The metrics of one method."""
+
+    def __init__(self, metrics: Metrics, method: Method) -> None:
+        self._labels = (method.kind, method.service, method.name)
+        self._metrics = metrics
+        self.started = metrics.child("rpc_started", *self._labels).inc
+        self._observe = metrics.child("rpc_seconds", *self._labels).observe
+        self._ok = metrics.child("rpc_handled", *self._labels, "OK").inc
+
+    def handled(self, code: grpc.StatusCode, began: float) -> None:
+        """The call that began then (`perf_counter`) ends now."""
+        if code is grpc.StatusCode.OK:
+            self._ok()
+        else:
+            self._metrics.child("rpc_handled", *self._labels, _go_name(code)).inc()
+        self._observe(time.perf_counter() - began)
+
+
+def _go_name(code: grpc.StatusCode) -> str:
+    """As Go's `codes.Code` prints it, for dashboards made for go-grpc-prometheus."""
+    if code is grpc.StatusCode.CANCELLED:
+        return "Canceled"
+    return "".join(word.capitalize() for word in str(code.name).split("_"))
+
+
+def _why_cancelled(context: Any) -> grpc.StatusCode:
+    left = context.time_remaining()
+    return grpc.StatusCode.DEADLINE_EXCEEDED if left is not None and left <= 0 else grpc.StatusCode.CANCELLED
+
+
+def _refusal(error: Exception, path: str) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    logger.error("%s failed", path, exc_info=error)
+    return Refusal(grpc.StatusCode.UNAVAILABLE, "the agent could not answer; its log says why")
+
+
+_FULL: Final = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once (agent.max_concurrent_rpcs); try again")
+_CLOSING: Final = (grpc.StatusCode.UNAVAILABLE, "the agent is shutting down")
+
+
+async def _not_served(requests: Any, context: Any) -> AsyncIterator[bytes]:
+    raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method here; the service is /OptimizerAgent")
+    yield b""
