@@ -18,6 +18,8 @@ __all__ = ["ENGINES", "Engine", "Task", "engine"]
 ENGINES: Final = ("loky", "dask")
 _DASK_TIMEOUT_S: Final = 10.0
 _DASK_WORKERS_S: Final = 60.0
+"""How long a cluster may be without any."""
+_DASK_LOOK_S: Final = 5.0
 _WATCH_S: Final = 2.0
 
 
@@ -121,30 +123,45 @@ class _Cluster(Engine):
     def _some(
         self, work: Callable[[_T], _R], tasks: Sequence[_T], slots: int, died: Callable[[_T, str], _R | None]
     ) -> Iterator[_R]:
-        from distributed import as_completed
+        from distributed import wait
 
         waiting, under_way = iter(tasks), {}
-        done: Any = as_completed(loop=self._client.loop)  # type: ignore[no-untyped-call]
 
         def send() -> None:
             task = next(waiting, None)
             if task is not None:
-                future = self._client.submit(work, task, pure=False)
-                under_way[future] = task
-                done.add(future)
+                under_way[self._client.submit(work, task, pure=False)] = task
 
         for _ in range(slots):
             send()
-        for future in done:
-            task = under_way.pop(future)
+        while under_way:
+            ready = self._patiently(partial(wait, list(under_way), return_when="FIRST_COMPLETED")).done
+            for future in ready:
+                task = under_way.pop(future)
+                # Where the answer got lost with a worker it is made once more.
+                error = self._patiently(future.exception)
+                answer = self._patiently(future.result) if error is None else died(task, _died(error))
+                send()
+                if answer is not None:
+                    yield answer
+
+    def _patiently(self, asked: Callable[..., Any]) -> Any:
+        """The answer, however long it takes while there are workers; Dask itself would wait for new ones for ever."""
+        last_seen = time.monotonic()
+        while True:
             try:
-                error = future.exception()  # waits where the answer got lost with a worker and is made once more
-                answer = future.result() if error is None else died(task, _died(error))
+                with self._client.as_current():
+                    return asked(timeout=_DASK_LOOK_S)
             except CancelledError:
                 raise TrainingError("the Dask cluster is gone; the same command goes on from here") from None
-            send()
-            if answer is not None:
-                yield answer
+            except TimeoutError:
+                if self._client.ncores():
+                    last_seen = time.monotonic()
+                elif time.monotonic() - last_seen > _DASK_WORKERS_S:
+                    raise TrainingError(
+                        f"the Dask cluster has had no workers for {_DASK_WORKERS_S:.0f} s; start some, and the same"
+                        " command goes on from here"
+                    ) from None
 
 
 def _died(error: BaseException) -> str:

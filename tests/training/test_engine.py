@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,44 @@ def deadly() -> Any:
     return work
 
 
+class Workers:
+    """Worker processes that somebody starts again when they die, as Kubernetes would."""
+
+    def __init__(self, scheduler: str, number: int) -> None:
+        self._command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler]
+        self._command += ["--no-nanny", "--no-dashboard", "--nthreads", "1"]
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._keep) for _ in range(number)]
+        for thread in self._threads:
+            thread.start()
+
+    def _keep(self) -> None:
+        while not self._stopping.is_set():
+            process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while process.poll() is None and not self._stopping.wait(0.1):
+                pass
+            process.kill()
+            process.wait()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+
 @pytest.fixture
-def cluster() -> Iterator[str]:
-    """One for each test: workers that another test has killed take their time to come back on a busy machine."""
+def scheduler() -> Iterator[str]:
+    """A cluster without workers."""
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
-    ) as made:
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=50) as made:
         yield made.scheduler_address
+
+
+@pytest.fixture
+def cluster(scheduler: str) -> Iterator[str]:
+    workers = Workers(scheduler, 2)
+    yield scheduler
+    workers.stop()
 
 
 def test_a_killed_worker_takes_one_slice_with_it() -> None:
@@ -72,6 +104,23 @@ def test_a_killed_worker_of_a_cluster_likewise(cluster: str) -> None:
         answers = {answer.key: answer for answer in pool.run(deadly(), wanted, lost_slice)}
     assert {key for key, answer in answers.items() if answer.error} == {"killed"}
     assert set(answers) == {"a", "killed", "b", "c"}
+
+
+def test_a_cluster_that_has_lost_its_workers_is_not_waited_for_for_ever(
+    scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_DASK_LOOK_S", 0.2)
+    workers = Workers(scheduler, 1)
+    try:
+        with engine("dask", scheduler=scheduler) as pool:
+            answers = pool.run(deadly(), tasks("a", "b", "c", "d"), lost_slice)
+            next(answers)
+            workers.stop()
+            monkeypatch.setattr(module, "_DASK_WORKERS_S", 1.0)
+            with pytest.raises(TrainingError, match="has had no workers for 1 s"):
+                list(pool.run(deadly(), tasks("e"), lost_slice))
+    finally:
+        workers.stop()
 
 
 def test_a_cluster_gives_what_this_process_gives(cluster: str, tmp_path: Path) -> None:
