@@ -31,6 +31,7 @@ ORDER = (
     "quality",
     "train",
     "forecast",
+    "recommend",
     "backtest",
     "models",
     "approve",

@@ -24,6 +24,8 @@ COMMANDS = {
     "promote",
     "approve",
     "forecast",
+    "recommend",
+    "serve",
     "backtest",
     "learn",
     "q-table",

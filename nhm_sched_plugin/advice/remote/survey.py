@@ -31,7 +31,8 @@ def _answer(settings: Settings, address: str) -> str:
     """What is wrong with it."""
     from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 
-    caller = Caller(settings.optimizer.model_copy(update={"endpoint": (address,)}), Metrics())
+    optimizer = settings.optimizer.model_copy(update={"endpoint": (address,)})
+    caller = Caller(optimizer, Metrics(), probe_s=optimizer.grpc_timeout)
     try:
         caller.call("GetLoadForecast", pb.ForecastRequest(horizon_minutes=60))
     except AgentUnavailableError as error:
