@@ -16,7 +16,9 @@ _PORTS = between(0, 65535)
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: agent.host.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on, or unix:/path/to/socket. Default: agent.host.")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(callback=_PORTS, help="0 takes any free one. Default: agent.port.")
     ] = None,
@@ -48,11 +50,13 @@ def _several(settings: Settings) -> None:
 
 
 def _alone(settings: Settings) -> None:
-    from nhm_sched_plugin.agent.ports import reserved
+    from nhm_sched_plugin.agent.ports import free_socket, reserved
     from nhm_sched_plugin.agent.server import serve as run
 
     agent = settings.agent
-    if not agent.host.startswith("unix:"):
+    if agent.host.startswith("unix:"):
+        free_socket(agent.host)
+    else:
         reserved(agent.host, agent.port, shared=False).close()  # says it better than grpc would
     asyncio.run(run(settings, started=lambda server: _tell(settings, server.port, (server.metrics_port,))))
 
