@@ -97,18 +97,9 @@ class Agent(NamedTuple):
         try:
             return caller.call(method, request)
         except AgentUnavailableError as error:
-            raise NhmSchedError(f"no answer from the optimizer agent ({error.reason}): {self._advice(error)}") from None
+            from nhm_sched_plugin.advice.remote.status import explained
 
-    def _advice(self, error: AgentUnavailableError) -> str:
-        said = error.details
-        advice = {
-            "UNAVAILABLE": "does `nhm-sched serve` run there, and do both ends use TLS, or neither?",
-            "DEADLINE_EXCEEDED": f"not within {self.optimizer.grpc_timeout:g} s; --timeout gives it longer",
-            "UNAUTHENTICATED": "--token-file or optimizer.token_file names the file with the token",
-            "UNIMPLEMENTED": "something else than an optimizer agent listens there",
-            "garbage": "something else than an optimizer agent listens there",
-        }.get(error.reason)
-        return f"{said}. {advice[0].upper()}{advice[1:]}" if advice else said
+            raise NhmSchedError(f"no answer from the optimizer agent: {explained(error, self.optimizer)}") from None
 
     @contextmanager
     def _caller(self) -> Iterator[Caller]:

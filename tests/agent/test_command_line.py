@@ -116,13 +116,19 @@ def test_tls_and_token_as_options(nhm: Run, serving: Any, tmp_path: Path) -> Non
     refused = nhm("forecast", *given)
     assert refused.code == 1
     assert "UNAUTHENTICATED" in refused.said
-    assert "--token-file or optimizer.token_file" in refused.said
+    assert "optimizer.token_file names the file" in refused.said
     lesser = nhm("forecast", *given, "--token-file", write(tmp_path / "lesser", "writer"))
     assert lesser.code == 1
     assert "needs the scope read" in lesser.said
     plain = nhm("forecast", "--endpoint", address)
     assert plain.code == 1
-    assert "both ends use TLS, or neither" in plain.said
+    assert "does it speak TLS" in plain.said
+    stranger = nhm("forecast", "--endpoint", address, "--tls-ca-file", Authority(tmp_path / "stranger").file)
+    assert stranger.code == 1
+    assert "optimizer.tls_ca_file names the authority" in stranger.said
+    renamed = nhm("forecast", "--endpoint", agent.address, "--tls-ca-file", authority.file, "--token-file", tokens)
+    assert renamed.code == 1
+    assert "optimizer.tls_server_name" in renamed.said
     assert all("secret" not in result.err for result in (said, refused, lesser, plain))
 
 
@@ -133,7 +139,8 @@ def test_an_agent_that_is_away_or_hangs_is_one_message_in_time(nhm: Run, asked: 
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         away = nhm(*asked, "--endpoint", address)
         assert away.code == 1
-        assert f"UNAVAILABLE): {address} says" in away.said
+        assert f"UNAVAILABLE: {address} says" in away.said
+        assert "does `nhm-sched serve` run there?" in away.said
         listening.listen()  # connections are taken, nobody speaks
         began = time.monotonic()
         hangs = nhm(*asked, "--endpoint", address, "--timeout", "0.5")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nhm_sched_plugin.advice.remote.calls import Caller
 from nhm_sched_plugin.advice.remote.mirror import MARK
+from nhm_sched_plugin.advice.remote.status import explained
 from nhm_sched_plugin.errors import AgentUnavailableError, NhmSchedError
 from nhm_sched_plugin.observe.metrics import Metrics
 
@@ -36,7 +37,7 @@ def _answer(settings: Settings, address: str) -> str:
     try:
         caller.call("GetLoadForecast", pb.ForecastRequest(horizon_minutes=60))
     except AgentUnavailableError as error:
-        return str(error)
+        return explained(error, optimizer)
     finally:
         caller.close()
     return ""
