@@ -6,6 +6,7 @@
     ├── ModelError         a saved forecaster, table or Q-table cannot be read
     ├── StoreError         the records database cannot be reached or upgraded
     ├── SpoolError         the on-disk spool cannot be used
+    │   └── SpoolFullError   it has reached its limit
     ├── LedgerError        the agent's ledger of outcomes cannot be used
     ├── IngestError        a history file cannot be read as asked
     ├── RegistryError      a model name, version or alias does not fit
@@ -29,6 +30,7 @@ __all__ = [
     "RegistryError",
     "RuleBookError",
     "SpoolError",
+    "SpoolFullError",
     "StoreError",
     "TrainingError",
 ]
@@ -66,6 +68,10 @@ class StoreError(NhmSchedError):
 
 class SpoolError(NhmSchedError):
     """The on-disk spool cannot be opened or written."""
+
+
+class SpoolFullError(SpoolError):
+    """The on-disk spool has reached `recording.spool_max_mb`; nothing was written."""
 
 
 class LedgerError(NhmSchedError):

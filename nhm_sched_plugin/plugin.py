@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -41,6 +41,9 @@ from nhm_sched_plugin.types import (
     SchedulingState,
     Ticket,
 )
+
+if TYPE_CHECKING:
+    from nhm_sched_plugin.store.delivery import Delivery
 
 __all__ = ["SchedulerPlugin", "plugin"]
 
@@ -81,6 +84,10 @@ class SchedulerPlugin:
                     made.close()
             raise
         self._background.start()
+        if self._recorder is not None:
+            self._background.submit("recorder", self._recorder.open)
+        if self._delivery is not None:
+            self._delivery.start()
         self._ready = True
 
     # Setting up
@@ -100,6 +107,7 @@ class SchedulerPlugin:
         self._tally = Tally(self.metrics)
         self._pipeline = Pipeline(self, self.hooks, self._tally, self.faults, self.clock)
         self._recorder = self._made_recorder()
+        self._delivery = self._drain_here()
         self._feedback = Feedback(
             self.hooks, self.policy, self._record, self.observers.finished, self.metrics, self.faults
         )
@@ -138,6 +146,13 @@ class SchedulerPlugin:
         # The built-in spool was asked last; it comes first here, since it is what makes a record safe.
         sinks = [sink for sink in reversed(made) if isinstance(sink, Sink)]
         return Recorder(sinks, self.settings.recording, self.metrics, self.faults, pseudonyms(self.settings.recording))
+
+    def _drain_here(self) -> Delivery | None:
+        if not self.settings.recording.enabled or self.settings.recording.drain == "off":
+            return None
+        from nhm_sched_plugin.store.delivery import delivery  # the client of the database comes with it
+
+        return delivery(self.settings, self.metrics, self.faults, migrate=False)
 
     def _made(self, part: str, maker: Any) -> Any:
         try:
@@ -209,6 +224,7 @@ class SchedulerPlugin:
         durable = threading.Event() if self._waits() else None
         if not self._background.submit("outcome", self._feedback.finished, outcome, durable):
             self.metrics.child("records", "dropped").inc()
+            self.metrics.child("drops", "background").inc()
             self.faults.report("recorder", "outcomes are being dropped: the background queue is full")
         elif durable is not None:
             durable.wait(self.settings.optimizer.decision_budget_ms / 1000)
@@ -239,6 +255,8 @@ class SchedulerPlugin:
                 self.faults.report("policy", error)
         if self._recorder is not None:
             self._recorder.close(max(until - time.monotonic(), 0.1))
+        if self._delivery is not None:
+            self._delivery.close(max(until - time.monotonic(), 0.1))
         self._snapshots.close(max(until - time.monotonic(), 0.1))
         self._defaults.close(max(until - time.monotonic(), 0.1))
         if self._listener is not None:

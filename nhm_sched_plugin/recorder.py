@@ -1,8 +1,10 @@
 """From the caller's thread to the sinks: a bounded queue, and a lane with a thread of its own for every sink.
 
-`record()` appends to a deque and returns; each `recording.flush_ms` what came in goes to the sinks. A sink that fails
+`record()` appends to a deque and returns; within `recording.flush_ms` what came in goes to the sinks. A sink that fails
 keeps its batch and is offered it again, with a growing pause; one that hangs holds up nobody else. Nothing is dropped
-before the bounded queue is full, and what is dropped then is counted and logged.
+before the bounded queue is full, and what is dropped then is counted by cause and logged. What came in first stays;
+of what comes in, decisions are dropped first and outcomes last: an outcome's decision is most likely safe already, and
+worth nothing without it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from itertools import islice
 from typing import Final
 
 from nhm_sched_plugin.advice.protocols import Sink
+from nhm_sched_plugin.errors import SpoolError, SpoolFullError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
@@ -28,6 +31,17 @@ Record = Decision | RewardedOutcome
 LONGEST_PAUSE_S: Final = 5.0
 CHUNK: Final = 5000
 """Most records offered to a sink at once."""
+ROOM_FOR_OUTCOMES: Final = 0.25
+"""So much of `recording.queue_size` beyond it is for outcomes alone."""
+DROPS: Final = {
+    "queue_full": "recording.queue_size is reached: the disk is slower than the decisions",
+    "spool_full": "recording.spool_max_mb and recording.queue_size are reached: run `nhm-sched drain`",
+    "disk": "recording.queue_size is reached while the disk refuses the spool",
+    "sink": "recording.queue_size is reached while the first sink fails",
+    "closed": "the recorder is closed",
+    "shutdown": "the host shut down before they could be written",
+}
+"""Why a record may be dropped: the label of `nhm_sched_records_dropped_total`, and what is said about it."""
 
 
 class _Lane:
@@ -38,6 +52,8 @@ class _Lane:
         self.backlog: deque[Record] = deque()
         self.wake = threading.Event()
         self.not_before = self._pause_s = 0.0
+        self.cause = "queue_full"
+        """Why records would be dropped now."""
         self._chunk = CHUNK
 
     def offer(self) -> int:
@@ -48,17 +64,39 @@ class _Lane:
             try:
                 self.sink.write(chunk)
             except Exception as error:  # noqa: BLE001 - disk full, database gone, somebody else's sink
-                self._pause_s = min(max(2 * self._pause_s, self._first_pause_s), LONGEST_PAUSE_S)
-                self.not_before = time.monotonic() + self._pause_s
-                self._chunk = max(len(chunk) // 2, 1)  # what does not fit as a whole may fit in parts
-                self._faults.report(f"sink {self.sink.name}", error)
+                self._failed(error, len(chunk))
+                if isinstance(error, SpoolFullError):
+                    taken += self._offer_outcomes()
                 break
             self.not_before = self._pause_s = 0.0
+            self.cause = "queue_full"
             self._chunk = min(2 * self._chunk, CHUNK)
             for _ in chunk:
                 self.backlog.popleft()
             taken += len(chunk)
         return taken
+
+    def _failed(self, error: Exception, offered: int) -> None:
+        self._pause_s = min(max(2 * self._pause_s, self._first_pause_s), LONGEST_PAUSE_S)
+        self.not_before = time.monotonic() + self._pause_s
+        self._chunk = max(offered // 2, 1)  # what does not fit as a whole may fit in parts
+        full = isinstance(error, SpoolFullError)
+        self.cause = "spool_full" if full else "disk" if isinstance(error, SpoolError) else "sink"
+        self._faults.report(f"sink {self.sink.name}", error)
+
+    def _offer_outcomes(self) -> int:
+        """A spool that is full for decisions has room left for outcomes: they go past the decisions that wait."""
+        outcomes = [record for record in self.backlog if isinstance(record, RewardedOutcome)][:CHUNK]
+        if not outcomes:
+            return 0
+        try:
+            self.sink.write(outcomes)
+        except Exception as error:  # noqa: BLE001 - full for outcomes too
+            self._faults.report(f"sink {self.sink.name}", error)
+            return 0
+        gone = {id(record) for record in outcomes}
+        self.backlog = deque(record for record in self.backlog if id(record) not in gone)
+        return len(outcomes)
 
 
 class Recorder:
@@ -75,9 +113,12 @@ class Recorder:
         faults: Faults,
         hide: Callable[[Record], Record] | None = None,
     ) -> None:
-        self._settings, self._faults, self._hide = settings, faults, hide
-        self._pause_s = settings.flush_ms / 1000
-        self._spool, *self._others = [_Lane(sink, self._pause_s, faults) for sink in sinks]
+        self._settings, self._faults, self._metrics, self._hide = settings, faults, metrics, hide
+        self._limit = settings.queue_size
+        self._limit_of_outcomes = self._limit + int(self._limit * ROOM_FOR_OUTCOMES)
+        # Half of it, so that what came right after one look is on disk, not merely on its way, when it is over.
+        self._pause_s = settings.flush_ms / 2000
+        self._spool, *self._others = [_Lane(sink, settings.flush_ms / 1000, faults) for sink in sinks]
         self._queued = metrics.child("records", "queued")
         self._spooled = metrics.child("records", "spooled")
         self._dropped = metrics.child("records", "dropped")
@@ -95,14 +136,20 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._taking = False
 
+    def open(self) -> None:
+        """Let sinks that have an `open()` get ready for their first records; in the background, it may take time."""
+        for lane in self._lanes():
+            getattr(lane.sink, "open", _nothing)()
+
     def record(self, record: Record, durable: threading.Event | None = None) -> bool:
         """Queue a record; `durable` is set once it is on disk. False when it was dropped: the queue is full."""
         if self._thread is None:
             self._start()
-        if len(self._queue) + len(self._spool.backlog) >= self._settings.queue_size or self._closed:
-            self._dropped.inc()
-            why = "the recorder is closed" if self._closed else "recording.queue_size is reached"
-            self._faults.report("recorder", f"records are being dropped: {why}")
+        waiting = len(self._queue) + len(self._spool.backlog)
+        if self._closed or (
+            waiting >= self._limit and (waiting >= self._limit_of_outcomes or isinstance(record, Decision))
+        ):
+            self._drop("closed" if self._closed else self._spool.cause, 1)
             return False
         if durable is None:
             self._queue.append(record)
@@ -139,13 +186,17 @@ class Recorder:
             self._thread.join(max(until - time.monotonic(), 0.1))
         left = len(self._queue) + len(self._spool.backlog)
         if left:
-            self._dropped.inc(left)
-            self._faults.report("recorder", f"{left} records could not be written before shutdown")
+            self._drop("shutdown", left)
         for lane in self._lanes():
             try:
                 lane.sink.close()
             except Exception as error:  # noqa: BLE001 - also somebody else's sink
                 self._faults.report(f"sink {lane.sink.name}", error)
+
+    def _drop(self, cause: str, count: int) -> None:
+        self._dropped.inc(count)
+        self._metrics.child("drops", cause).inc(count)
+        self._faults.report("recorder", f"records are being dropped: {DROPS[cause]}")
 
     def _lanes(self) -> Iterable[_Lane]:
         return (self._spool, *self._others)
@@ -204,3 +255,7 @@ class Recorder:
             lane.wake.wait(self._pause_s)
             lane.wake.clear()
             lane.offer()
+
+
+def _nothing() -> None:
+    return None

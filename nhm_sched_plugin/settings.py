@@ -109,9 +109,16 @@ class RecordingSettings(Tree):
     durability: Literal["batch", "sync"] = "batch"
     """`sync` makes `decide()` and `finished()` wait until the record is on disk (within the budget)."""
     queue_size: Annotated[int, Field(ge=100)] = 100_000
-    """Records that may wait in memory while the disk refuses; beyond it they are dropped and counted."""
+    """Records that may wait in memory while the disk refuses, and a quarter of it more for outcomes; what comes then is
+    dropped and counted by cause."""
     spool_max_mb: Annotated[int, Field(ge=1)] = 1024
-    """Most the spool may take on disk."""
+    """Most the spool may take on disk; the last sixteenth is for outcomes alone."""
+    drain: Literal["off", "thread"] = "off"
+    """`thread`: the host itself delivers to the ClickHouse server; `off`: `nhm-sched drain` does."""
+    drain_batch: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    """Records an insert. Whoever drains all the time delivers as soon as so many wait."""
+    drain_max_age_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    """... or when the first of them has waited for so long."""
     hash_fields: Annotated[tuple[Literal["ticket_id", "worker_id"], ...], NoDecode, BeforeValidator(names)] = ()
     """Fields that are written down as keyed hashes only, from the spool on: `ticket_id`, `worker_id`, or both."""
     hash_key_file: ExpandedPath | None = None
@@ -189,6 +196,16 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _no_engine_in_the_host(self) -> Settings:
+        clickhouse = self.ml.clickhouse
+        if self.recording.drain == "thread" and clickhouse.embedded:
+            raise ValueError(
+                "recording.drain = 'thread': the embedded database must not be opened in a host, which may fork; "
+                "set ml.clickhouse.dsn to a server, or leave it at 'off' and run `nhm-sched drain --follow`"
+            )
+        return self
 
     # Where each room keeps its state: one place that knows the layout of `data_dir`.
 

@@ -96,6 +96,13 @@ class ClickHouseSettings(Tree):
     """Name of a ClickHouse cluster: `init` makes replicated tables on all of its servers. Unset: one server."""
     retention_days: RetentionSettings = RetentionSettings()
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the records live in the embedded engine, which one process at a time may open."""
+        if self.dsn is not None:
+            return self.dsn.get_secret_value().lower().startswith("chdb:")
+        return self.host is None
+
 
 class ProphetSettings(Tree):
     seasonality_mode: Literal["additive", "multiplicative"] = "additive"

@@ -10,7 +10,7 @@ from nhm_sched_plugin.policy.demand import DemandModel
 def calibration(**changed: Any) -> DemandModel:
     """For the default settings' start-up time and SLA wait."""
     values: dict[str, Any] = {
-        "coefficients": (3.0, 0.1, 1.0, 2.0, 1.0, -0.2, -0.1, 0.0, 0.5, 0.2, 0.1, 0.2, 1.0, 1.0, 0.5),
+        "coefficients": (3.0, 0.1, 1.0, 2.0, 1.0, -0.2, -0.1, 0.0, 0.5, 0.2, 0.1, 0.2, 1.0, 1.0, 0.5, 0.4),
         "dispersion": 2.0,
         "startup_s": 120.0,
         "sla_wait_s": 60.0,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from nhm_sched_plugin.forecasting.live import MAX_TASK_TYPES, Counted
 from nhm_sched_plugin.forks import renew_after_fork
+from nhm_sched_plugin.policy.crowds import AHEAD, SLOT_S, Crowds
 from nhm_sched_plugin.policy.demand import ARRIVED, WINDOWS_S
 
 __all__ = ["KEPT_HOURS", "ArrivalCounter"]
@@ -18,6 +20,7 @@ KEPT_HOURS: Final = 72
 _BIN_S = 5.0
 """Resolution of the windows."""
 _BINS_A_MINUTE = int(60 / _BIN_S)
+_BINS_A_SLOT = int(SLOT_S / _BIN_S)
 _BINS = int(WINDOWS_S[-1] / _BIN_S) + 1
 _MINUTES = 60
 _HOUR = 3600.0
@@ -25,6 +28,7 @@ _BACK_MINUTES = 2
 """A clock set back by more makes the hour's count unusable."""
 _BLIND_MINUTES = 120
 """Without a ticket or a look at the counter for longer, the process did not run: nobody knows what came."""
+_BLIND_SLOTS = int(_BLIND_MINUTES * 60 / SLOT_S)
 
 
 class ArrivalCounter:
@@ -33,7 +37,9 @@ class ArrivalCounter:
     Thread-safe, and of bounded size. Hours are those of the clock. A forked child counts its own tickets from then on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, startup_s: float = 0.0) -> None:
+        """`startup_s` of a worker: how far ahead a crowd matters."""
+        self._startup_s = startup_s
         self._counts = [0] * _MINUTES
         self._total = 0
         self._minute: int | None = None
@@ -45,6 +51,10 @@ class ArrivalCounter:
         self._lock = threading.Lock()
         self._so_far = 0.0
         self._bin: int | None = None
+        self._crowds = Crowds(self._startup_s)
+        self._ahead = 0.0
+        self._slot: int | None = None
+        self._in_slot: int | None = None
         self._before = [0.0] * _BINS
         self._marks: list[tuple[str, float]] = []
         self._hours: deque[Counted] = deque(maxlen=KEPT_HOURS)
@@ -54,6 +64,13 @@ class ArrivalCounter:
         self._by_type: dict[str, int] = {}
         self._last: float | None = None
 
+    def remember(self, crowds: Iterable[tuple[int, float]]) -> None:
+        """Crowds of the days before this process ran, see `Crowds.seen`."""
+        with self._lock:
+            self._crowds.add(crowds)
+            if self._bin is not None:
+                self._ahead = self._crowds.ahead(self._bin * _BIN_S)
+
     def observe(self, now: float, task_type: str | None = None) -> None:
         """A ticket arrived at `now` (Unix seconds)."""
         to = int(now // _BIN_S)
@@ -62,7 +79,10 @@ class ArrivalCounter:
             if minute != self._minute or self._hour is None:
                 self._move(minute)
             if to != self._bin:
+                self._turn(to // _BINS_A_SLOT)
                 self._advance(to)
+            if self._in_slot is not None:
+                self._in_slot += 1
             self._so_far += 1
             self._counts[minute % _MINUTES] += 1
             self._total += 1
@@ -74,18 +94,38 @@ class ArrivalCounter:
                     counts[task_type] = counts.get(task_type, 0) + 1
 
     def lately(self, now: float) -> dict[str, float] | None:
-        """Tickets of the last seconds and minutes by the features' names (`ARRIVED`); None before the first ticket.
+        """Tickets of the last seconds and minutes by the features' names (`ARRIVED`), and the crowd ahead (`AHEAD`).
+
+        None before the first ticket.
 
         Counted in bins of five seconds: a window is at most that much longer than its name says.
         """
         with self._lock:
-            if self._bin is None:
-                return None
             to = int(now // _BIN_S)
             if to != self._bin:
+                self._turn(to // _BINS_A_SLOT)
+                if self._bin is None:
+                    return None
                 self._advance(to)
             so_far = self._so_far
-            return {name: so_far - before for name, before in self._marks}
+            lately = {name: so_far - before for name, before in self._marks}
+            lately[AHEAD] = self._ahead
+            return lately
+
+    def _turn(self, slot: int) -> None:
+        """Closes the slots before this one. One that was not seen from its beginning counts for nothing."""
+        last = self._slot
+        if slot == last:
+            return
+        self._slot = slot
+        if last is None or slot < last or slot - last > _BLIND_SLOTS:
+            self._in_slot = None
+            return
+        if self._in_slot is not None:
+            self._crowds.close(last, self._in_slot)
+        for idle in range(last + 1, slot):
+            self._crowds.close(idle, 0)
+        self._in_slot = 0
 
     def _advance(self, to: int) -> None:
         """Opens the bins up to this one; each remembers how many tickets came before it."""
@@ -100,6 +140,7 @@ class ArrivalCounter:
             return  # the clock went back a little
         self._bin = newest
         self._marks = [(name, self._before[(newest - bins) % _BINS]) for name, bins in _LATELY]
+        self._ahead = self._crowds.ahead(newest * _BIN_S)
 
     def last_hour(self, now: float) -> int:
         """Tickets that arrived in the 60 minutes up to now, the current one included."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nhm_sched_plugin.advice.remote.agent import RemoteAgent
     from nhm_sched_plugin.observe.faults import Faults
     from nhm_sched_plugin.observe.metrics import Metrics
+    from nhm_sched_plugin.policy.demand import DemandModel
     from nhm_sched_plugin.settings import Settings
 
 __all__ = ["DefaultHooks"]
@@ -49,7 +50,7 @@ class DefaultHooks:
         self._metrics, self._faults = metrics, faults
         self._remote: RemoteAgent | None = None
         self.policy: Policy | None = None
-        self.arrivals = ArrivalCounter()
+        self.arrivals = ArrivalCounter(settings.planner.startup_s)
         self.live: LiveFeed | None = None
         self._last: tuple[SchedulingState, Recommendation, Recommendation] | None = None
         self.last_pool_action_at: float | None = None
@@ -105,9 +106,24 @@ class DefaultHooks:
         if settings.optimizer.endpoint is not None:
             from nhm_sched_plugin.advice.remote.policy import RemotePolicy
 
-            agent = self._agent(settings)
-            return RemotePolicy(agent, settings, self.rules, self._clock, last_change=lambda: self.last_pool_action_at)
-        return QPolicy(settings, self.rules, now=self._clock, last_change=lambda: self.last_pool_action_at)
+            return RemotePolicy(
+                self._agent(settings),
+                settings,
+                self.rules,
+                self._clock,
+                last_change=lambda: self.last_pool_action_at,
+                on_calibration=self._remember,
+            )
+        return QPolicy(
+            settings,
+            self.rules,
+            now=self._clock,
+            last_change=lambda: self.last_pool_action_at,
+            on_calibration=self._remember,
+        )
+
+    def _remember(self, model: DemandModel) -> None:
+        self.arrivals.remember(model.crowds)
 
     def _agent(self, settings: Settings) -> RemoteAgent:
         """The remote agent, one for both parts; its threads start with their first use."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -104,24 +105,30 @@ def _cache(settings: Settings) -> str:
 def _spool(settings: Settings) -> str:
     from nhm_sched_plugin.store.spool import Spool
 
-    file = settings.spool_path / "spool.sqlite"
-    if not file.exists():
+    files = sorted(settings.spool_path.glob("*.sqlite"))
+    if not files:
         return "empty"
-    try:
-        # Opening it as a spool would repair it, and this command changes nothing.
-        with sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True) as connection:
-            verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-        connection.close()
-    except sqlite3.Error as error:
-        verdict = str(error)
-    if verdict != "ok":
-        raise NhmSchedError(
-            f"{file} is damaged ({verdict}); `nhm-sched drain` sets it aside and saves what can be read"
-        )
+    for file in files:
+        if (verdict := _verdict(file)) != "ok":
+            raise NhmSchedError(
+                f"{file} is damaged ({verdict}); `nhm-sched drain` sets it aside and saves what can be read"
+            )
     spool = Spool(settings.spool_path)
     waiting, refused = spool.pending(), spool.quarantined_count()
     spool.close()
     return f"{waiting:,} records wait for `nhm-sched drain`" + (f", {refused:,} in quarantine" if refused else "")
+
+
+def _verdict(file: Path) -> str:
+    """What SQLite says of a spool file. Opening it as a spool would repair it, and this command changes nothing."""
+    try:
+        connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return str(error)
 
 
 def _database(settings: Settings) -> str:

@@ -1,16 +1,15 @@
-"""What goes into the records database and comes out of it: `init`, `ingest`, `drain`, `explain`."""
+"""What goes into the records database and comes out of it: `init`, `ingest`, `explain`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, MapOption, app, between, pairs, settings_of
+from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, settings_of
 from nhm_sched_plugin.cli.app import records as opened
-from nhm_sched_plugin.cli.show import err, out, plain, progress, record, show
+from nhm_sched_plugin.cli.show import err, out, show
 from nhm_sched_plugin.errors import NhmSchedError
 
 if TYPE_CHECKING:
@@ -77,84 +76,6 @@ def _tell_upgrade(report: Report) -> None:
         done.append(f"retention changed: {', '.join(report.retention)}")
     if done or not report.problems:
         out.print("\n".join(done) or "Everything is up to date.", markup=False)
-
-
-@app.command()
-def ingest(
-    file: Annotated[Path, typer.Argument(help="CSV (also gzip, bzip2, zip), Parquet or SWF.")],
-    mapping: MapOption = None,
-    constant: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="TARGET=VALUE", help="What the file does not say; repeatable."),
-    ] = None,
-    timezone: Annotated[str, typer.Option(help="Of stamps that carry none.")] = "UTC",
-    timestamp_format: Annotated[
-        str | None, typer.Option(help="Of stamps that are neither ISO 8601 nor Unix time, as for strptime.")
-    ] = None,
-    sla_wait_s: Annotated[
-        float | None, typer.Option(callback=between(0), help="A ticket that waited at most this long met its SLA.")
-    ] = None,
-    rejects: Annotated[
-        Path | None, typer.Option(help="Where rows go that cannot be used. Default: beside the file.")
-    ] = None,
-    keep_expired: Annotated[
-        bool | None, typer.Option("--keep-expired/--expire", help="Rows older than the retention: keep or expire.")
-    ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the same file again.")] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Take a history of tickets into the database."""
-    from nhm_sched_plugin.store.ingest import ingest as take_in
-
-    settings = settings_of(config)
-    named, constants = pairs(mapping, "--map"), pairs(constant, "--set")
-    with opened(settings) as store, progress(f"Ingesting {file.name}") as update:
-        report = take_in(
-            file,
-            store,
-            mapping=named,
-            constants=constants,
-            timezone=timezone,
-            timestamp_format=timestamp_format,
-            sla_wait_s=sla_wait_s,
-            rejects=rejects,
-            keep_expired=keep_expired,
-            replace=replace,
-            progress=update,
-        )
-
-    def tell() -> None:
-        if not report.already_ingested:
-            span = f"{report.first:%Y-%m-%d %H:%M} to {report.last:%Y-%m-%d %H:%M} UTC"
-            out.print(f"{report.rows:,} tickets, {span}; {report.rejected:,} rows rejected.")
-        for kind, count in list(report.task_types.items())[:10]:
-            out.print(f"  {kind or '(no task type)'}: {count:,}", markup=False)
-        if len(report.task_types) > 10:
-            out.print(f"  and {len(report.task_types) - 10} more task types")
-        for warning in report.warnings:
-            err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-    show(report, as_json, tell)
-
-
-@app.command()
-def drain(
-    log_tickets: Annotated[
-        bool, typer.Option("--log-tickets", help="Also write ended tickets to execution_logs, where nothing else does.")
-    ] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Deliver what waits in the host's spool to the database, exactly once in effect."""
-    from nhm_sched_plugin.store.drain import drain as drain_spool
-    from nhm_sched_plugin.store.spool import Spool
-
-    settings = settings_of(config)
-    spool = Spool(settings.spool_path, settings.recording.spool_max_mb * 1024 * 1024)
-    with opened(settings) as store, progress("Draining") as update:
-        result = drain_spool(spool, store, progress=update, log_tickets=log_tickets)
-    show(result, as_json, lambda: record(plain(result)))
 
 
 @app.command()

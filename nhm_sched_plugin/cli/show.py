@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from rich.table import Column, Table
 __all__ = [
     "Update",
     "as_json",
+    "counting",
     "err",
     "log_elsewhere",
     "log_to_terminal",
@@ -154,6 +156,25 @@ def progress(what: str) -> Iterator[Update]:
     """A progress bar that goes away when it is done."""
     with _bars(TimeRemainingColumn(), transient=True) as bar:
         yield _mover(bar, bar.add_task(what, total=None))
+
+
+@contextmanager
+def counting(what: str) -> Iterator[tuple[Update, Callable[[int, int], None]]]:
+    """The same for a stream of rows: with their number, how many a second, and the time that is left.
+
+    Yields what moves the bar, and what is told (rows good, rows bad) so far.
+    """
+    speed = TextColumn("{task.fields[rows]:,} rows, {task.fields[speed]:,}/s")
+    columns = (*_columns(speed), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(what, total=None, rows=0, speed=0)
+        begun = time.monotonic()
+
+        def count(good: int, bad: int) -> None:
+            seconds = max(time.monotonic() - begun, 1e-3)
+            bar.update(task, rows=good + bad, speed=int((good + bad) / seconds))
+
+        yield _mover(bar, task), count
 
 
 def _mover(bars: Progress, task: TaskID) -> Update:

@@ -15,7 +15,7 @@ __all__ = ["Faults"]
 logger = logging.getLogger("nhm_sched_plugin")
 
 _REMEMBERED: Final = 1000
-_NUMBER: Final = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?")
+_NUMBER: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+(\.\d+)?")
 
 
 class Faults:
@@ -42,7 +42,7 @@ class Faults:
 
     def log(self, what: str, error: BaseException | str) -> None:
         cause = error if isinstance(error, str) else _described(error)
-        # Durations, counters and addresses differ from time to time; the cause is the same.
+        # Durations, counters, addresses and query ids differ from time to time; the cause is the same.
         key = what, _NUMBER.sub("#", cause)
         with self._lock:
             if len(self._seen) >= _REMEMBERED:

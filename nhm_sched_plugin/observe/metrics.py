@@ -71,6 +71,12 @@ METRICS: Final = (
     Metric("outcomes_sent", Counter, "nhm_sched_outcomes_sent_total", ("status",), "Outcomes for the agent: delivered, refused by it, or dropped (the outbox was full)"),
     # What happened to the records, and what broke.
     Metric("records", Counter, "nhm_sched_records_total", ("state",), "Records: queued, spooled, stored or dropped"),
+    Metric("drops", Counter, "nhm_sched_records_dropped_total", ("cause",), "Records dropped, by cause: queue_full, spool_full, disk, sink, closed, shutdown or background"),
+    Metric("spool_waiting", Gauge, "nhm_sched_spool_records", (), "Records that wait in the spool for delivery; set by whoever drains"),
+    Metric("spool_age", Gauge, "nhm_sched_spool_oldest_seconds", (), "Age of the oldest of them; set by whoever drains"),
+    Metric("spool_bytes", Gauge, "nhm_sched_spool_bytes", (), "What the spool takes on disk; set by whoever drains"),
+    Metric("quarantined", Gauge, "nhm_sched_spool_quarantined", (), "Records in quarantine; set by whoever drains"),
+    Metric("drain_failures", Counter, "nhm_sched_drain_failures_total", ("cause",), "Deliveries that failed and are tried again: unreachable, access, disk, schema, spool or other"),
     Metric("hook_errors", Counter, "nhm_sched_hook_errors_total", ("hook", "plugin"), "Hooks that raised, overslept or answered garbage"),
     Metric("component_errors", Counter, "nhm_sched_component_errors_total", ("component",), "Failures inside the plugin, by component"),
     Metric("refused", Counter, "nhm_sched_listener_refused_total", ("cause",), "Requests that the /metrics listener refused, by cause"),

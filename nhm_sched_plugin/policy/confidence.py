@@ -6,8 +6,9 @@ rarely a crowd that waits or does not: single trials say little, their mean is w
 confidence is P(mean saving in this state >= 0), from a normal random-effects model: states differ around the plan's
 (for other arms the arm's) mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986,
 "Meta-analysis in clinical trials"), and a state with few trials of its own is believed to be like the others. Trials
-overlap, so `TRIAL_DEPENDENCE` of them count as one. Below `MIN_TRIALS` of the arm, or `SEEN` in the state, the answer
-is at most `UNSEEN`.
+overlap, so `TRIAL_DEPENDENCE` of them count as one. Below `MIN_TRIALS` of the arm the answer is at most `UNSEEN`, and
+so it is below `SEEN` in the state; but the plan is one policy whatever it asks for, and where it was hardly tried the
+answer is at most the share of the states, tried enough, in which it saved (Laplace's rule of succession).
 
 The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at
 P < `BRAKE` that the arm is at least as good but for `MARGIN`, confidence is that P, whatever the twin found. Rewards
@@ -75,11 +76,17 @@ def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: 
     row = table.rows.get(state, _NO_CELLS)
     name = PLANNED + arm if planned else arm
     cell = row.get(name)
-    if cell is None or not cell.trials:
+    trials, saved = (0, 0.0) if cell is None else (cell.trials, cell.over)
+    if not trials and not planned:
         return UNSEEN
     pool: _Pool = table.pooled(PLANNED, lambda _: _planned(table)) if planned else table.pooled(name, _over_rules)
-    sure = _odds(pool, cell.trials, cell.over)
-    found = min(sure, CEILING if pool.trials >= MIN_TRIALS and cell.trials >= SEEN else UNSEEN)
+    if pool.trials < MIN_TRIALS:
+        most = UNSEEN
+    elif trials >= SEEN:
+        most = CEILING
+    else:
+        most = min(pool.saving, CEILING) if planned else UNSEEN
+    found = min(_odds(pool, trials, saved), most)
     odds = live_odds(row.get(arm), row.get(rules_arm))
     return min(found, odds) if odds is not None and odds < BRAKE else found
 
@@ -96,6 +103,8 @@ class _Pool(NamedTuple):
     """and variance of a trial in a state. All states share it: its own would betray the states in which no crowd
     happened to come; there an arm looks both dear and certain."""
     trials: int
+    saving: float
+    """Share of the states with `MIN_TRIALS` in which it saved: what to expect of one that was not tried."""
 
 
 def _odds(pool: _Pool, trials: int, saved: float) -> float:
@@ -123,8 +132,10 @@ def _random_effects(tried: list[tuple[int, float, float]]) -> _Pool:
     count = sum(trials for trials, _, _ in tried)
     inside = math.fsum(m2 for _, _, m2 in tried) + PRIOR_VISITS * PRIOR_SD**2
     variance = inside / max(count - len(tried) + PRIOR_VISITS, 1)
+    seen = [mean for trials, mean, _ in tried if trials >= MIN_TRIALS]
+    saving = (sum(mean >= 0 for mean in seen) + 1) / (len(seen) + 2)
     if len(tried) < 2:
-        return _Pool(0.0, PRIOR_SD**2, variance, variance, count)
+        return _Pool(0.0, PRIOR_SD**2, variance, variance, count, saving)
     means = [mean for _, mean, _ in tried]
     weights = [trials / (TRIAL_DEPENDENCE * variance) for trials, _, _ in tried]
     total, mean = _weighted(weights, means)
@@ -132,7 +143,7 @@ def _random_effects(tried: list[tuple[int, float, float]]) -> _Pool:
     room = total - math.fsum(weight * weight for weight in weights) / total
     between = max(0.0, (spread - (len(tried) - 1)) / room)
     total, mean = _weighted([1.0 / (between + 1.0 / weight) for weight in weights], means)
-    return _Pool(mean, between, 1.0 / total, variance, count)
+    return _Pool(mean, between, 1.0 / total, variance, count, saving)
 
 
 def _weighted(weights: list[float], values: list[float]) -> tuple[float, float]:

@@ -8,8 +8,12 @@ The hourly forecast knows the day; bursts live in minutes. So the calibrated pla
            + sum over windows w of gamma_w sqrt(n_w)                room that grows with the traffic
            + delta_60 surge_60 + delta_120 surge_120                flash crowds: more than chance explains
            + rho max(0, a - L)                                      the rise that the hourly forecast expects
+    and at least
+           min(L, n_3600 S / 3600) + kappa c                        the crowd that came at this time on other days
 
-S is the mean service time, a the forecast's offered load at the lead time in Erlangs. In a steady state n_w = w L / S
+S is the mean service time, a the forecast's offered load at the lead time in Erlangs, c the crowd ahead in tickets in
+five minutes (`policy.crowds`), which need kappa workers each - not kappa S: of a crowd the short ones end first, so the
+measured S falls when it begins. In a steady state n_w = w L / S
 (Little's law), so every trend term is 0 there whatever its coefficient: the model is right at any volume, also at one
 it was never fitted on. The square roots are those of square-root staffing (Halfin & Whitt 1981); surge_w is what
 exceeds the expected arrivals by three standard deviations of counts with the load's own index of dispersion (Cox &
@@ -29,6 +33,7 @@ import msgspec
 
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import read_file, replace_file
+from nhm_sched_plugin.policy.crowds import AHEAD
 
 __all__ = ["ARRIVED", "COEFFICIENTS", "WINDOWS_S", "DemandModel", "expected", "needed"]
 
@@ -59,8 +64,12 @@ COEFFICIENTS: Final = (
     "surge_60s",
     "surge_120s",
     "rise",
+    "crowd",
 )
-"""Names of the coefficients, in order. Of `in_system` and `rise` only the size counts: they never lower the need."""
+"""Names of the coefficients, in order. Of `in_system`, `rise` and `crowd` only the size counts: they never lower the
+need."""
+VERSION: Final = 2
+"""Of the file. Version 1 knew no crowds and had one coefficient less."""
 _SURPRISE: Final = 3.0
 
 
@@ -79,13 +88,15 @@ def needed(
     n3600: float,
     service_s: float,
     offered: float,
+    crowd: float,
     dispersion: float,
     w: Any,
 ) -> float:
     """Workers needed at the lead time, not rounded; never fewer than are in the system now.
 
     `in_system` and `n15`... are counts, `service_s` seconds > 0, `offered` Erlangs at the lead time (NaN: no forecast),
-    `dispersion` variance over mean of counts, `w` the `COEFFICIENTS` (any indexable).
+    `crowd` tickets in five minutes beyond the usual ones (0: none), `dispersion` variance over mean of counts, `w` the
+    `COEFFICIENTS` (any indexable).
     """
     pace = in_system / service_s
     over60 = n60 - 60.0 * pace - _SURPRISE * math.sqrt(dispersion * expected(in_system, n3600, 60.0, service_s))
@@ -97,6 +108,8 @@ def needed(
     need += w[12] * max(0.0, over60) + w[13] * max(0.0, over120)
     if offered > in_system:  # not for NaN
         need += abs(w[14]) * (offered - in_system)
+    if crowd > 0.0:
+        need = max(need, min(in_system, n3600 * service_s / 3600.0) + abs(w[15]) * crowd)
     return max(need, in_system)
 
 
@@ -122,15 +135,19 @@ class DemandModel(msgspec.Struct, frozen=True, kw_only=True):
     """Share in time on those tickets under this planner, in [0, 1]."""
     cost: float
     """Worker-seconds there, over those of the clairvoyant oracle."""
+    crowds: tuple[tuple[int, float], ...] = ()
+    """Of the last days of those tickets, see `Crowds.seen`: a host begins with them."""
+    version: int = 1
+    """`VERSION`, of the file that it was read from; without one it is of the first."""
 
     def needed(self, in_system: float, features: Mapping[str, float], service_s: float, offered: float | None) -> float:
         """See the module's `needed`. A count that `features` does not have is taken to be that of a steady state."""
         n15, n60, n120, n300, n900, n3600 = [
             features.get(name, window / service_s * in_system) for name, window in ARRIVED.items()
         ]
-        level = math.nan if offered is None else offered
+        level, crowd = math.nan if offered is None else offered, features.get(AHEAD, 0.0)
         return needed(
-            in_system, n15, n60, n120, n300, n900, n3600, service_s, level, self.dispersion, self.coefficients
+            in_system, n15, n60, n120, n300, n900, n3600, service_s, level, crowd, self.dispersion, self.coefficients
         )
 
     def save(self, path: Path) -> None:
@@ -152,6 +169,8 @@ class DemandModel(msgspec.Struct, frozen=True, kw_only=True):
             model = msgspec.json.decode(raw, type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ModelError(f"{name}: is not a calibrated planner ({error}); run `nhm-sched learn` again") from None
+        if model.version == 1 and len(model.coefficients) == len(COEFFICIENTS) - 1:
+            model = msgspec.structs.replace(model, coefficients=(*model.coefficients, 0.0))
         numbers = (*model.coefficients, model.dispersion, model.startup_s, model.sla_wait_s, model.late_cost)
         if len(model.coefficients) != len(COEFFICIENTS) or not all(map(math.isfinite, numbers)):
             raise ModelError(

@@ -27,6 +27,7 @@ from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import file_lock, set_aside, stamp
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
+from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.state_key import state_key
@@ -62,6 +63,7 @@ class QPolicy:
         now: Callable[[], float] = time.time,
         *,
         last_change: Callable[[], float | None] = lambda: None,
+        on_calibration: Callable[[DemandModel], None] = lambda _: None,
         path: Path | None = None,
         planner_path: Path | None = None,
         autosave: bool = True,
@@ -72,8 +74,10 @@ class QPolicy:
         self._deviate = tuning.deviate
         self._random = random.Random(tuning.seed)
         self._baseline, self._now, self._autosave = baseline, now, autosave
-        self._last_change = last_change
+        self._last_change, self._on_calibration = last_change, on_calibration
         self.planner = Planner(settings, planner_path)
+        if self.planner.model is not None:
+            on_calibration(self.planner.model)
         # Pre-training does not save by itself: its rewards are simulated.
         self.steps = Steps(self.planner, self._learning_rate, tuning.discount_factor, live=autosave)
         self.path = path or settings.q_table_path
@@ -282,6 +286,8 @@ class QPolicy:
         self.planner.refresh()
         if self.planner.model is not before:
             self._situations = {}
+            if self.planner.model is not None:
+                self._on_calibration(self.planner.model)
         if self._handed_over:
             return
         with self._lock:

@@ -31,6 +31,7 @@ from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import stamp
 from nhm_sched_plugin.policy.arms import AMPLE, LEAN
+from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.demand import ARRIVED, DemandModel
 from nhm_sched_plugin.policy.queueing import workers_for
 from nhm_sched_plugin.policy.state_key import SLA_TARGET
@@ -59,7 +60,7 @@ _BALANCE: Final = Action.LOAD_BALANCING_RECONFIG
 _NO_ACTION: Final = Action.NO_ACTION
 _MOST_RATES: Final = 512
 _STARTING: Final = "starting_workers"
-_FEATURES: Final = (*ARRIVED, _STARTING)
+_FEATURES: Final = (*ARRIVED, AHEAD, _STARTING)
 """What a calibrated plan reads of them."""
 
 

@@ -19,6 +19,7 @@ import msgspec
 from nhm_sched_plugin.types import Decision, Experience, RewardedOutcome
 
 __all__ = [
+    "HEADER_BYTES",
     "Kind",
     "Record",
     "check",
@@ -37,6 +38,7 @@ Kind = Literal["decision", "outcome", "experience"]
 
 _MAGIC: Final = b"NHM\x01"
 _HEADER: Final = struct.Struct("<4sBIdI")
+HEADER_BYTES: Final = _HEADER.size
 _CODES: Final[dict[Kind, int]] = {"decision": 1, "outcome": 2, "experience": 3}
 _KINDS: Final[dict[int, Kind]] = {code: kind for kind, code in _CODES.items()}
 _LARGEST: Final = 64 * 1024 * 1024

@@ -1,7 +1,6 @@
 """History files as chunks of raw columns: CSV (also gzip, zip, bzip2), Parquet, Standard Workload Format.
 
-Every reader yields `Chunk`s: a DataFrame of the file's own columns and the number (1-based) of each row in the file,
-plus the rows that are broken as such. Nothing is dropped: a row is in the frame or among the broken ones.
+Nothing is dropped: a row of the file is in a chunk's table or among its broken ones.
 """
 
 from __future__ import annotations
@@ -9,21 +8,23 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
-import io
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.errors import IngestError
+from nhm_sched_plugin.store.chunks import Broken, Chunk, FrameChunk, Position, TableChunk
+from nhm_sched_plugin.store.csv_blocks import CsvFile, Kinds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FORMATS", "Broken", "Chunk", "detect", "read"]
+__all__ = ["FORMATS", "detect", "read"]
 
 FORMATS: Final = ("csv", "parquet", "swf")
 _CHUNK: Final = 50_000
+_PARQUET_ROWS: Final = 131_072
 _SWF: Final = (
     "job_number",
     "submit_time",
@@ -45,25 +46,17 @@ _SWF: Final = (
     "think_time",
 )
 """http://www.cs.huji.ac.il/labs/parallel/workload/swf.html, in the order of the file."""
+_SWF_COLUMNS: Final = (
+    *_SWF,
+    "timestamp",
+    "ticket_id",
+    "actual_duration_s",
+    "wait_s",
+    "status",
+    "resource_cpu",
+    "resource_memory",
+)
 _SWF_STATUS: Final = {"0": "failed", "1": "success", "2": "partial", "3": "partial", "4": "partial", "5": "cancelled"}
-
-
-class Broken(NamedTuple):
-    """A row that cannot be read as a row: its number, its text, and why."""
-
-    number: int
-    text: str
-    reason: str
-
-
-class Chunk(NamedTuple):
-    """Some rows. `done` of `total` bytes (or rows, for Parquet) have been read with it."""
-
-    frame: pd.DataFrame
-    numbers: list[int]
-    broken: list[Broken]
-    done: int
-    total: int | None
 
 
 def detect(path: Path) -> str:
@@ -85,15 +78,19 @@ def detect(path: Path) -> str:
     return "swf" if start.lstrip().startswith(b";") else "csv"
 
 
-def read(path: Path, kind: str) -> Iterator[Chunk]:
-    """The file in chunks. Raises `IngestError` that names the file and what is wrong with it."""
+def read(path: Path, kind: str, kinds: Kinds, start: Position) -> Iterator[Chunk]:
+    """The file in chunks, from `start` on; `kinds` is called once its columns are known, before the first chunk.
+
+    Raises `IngestError` that names the file and what is wrong with it.
+    """
     try:
         if kind == "parquet":
-            yield from _parquet(path)
+            yield from _parquet(path, kinds, start)
         elif kind == "swf":
-            yield from _swf(path)
+            yield from _swf(path, kinds, start)
         else:
-            yield from _csv(path)
+            with _opened(path) as (stream, tell):
+                yield from CsvFile(path, stream, tell).chunks(kinds, start)
     except (OSError, EOFError, zipfile.BadZipFile, csv.Error) as error:
         raise IngestError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -134,46 +131,7 @@ class _opened:  # noqa: N801 - reads as the function it stands for
             file.close()
 
 
-def _csv(path: Path) -> Iterator[Chunk]:
-    total = path.stat().st_size
-    with _opened(path) as (stream, tell):
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="backslashreplace", newline="")
-        head = text.readline()
-        if not head.strip():
-            raise IngestError(f"{path} is empty: expected a first line with the names of the columns")
-        delimiter = max(",;\t|", key=head.count)
-        names = [name.strip() for name in next(csv.reader([head], delimiter=delimiter))]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise IngestError(f"{path}: the first line names {', '.join(map(repr, twice))} more than once")
-        rows: list[list[str]] = []
-        numbers: list[int] = []
-        broken: list[Broken] = []
-        number = 0
-        for row in csv.reader(text, delimiter=delimiter):
-            if not row:
-                continue
-            number += 1
-            if len(row) == len(names):
-                rows.append(row)
-                numbers.append(number)
-            else:
-                reason = f"{len(row)} fields where the first line names {len(names)}"
-                broken.append(Broken(number, delimiter.join(row), reason))
-            if len(rows) + len(broken) >= _CHUNK:
-                yield Chunk(_texts(rows, names), numbers, broken, min(tell(), total), total)
-                rows, numbers, broken = [], [], []
-        yield Chunk(_texts(rows, names), numbers, broken, total, total)
-
-
-def _texts(rows: list[list[str]], names: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    frame = pd.DataFrame(rows, columns=pd.Index(names), dtype="str")
-    return frame.mask(frame == "")
-
-
-def _parquet(path: Path) -> Iterator[Chunk]:
+def _parquet(path: Path, kinds: Kinds, start: Position) -> Iterator[Chunk]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -181,30 +139,36 @@ def _parquet(path: Path) -> Iterator[Chunk]:
         file = pq.ParquetFile(path)
     except pa.ArrowException as error:
         raise IngestError(f"{path} is no readable Parquet file: {error}") from None
-    done = 0
     with file:
         total = int(file.metadata.num_rows)
-        for batch in file.iter_batches(batch_size=_CHUNK):
-            frame = batch.to_pandas()
-            numbers = list(range(done + 1, done + len(frame) + 1))
-            done += len(frame)
-            yield Chunk(frame, numbers, [], done, total)
+        kinds(file.schema_arrow.names, {})
+        groups, done = list(range(file.metadata.num_row_groups)), 0
+        while groups and done + file.metadata.row_group(groups[0]).num_rows <= start.row:
+            done += file.metadata.row_group(groups.pop(0)).num_rows
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=groups):
+            table = pa.Table.from_batches([batch]).slice(max(0, start.row - done))
+            first = done + batch.num_rows - table.num_rows + 1
+            done += batch.num_rows
+            if table.num_rows:
+                yield TableChunk(table, first, Position(row=done), done, total)
 
 
-def _swf(path: Path) -> Iterator[Chunk]:
+def _swf(path: Path, kinds: Kinds, start: Position) -> Iterator[Chunk]:
     total = path.stat().st_size
+    kinds(_SWF_COLUMNS, {})
     with _opened(path) as (stream, tell):
         header: dict[str, str] = {}
         rows: list[list[str]] = []
         numbers: list[int] = []
         broken: list[Broken] = []
+        number = 0
         for number, raw in enumerate(stream, start=1):
             line = raw.decode("utf-8", "backslashreplace").strip()
             if line.startswith(";"):
                 key, colon, value = line[1:].partition(":")
                 if colon:
                     header.setdefault(key.strip(), value.strip())
-            elif line:
+            elif line and number > start.row:
                 fields = line.split()
                 if len(fields) == len(_SWF):
                     rows.append(fields)
@@ -212,9 +176,10 @@ def _swf(path: Path) -> Iterator[Chunk]:
                 else:
                     broken.append(Broken(number, line, f"{len(fields)} fields; the format has {len(_SWF)}"))
                 if len(rows) + len(broken) >= _CHUNK:
-                    yield Chunk(_jobs(rows, header, path), numbers, broken, min(tell(), total), total)
+                    frame = _jobs(rows, header, path)
+                    yield FrameChunk(frame, numbers, broken, Position(row=number), min(tell(), total), total)
                     rows, numbers, broken = [], [], []
-        yield Chunk(_jobs(rows, header, path), numbers, broken, total, total)
+        yield FrameChunk(_jobs(rows, header, path), numbers, broken, Position(row=number), total, total)
 
 
 def _jobs(rows: list[list[str]], header: Mapping[str, str], path: Path) -> pd.DataFrame:

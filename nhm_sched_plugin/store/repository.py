@@ -173,7 +173,9 @@ class Store(History):
         return {str(name): int(count) for name, count in rows}
 
 
-def _fitted(build: Callable[[_Record, float], list[Any]], items: Sequence[tuple[_Record, float]]) -> list[list[Any]]:
+def _fitted(
+    build: Callable[[_Record, float], tuple[Any, ...]], items: Sequence[tuple[_Record, float]]
+) -> list[tuple[Any, ...]]:
     try:
         return [build(*item) for item in items]
     except ValueError as error:

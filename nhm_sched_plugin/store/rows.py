@@ -1,10 +1,15 @@
-"""Records as table rows. A value that does not fit its column raises `ValueError` that names it."""
+"""Records as table rows. A value that does not fit its column raises `ValueError` that names it.
+
+Each delivered record passes through here, so times are the column's own ticks and JSON stays bytes: the client would
+turn datetimes and texts into just these. Rows are tuples of plain values, which the garbage collector soon leaves
+alone; as lists, tens of thousands of them would cost more in its walks than in the making.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-import math
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -66,17 +71,23 @@ OUTCOME_COLUMNS: Final = (
 
 _LATEST: Final = dt.datetime(2200, 1, 1, tzinfo=dt.UTC).timestamp()
 _REWARDED: Final = 1 << 60
+_MICROS: Final = 1_000_000
+_MILLIS: Final = 1_000
+_encode: Final = msgspec.json.Encoder().encode
+_state_fields: Final = attrgetter(*STATE_FIELDS)
+_NO_STATE: Final = (None,) * len(STATE_FIELDS)
 
 
-def decision_row(decision: Decision, recorded_at: float) -> list[Any]:
+def decision_row(decision: Decision, recorded_at: float) -> tuple[Any, ...]:
     """The decision in the order of `DECISION_COLUMNS`; `recorded_at` in Unix seconds is also its version."""
     _text("decision_id", decision.decision_id)
     recommendation, forecast, state = decision.recommendation, decision.forecast, decision.state
+    vetoes = decision.vetoes
     if not 0 <= decision.rollout_percentage <= 100:
         raise ValueError(f"rollout_percentage = {decision.rollout_percentage}: not in [0, 100]")
-    return [
+    return (
         decision.decision_id,
-        _moment("decided_at", decision.decided_at),
+        _ticks("decided_at", decision.decided_at, _MICROS),
         decision.ticket_id,
         decision.task_type,
         decision.risk_band,
@@ -93,32 +104,32 @@ def decision_row(decision: Decision, recorded_at: float) -> list[Any]:
         int(decision.is_exploration),
         decision.rollout_percentage,
         decision.justification,
-        [f"{veto.guard}: {veto.reason}" for veto in decision.vetoes],
+        tuple([f"{veto.guard}: {veto.reason}" for veto in vetoes]) if vetoes else (),
         forecast.predicted_volume if forecast else None,
         forecast.confidence if forecast else None,
         _json(forecast),
-        *(getattr(state, name) if state else None for name in STATE_FIELDS),
+        *(_state_fields(state) if state else _NO_STATE),
         _json(state),
         # All the rest with its types, so that a decision can be shown as it was made.
         _json(msgspec.structs.replace(decision, recommendation=None, forecast=None, state=None)),
         decision.latency_us,
-        _moment("recorded_at", recorded_at),
+        _ticks("recorded_at", recorded_at, _MILLIS),
         int(recorded_at * 1000),
-    ]
+    )
 
 
-def outcome_row(record: RewardedOutcome, recorded_at: float) -> list[Any]:
+def outcome_row(record: RewardedOutcome, recorded_at: float) -> tuple[Any, ...]:
     """The outcome in the order of `OUTCOME_COLUMNS`.
 
     A later report of the same decision replaces an earlier one, but never one with a reward by one without.
     """
     outcome = record.outcome
     _text("decision_id", outcome.decision_id)
-    return [
+    return (
         outcome.decision_id,
         outcome.ticket_id,
         outcome.status,
-        None if outcome.finished_at is None else _moment("finished_at", outcome.finished_at),
+        None if outcome.finished_at is None else _ticks("finished_at", outcome.finished_at, _MICROS),
         outcome.actual_duration_ms,
         None if outcome.sla_met is None else int(outcome.sla_met),
         record.reward,
@@ -130,9 +141,9 @@ def outcome_row(record: RewardedOutcome, recorded_at: float) -> list[Any]:
         outcome.resource_memory,
         _json(outcome.state_before),
         _json(outcome.state_after),
-        _moment("recorded_at", recorded_at),
+        _ticks("recorded_at", recorded_at, _MILLIS),
         int(recorded_at * 1000) + (_REWARDED if record.reward is not None else 0),
-    ]
+    )
 
 
 def _text(name: str, value: str) -> None:
@@ -140,15 +151,15 @@ def _text(name: str, value: str) -> None:
         raise ValueError(f"{name} is empty")
 
 
-def _moment(name: str, stamp: float) -> dt.datetime:
-    if not (math.isfinite(stamp) and 0 <= stamp < _LATEST):
+def _ticks(name: str, stamp: float, a_second: int) -> int:
+    if not 0 <= stamp < _LATEST:  # NaN is neither
         raise ValueError(f"{name} = {stamp}: no time between 1970 and 2200 (Unix seconds)")
-    return dt.datetime.fromtimestamp(stamp, dt.UTC)
+    return round(stamp * a_second)
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in values.items()}
+    return {str(key): str(value) for key, value in values.items()} if values else {}
 
 
-def _json(value: Any) -> str:
-    return "" if value is None else msgspec.json.encode(value).decode()
+def _json(value: Any) -> bytes:
+    return b"" if value is None else _encode(value)

@@ -11,37 +11,40 @@ from typing import Final
 
 from nhm_sched_plugin.store.frames import check, scan
 
-__all__ = ["UNSALVAGED", "finish", "readable_frames", "set_aside"]
+__all__ = ["UNSALVAGED", "finish", "move", "readable_frames", "set_aside", "unlink"]
 
 UNSALVAGED: Final = ".unsalvaged"
 """Ending of a file that was set aside and not yet read; `.corrupt` once it was."""
 _SIDE_FILES: Final = ("-wal", "-shm")
 
 
-def set_aside(path: Path, stamp: str) -> Path:
-    """Rename the file and its write-ahead log to `<its stem>-<stamp>.unsalvaged`, beside it; returns the new path."""
+def set_aside(path: Path, what: str, stamp: str) -> Path:
+    """Rename the file and its write-ahead log to `<what>-<stamp>.unsalvaged`, beside it; returns the new path."""
     number = 0
     while True:
-        aside = path.with_name(f"{path.stem}-{stamp}{f'-{number}' if number else ''}{UNSALVAGED}")
+        aside = path.with_name(f"{what}-{stamp}{f'-{number}' if number else ''}{UNSALVAGED}")
         if not aside.exists() and not aside.with_suffix(".corrupt").exists():
             break
         number += 1
     # The log first: if the process dies in between, the main file is still found damaged and set aside again.
-    _move(path, aside)
+    move(path, aside)
     return aside
 
 
 def finish(aside: Path) -> Path:
     """Mark a set-aside file as read: its ending becomes `.corrupt`."""
     finished = aside.with_suffix(".corrupt")
-    _move(aside, finished)
+    move(aside, finished)
     return finished
 
 
-def _move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path) -> None:
+    """Rename a database file with what belongs to it. The log goes first: without it the file is merely older."""
     for suffix in _SIDE_FILES:
         if os.path.exists(f"{source}{suffix}"):
             os.replace(f"{source}{suffix}", f"{target}{suffix}")
+        else:
+            Path(f"{target}{suffix}").unlink(missing_ok=True)
     os.replace(source, target)
 
 
@@ -89,3 +92,10 @@ def _raw_frames(aside: Path) -> Iterator[bytes]:
         if name.exists() and name.stat().st_size:
             with name.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
                 yield from scan(blob)
+
+
+def unlink(path: Path) -> None:
+    """Delete a database file. Its log goes first: left behind, it would be taken for that of a later file."""
+    for suffix in _SIDE_FILES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

@@ -99,6 +99,7 @@ MIGRATIONS: Final = (
                                        "arm_comparison")),
         ),
     ),
+    Migration(8, "how far an ingest has come", (t.INGESTED.add_later,)),
 )  # fmt: skip
 _SLOW: Final = ("MATERIALIZE PROJECTION",)
 """These rewrite large tables; the engine does so in the background, also after a restart."""

@@ -29,14 +29,14 @@ TARGETS: Final = (
 )
 """What a column may be mapped to: the columns of `execution_logs`, durations in other units, and the time a ticket
 waited, from which `sla_met` follows."""
-_DEFAULTS: Final = {"task_type": "default", "risk_band": "", "status": "", "worker_id": ""}
-_DURATIONS: Final = {"actual_duration_ms": 1.0, "actual_duration_s": 1e3, "actual_duration_min": 60e3}
-_WAITS: Final = {"wait_s": 1.0, "wait_min": 60.0}
-_MAX_MS: Final = 2**32 - 1
+DEFAULTS: Final = {"task_type": "default", "risk_band": "", "status": "", "worker_id": ""}
+DURATIONS: Final = {"actual_duration_ms": 1.0, "actual_duration_s": 1e3, "actual_duration_min": 60e3}
+WAITS: Final = {"wait_s": 1.0, "wait_min": 60.0}
+MAX_MS: Final = 2**32 - 1
 _ZONE: Final = r"[T :]\d{2}.*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
 _ISO: Final = r"^\d{4}-?\d{2}-?\d{2}"
-_TRUE: Final = ("1", "true", "t", "yes", "y", "1.0")
-_FALSE: Final = ("0", "false", "f", "no", "n", "0.0")
+TRUE: Final = ("1", "true", "t", "yes", "y", "1.0")
+FALSE: Final = ("0", "false", "f", "no", "n", "0.0")
 
 
 class Plan(NamedTuple):
@@ -134,8 +134,8 @@ class _Shaper:
         generated = pd.Series([f"{self.how.ticket_prefix}-{number}" for number in numbers], index=self.frame.index)
         result["ticket_id"] = result["ticket_id"].fillna(generated)
         # 0 means "not known" in the table, so a known duration is at least 1 ms; one above 49 days is held at that.
-        duration = self.first_of(_DURATIONS)
-        result["actual_duration_ms"] = duration.clip(1, _MAX_MS).fillna(0).round().astype("uint32")
+        duration = self.first_of(DURATIONS)
+        result["actual_duration_ms"] = duration.clip(1, MAX_MS).fillna(0).round().astype("uint32")
         for target in ("resource_cpu", "resource_memory"):
             result[target] = self.number(target).fillna(0).astype("float32")
         result["queue_depth_at_start"] = self.number("queue_depth_at_start").astype("Float32")
@@ -160,7 +160,7 @@ class _Shaper:
     def text(self, target: str) -> pd.Series[str]:
         import pandas as pd
 
-        default = _DEFAULTS.get(target)
+        default = DEFAULTS.get(target)
         raw = self.raw(target)
         if raw is None:
             return pd.Series(default, index=self.frame.index, dtype="str")
@@ -195,7 +195,7 @@ class _Shaper:
 
         raw = self.raw("sla_met")
         if raw is None:
-            waited = self.first_of(_WAITS)
+            waited = self.first_of(WAITS)
             met = pd.Series(pd.NA, index=self.frame.index, dtype="UInt8")
             if self.how.sla_wait_s is not None:
                 known = waited.notna()
@@ -203,8 +203,8 @@ class _Shaper:
             return met
         words = raw.astype("str").str.strip().str.lower()
         met = pd.Series(pd.NA, index=self.frame.index, dtype="UInt8")
-        met[words.isin(_TRUE)] = 1
-        met[words.isin(_FALSE)] = 0
+        met[words.isin(TRUE)] = 1
+        met[words.isin(FALSE)] = 0
         self.reject(raw.notna() & met.isna(), "sla_met = " + raw.astype("str") + " is neither true nor false")
         return met
 
@@ -228,11 +228,11 @@ def _moments(raw: pd.Series[Any], how: Plan) -> pd.Series[Any]:
     import pandas as pd
 
     if pd.api.types.is_datetime64_any_dtype(raw):
-        return _to_utc(raw, how.timezone).astype("datetime64[us, UTC]")
+        return to_utc(raw, how.timezone).astype("datetime64[us, UTC]")
     texts = raw.astype("str").str.strip()
     result = pd.Series(pd.NaT, index=raw.index, dtype="datetime64[us, UTC]")
     if how.timestamp_format is not None:
-        return _to_utc(pd.to_datetime(texts, format=how.timestamp_format, errors="coerce"), how.timezone)
+        return to_utc(pd.to_datetime(texts, format=how.timestamp_format, errors="coerce"), how.timezone)
     numbers = pd.to_numeric(raw, errors="coerce").astype("float64")
     # A year such as 2013 or a day such as 20130401 is no Unix time.
     unix = numbers.notna() & (texts.str.len() > 8)
@@ -243,11 +243,11 @@ def _moments(raw: pd.Series[Any], how: Plan) -> pd.Series[Any]:
     zoned = ~unix & texts.str.contains(_ZONE, regex=True)
     result[zoned] = pd.to_datetime(texts[zoned], format="ISO8601", errors="coerce", utc=True)
     naive = ~unix & ~zoned & texts.str.contains(_ISO, regex=True)
-    result[naive] = _to_utc(pd.to_datetime(texts[naive], format="ISO8601", errors="coerce"), how.timezone)
+    result[naive] = to_utc(pd.to_datetime(texts[naive], format="ISO8601", errors="coerce"), how.timezone)
     return result
 
 
-def _to_utc(stamps: pd.Series[Any], timezone: str) -> pd.Series[Any]:
+def to_utc(stamps: pd.Series[Any], timezone: str) -> pd.Series[Any]:
     if stamps.dt.tz is None:
         # The hour that a clock shows twice is taken as the first; one that it skips moves to the next that exists.
         first = [True] * len(stamps)

@@ -1,7 +1,7 @@
 """One SQLite file that several processes share, survives damage, forks and a disk that comes and goes.
 
-The spool's inside: locks between processes, opening, setting a damaged file aside and saving what is readable of it.
-Other files of this kind subclass it.
+The spool's inside: locks between processes, opening, sealing a full file, setting a damaged one aside and saving what
+is readable of it. Other files of this kind subclass it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -22,14 +23,16 @@ from typing import ClassVar, Final, TypeVar
 
 from nhm_sched_plugin.errors import NhmSchedError, SpoolError
 from nhm_sched_plugin.store.frames import describe
-from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, readable_frames, set_aside
+from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, move, readable_frames, set_aside, unlink
 
-__all__ = ["SpoolFile"]
+__all__ = ["FILE_NAME", "SpoolFile", "identity"]
 
 log = logging.getLogger(__name__)
 
+FILE_NAME: Final = "spool.sqlite"
 _BUSY_S: Final = 5.0
-_CHECKED_UP_TO: Final = 64 * 1024 * 1024
+_CHECKED_UP_TO: Final = 128 * 1024 * 1024
+"""Twice what a file grows to: only one of an earlier version is larger, and shows damage when it is read."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB);
 CREATE TABLE IF NOT EXISTS quarantine (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, id TEXT, frame BLOB,
@@ -44,6 +47,11 @@ _live: weakref.WeakSet[SpoolFile] = weakref.WeakSet()
 class SpoolFile:
     """`run(work)` hands an open connection to `work`; everything that can go wrong comes out as `failure`.
 
+    `name` other than the default is a sealed file: it is never made, and what can be saved of it when it is damaged
+    goes into the one that is written to.
+
+    `checked`: do not look a file over when it is opened.
+
     `salvaged` and `damaged` count records saved from damaged files and damaged files set aside, in this process.
     """
 
@@ -54,16 +62,17 @@ class SpoolFile:
     page: ClassVar[int] = 16_384
     """Bytes; large enough that a decision with its forecast stays in one page, where a raw scan finds it."""
 
-    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], name: str = "", *, checked: bool = False) -> None:
         self.path = path
-        self.file = path / f"{self.what}.sqlite"
+        self.file = path / (name or f"{self.what}.sqlite")
+        self.sealed = bool(name)
         self.salvaged = self.damaged = 0
         self._clock = clock
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._lock_file: int | None = None
-        self._synced = self._checked = False
+        self._synced, self._checked = False, checked
         self._pid = os.getpid()
         _live.add(self)
 
@@ -76,6 +85,48 @@ class SpoolFile:
         """Close the file; the next `run` opens it again."""
         with self._lock:
             self._drop()
+
+    def seal(self, target: Callable[[], Path]) -> bool:
+        """Rename the file to `target()`, unless another process has just done so; the next use begins a new one.
+
+        Raises `SpoolError`; the file is then as it was, or sealed.
+        """
+        with self._lock:
+            try:
+                connection = self._open()
+                self._flock(fcntl.LOCK_EX)
+                try:
+                    return self._seal(connection, target)
+                finally:
+                    self._flock(fcntl.LOCK_UN)
+            except (sqlite3.Error, OSError) as error:
+                self._drop()
+                raise SpoolError(f"spool {self.file} cannot be sealed: {error}") from error
+
+    def _seal(self, connection: sqlite3.Connection, target: Callable[[], Path]) -> bool:
+        status = os.stat(self.file)
+        if (status.st_dev, status.st_ino) != self._inode:
+            return False
+        if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            return False  # somebody reads the log outside our locks; next time, then
+        self._drop_connection()
+        move(self.file, target())
+        self._connect()  # which also sees to it that the folder is on the disk
+        return True
+
+    def remove(self) -> None:
+        """Delete a sealed file that holds nothing any more."""
+        with self._lock:
+            self._drop()
+            try:
+                unlink(self.file)
+            except OSError as error:
+                raise SpoolError(f"drained spool {self.file} cannot be removed: {error.strerror or error}") from error
+
+    def salvage(self) -> None:
+        """Take over what is readable of files that were set aside since this one was opened."""
+        self.close()
+        self.run(lambda connection: None)
 
     def synchronous(self, connection: sqlite3.Connection, sync: bool) -> None:
         """Whether the next commit waits for the disk. Outside a transaction only."""
@@ -131,6 +182,8 @@ class SpoolFile:
             self._forget()
         if self._connection is not None:
             return self._connection
+        if self.sealed:
+            os.stat(self.file)  # SQLite would make an empty one
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._flock(fcntl.LOCK_EX)
         try:
@@ -142,8 +195,11 @@ class SpoolFile:
                     raise
                 self._drop_connection()
                 self._rename_damaged(str(error))
+                if self.sealed:
+                    raise
                 connection = self._connect()
-            self._salvage_leftovers(connection)
+            if not self.sealed:
+                self._salvage_leftovers(connection)
             return connection
         finally:
             self._flock(fcntl.LOCK_UN)
@@ -160,6 +216,8 @@ class SpoolFile:
         connection.execute("PRAGMA wal_autocheckpoint=256")
         connection.execute(f"PRAGMA journal_size_limit={8 * 1024 * 1024}")
         connection.executescript(self.schema)
+        if not identity(connection):
+            connection.execute(f"PRAGMA user_version={random.randrange(1, 2**31)}")
         if new:
             folder = os.open(self.path, os.O_RDONLY)
             try:
@@ -171,7 +229,7 @@ class SpoolFile:
         return connection
 
     def _check_once(self, connection: sqlite3.Connection) -> None:
-        """Look a small file over when it is first opened; damage in a large one shows when it is read."""
+        """Look a file over when it is first opened: a garbled page may otherwise simply hold fewer rows."""
         if self._checked or self.file.stat().st_size > _CHECKED_UP_TO:
             return
         verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
@@ -201,7 +259,7 @@ class SpoolFile:
 
     def _rename_damaged(self, why: str) -> None:
         stamp = dt.datetime.fromtimestamp(self._clock(), dt.UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = set_aside(self.file, stamp)
+        aside = set_aside(self.file, self.what, stamp)
         self.damaged += 1
         finished = aside.with_suffix(".corrupt").name
         log.error("%s %s is damaged (%s): set aside as %s", self.what, self.file, why, finished)
@@ -265,6 +323,11 @@ class SpoolFile:
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
+
+
+def identity(connection: sqlite3.Connection) -> int:
+    """A number that a file keeps when it is sealed under another name: `seq` counts within one file."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _damage(message: str) -> sqlite3.DatabaseError:

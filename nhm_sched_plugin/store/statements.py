@@ -6,18 +6,27 @@ Values reach the engine as parameters only; the database's name is checked by th
 from __future__ import annotations
 
 import datetime as dt
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.errors import StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
     from clickhouse_connect.driver.client import Client
 
 __all__ = ["RejectedRowsError", "Statements", "utc", "where"]
+
+_CODE: Final = re.compile(r"Code: (\d+)")
+_SETTINGS: Final = re.compile(r"(with url: /)\?\S*")
+"""In what the HTTP client says of a lost connection: all settings, in any order, and perhaps values of the query."""
+_WRONG_VALUES: Final = {6, 27, 38, 41, 69, 72, 131, 321, 349, 469}
+"""Error codes of the engine about a value: it cannot be parsed, is out of range, NULL where none may be, or breaks a
+constraint."""
 
 
 class RejectedRowsError(StoreError):
@@ -71,16 +80,39 @@ class Statements:
         """A query's result in one of the engine's formats (`CSVWithNames`, `Parquet`, ...)."""
         return bytes(self._observed(name, lambda: self.client.raw_query(sql, dict(parameters or {}), fmt=form)))
 
-    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows; all of them or, with an error, none. Raises `RejectedRowsError` when the values do not fit."""
+    def insert_rows(
+        self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], token: str | None = None
+    ) -> None:
+        """Insert rows; all of them or, with an error, none. A table that keeps a window of tokens ignores rows under
+        one it has seen. Raises `RejectedRowsError` when the values do not fit."""
         if rows:
             place = f"{self.database}.{table}"
-            self._inserted(table, lambda: self.client.insert(place, rows, column_names=list(columns), settings=_once()))
+            names = list(columns)
+            self._inserted(table, lambda: self.client.insert(place, rows, column_names=names, settings=_once(token)))
 
     def insert_frame(self, table: str, frame: pd.DataFrame) -> None:
         """Insert a DataFrame whose columns are named as the table's."""
         if len(frame):
             self._inserted(table, lambda: self.client.insert_df(table, frame, database=self.database, settings=_once()))
+
+    def insert_arrow(self, table: str, rows: pa.Table, token: str | None = None) -> None:
+        """Insert an Arrow table whose columns are named as the table's; under a token it has seen, nothing happens."""
+        import pyarrow as pa
+
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        body, place = sink.getvalue().to_pybytes(), f"{self.database}.{table}"
+        settings = _once(token)
+        self._inserted(
+            table,
+            lambda: self.client.raw_insert(place, rows.column_names, body, fmt="ArrowStream", settings=settings),
+        )
+
+    def give_back_memory(self) -> None:
+        """Let the embedded engine return what it no longer needs to the system; a server is left alone."""
+        if str(self.client.uri).startswith("chdb:"):
+            self.command("SYSTEM JEMALLOC PURGE", name="purge", wait=False)
 
     def _inserted(self, table: str, work: Callable[[], object]) -> None:
         from clickhouse_connect.driver.exceptions import DataError
@@ -88,8 +120,12 @@ class Statements:
         try:
             self._observed(f"insert {table}", work)
         except StoreError as error:
-            # What the client cannot put into a column's type is the rows' fault, anything else the database's.
-            if isinstance(error.__cause__, (DataError, TypeError, ValueError, OverflowError, AttributeError)):
+            # What the client cannot put into a column's type is the rows' fault, and what the engine says of values;
+            # anything else is the database's.
+            code = _CODE.search(str(error))
+            if isinstance(error.__cause__, (DataError, TypeError, ValueError, OverflowError, AttributeError)) or (
+                code and int(code.group(1)) in _WRONG_VALUES
+            ):
                 raise RejectedRowsError(str(error)) from error.__cause__
             raise
 
@@ -103,7 +139,8 @@ class Statements:
         except StoreError:
             raise
         except Exception as error:  # struct, numpy and urllib3 errors come through the client too
-            raise StoreError(f"{name}: {' '.join(str(error).split())[:600] or type(error).__name__}") from error
+            text = _SETTINGS.sub(r"\1", " ".join(str(error).split()))[:600]
+            raise StoreError(f"{name}: {text or type(error).__name__}") from error
         finally:
             if self._observer is not None:
                 self._observer(name, done, time.perf_counter() - started)
@@ -112,12 +149,12 @@ class Statements:
         return f"{self.database}.{table}"
 
 
-def _once() -> dict[str, str]:
+def _once(token: str | None = None) -> dict[str, str]:
     """Of one insert: the client sends it again when an answer is lost, and the table then knows it.
 
     Tables are partitioned by month, and history in one insert may span any number of them.
     """
-    return {"insert_deduplication_token": uuid.uuid4().hex, "max_partitions_per_insert_block": "0"}
+    return {"insert_deduplication_token": token or uuid.uuid4().hex, "max_partitions_per_insert_block": "0"}
 
 
 def where(

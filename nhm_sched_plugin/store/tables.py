@@ -272,6 +272,7 @@ INGESTED: Final = Table(
     ),
     engine="ReplacingMergeTree(at)",
     order_by="ingest_id",
+    later=(Column("progress", "String", "DEFAULT ''"),),
 )
 
 TABLES: Final = (EXECUTION_LOGS, TELEMETRY, SNAPSHOTS, DECISIONS, OUTCOMES, FORECASTS, INGESTED)

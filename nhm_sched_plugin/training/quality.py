@@ -53,17 +53,22 @@ def check_file(path: Path, mapping: Mapping[str, str] | None = None, country: st
     Raises `IngestError` for a file that cannot be read, or has no such columns; what is wrong with its rows is in the
     report.
     """
-    from nhm_sched_plugin.store.readers import Broken, detect, read
+    import pyarrow as pa
+
+    from nhm_sched_plugin.store.chunks import Broken, Position
+    from nhm_sched_plugin.store.readers import detect, read
 
     if not path.is_file():
         raise IngestError(f"{path}: no such file; give a CSV or Parquet file with the columns timestamp and volume")
     kind = detect(path)
     if kind == "swf":
         raise IngestError(f"{path} holds jobs, not counts; `nhm-sched ingest` it, then check the records")
-    frames, rows = [], []
+    frames: list[pd.DataFrame] = []
+    rows: list[int] = []
     broken: list[Broken] = []
-    for chunk in read(path, kind):
-        frames.append(chunk.frame)
+    for chunk in read(path, kind, lambda columns, _: dict.fromkeys(columns, pa.string()), Position()):
+        full = chunk.full()
+        frames.append(full.to_pandas() if isinstance(full, pa.Table) else full)
         rows += chunk.numbers
         broken += chunk.broken
     frame = pd.concat(frames, ignore_index=True)

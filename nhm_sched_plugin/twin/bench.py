@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from nhm_sched_plugin.decision.gate import volume_threshold
 from nhm_sched_plugin.host import SchedulerHost
+from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.settings_ml import CachingSettings
 from nhm_sched_plugin.twin.classes import TicketClass
@@ -26,6 +27,7 @@ from nhm_sched_plugin.twin.controllers import (
     StaticController,
     static_workers,
 )
+from nhm_sched_plugin.twin.crowds import CrowdsAhead
 from nhm_sched_plugin.twin.forecasts import RollingForecasts
 from nhm_sched_plugin.twin.learn import calibrated, lead_s, pretrain
 from nhm_sched_plugin.twin.oracle import oracle
@@ -39,6 +41,7 @@ from nhm_sched_plugin.types import SchedulingState
 __all__ = ["POLICIES", "Bench", "Progress", "Rules", "checked"]
 
 POLICIES: Final = ("plugin", "planner", "rules", *RIVALS, "static", "oracle")
+_ENOUGH_MS: Final = 10_000.0
 _HEADROOMS: Final = (0.8, 0.9, 1.0, 1.15, 1.3)
 Progress = Callable[[str, float], Any]
 """Gets what is being done and the share of it that is done, in [0, 1]."""
@@ -176,8 +179,9 @@ class Bench:
         forecasts = self.forecasts(name)
         served, advance = (None, None) if forecasts is None else (forecasts.served, forecasts.advance)
         if name == "planner":
-            self._prepare_planner()
-            return self._simulated(name, PlannerController(self.settings, served, advance, self._best_headroom()))
+            crowds = CrowdsAhead(self.test, self.rules.startup_s, self._prepare_planner().crowds)
+            headroom = self._best_headroom()
+            return self._simulated(name, PlannerController(self.settings, served, advance, headroom, crowds))
         if name == "rules":
             rules = RulesController(self.settings, served, advance)
             return self._simulated(name, rules, rules.decisions)
@@ -237,7 +241,7 @@ class Bench:
             )
             return self._simulated("plugin", controller, controller.decisions)
 
-    def _prepare_planner(self) -> None:
+    def _prepare_planner(self) -> DemandModel:
         """The user's calibration where it fits this pool and saw nothing of the replayed part, else one of the rest."""
         path, users = self.settings.planner_path, self._users.planner_path
         if users.exists() and not path.exists():
@@ -249,13 +253,15 @@ class Bench:
             f"planner: calibrated on {model.tickets:,} tickets before; {100 * model.sla:.1f} % in time there at"
             f" {model.cost:.2f} times the oracle's cost"
         )
+        return model
 
     def _best_headroom(self) -> float:
         """The constant factor on the planned room that costs least on the training part."""
         late_cost = self.settings.planner.late_cost * self.train.service_mean_s
+        crowds = CrowdsAhead(self.train, self.rules.startup_s)
 
         def loss(headroom: float) -> float:
-            run = play(self.train, PlannerController(self.settings, headroom=headroom), self.scene)
+            run = play(self.train, PlannerController(self.settings, headroom=headroom, crowds=crowds), self.scene)
             return run.worker_seconds + late_cost * run.missed
 
         best = min(_HEADROOMS, key=loss)
@@ -347,6 +353,8 @@ def _isolated(settings: Settings, folder: Path, rules: Rules, seed: int) -> Sett
     optimizer = settings.optimizer
     if optimizer.forecast_volume_threshold is None:  # the policy is asked at any load, see `Bench._tell_the_gate`
         optimizer = optimizer.model_copy(update={"forecast_volume_threshold": 0.0})
+    # A busy machine would run out of the budget now and then, and the rules decide: a replay is of the policy.
+    optimizer = optimizer.model_copy(update={"decision_budget_ms": _ENOUGH_MS})
     planner = {"startup_s": rules.startup_s, "sla_wait_s": rules.sla_wait_s}
     return settings.model_copy(
         update={

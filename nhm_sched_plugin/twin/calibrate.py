@@ -3,7 +3,8 @@
 Cost is worker-seconds plus `late_cost` tickets' worth of work for each late ticket, over the worker-seconds of the
 clairvoyant oracle. It is measured by running the pool, with its start-up time, cooldown and limits, and minimised by
 CMA-ES (Hansen & Ostermeier 2001; the `cmaes` library), since a simulated cost has no gradient worth following.
-Training sees the trace itself, a busier overlay of it, and the trace with flash crowds (`scenarios`).
+Training sees the trace itself, a busier overlay of it, the trace with flash crowds, and with crowds that come back
+(`scenarios`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from nhm_sched_plugin.policy.demand import COEFFICIENTS, DemandModel
+from nhm_sched_plugin.policy.demand import COEFFICIENTS, VERSION, DemandModel
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout, pilot
+from nhm_sched_plugin.twin.crowds import CrowdsAhead
 from nhm_sched_plugin.twin.oracle import oracle
-from nhm_sched_plugin.twin.scenarios import overlaid, with_flash_crowds
+from nhm_sched_plugin.twin.scenarios import overlaid, with_daily_crowds, with_flash_crowds
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 
 if TYPE_CHECKING:
@@ -32,9 +34,9 @@ _MOST_TICKETS: Final = 300_000
 _MOST_DAYS: Final = 28
 _HOUR: Final = 3600.0
 _COPIES: Final = 3
-_START: Final = (2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 1.0, 0.3, 0.2, 0.2, 0.5, 0.5, 0.1)
+_START: Final = (2.0, 0.02, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0, 1.0, 0.3, 0.2, 0.2, 0.5, 0.5, 0.1, 0.7)
 """Square-root staffing with a little trend: where the search begins."""
-_SCALE: Final = (1.2, 0.03, 0.4, 0.4, 0.13, 0.1, 0.1, 0.05, 0.4, 0.23, 0.12, 0.12, 0.35, 0.35, 0.1)
+_SCALE: Final = (1.2, 0.03, 0.4, 0.4, 0.13, 0.1, 0.1, 0.05, 0.4, 0.23, 0.12, 0.12, 0.35, 0.35, 0.1, 0.4)
 """How far it looks in each direction at first."""
 
 
@@ -43,6 +45,7 @@ class _Scene(NamedTuple):
 
     trace: Trace
     offered: NDArray[np.float64]
+    crowds: NDArray[np.float64]
     oracle_s: float
     work_s: float
     """Mean service time."""
@@ -87,11 +90,17 @@ def calibrate(
 
     if not len(trace):
         raise TraceError(f"{trace.name}: no tickets to calibrate the planner on")
+    crowds = CrowdsAhead(trace, settings.planner.startup_s).seen
     trace = _recent(trace)
     planner = settings.planner
     scenes = [
         _scene(variation, planner.startup_s)
-        for variation in (trace, overlaid(trace, _COPIES), with_flash_crowds(trace, seed))
+        for variation in (
+            trace,
+            overlaid(trace, _COPIES),
+            with_flash_crowds(trace, seed),
+            with_daily_crowds(trace, seed),
+        )
     ]
     spread = dispersion(trace)
 
@@ -136,6 +145,8 @@ def calibrate(
         end=trace.end,
         sla=1.0 - own.late,
         cost=own.cost,
+        crowds=crowds,
+        version=VERSION,
     )
 
 
@@ -150,7 +161,8 @@ def _recent(trace: Trace) -> Trace:
 def _scene(trace: Trace, startup_s: float) -> _Scene:
     work_s = trace.service_mean_s
     offered = _expected_rates(trace, startup_s) * work_s / 3600.0
-    return _Scene(trace, offered, max(oracle(trace, startup_s).worker_seconds, 1.0), work_s)
+    crowds = CrowdsAhead(trace, startup_s).between(trace.start, trace.end)
+    return _Scene(trace, offered, crowds, max(oracle(trace, startup_s).worker_seconds, 1.0), work_s)
 
 
 def _expected_rates(trace: Trace, ahead_s: float) -> NDArray[np.float64]:
@@ -192,7 +204,7 @@ def _run(
         service_s=scene.work_s,
         room=math.ceil(planner.startup_s / tick_s) + 8,
     )
-    pilot.fly(sim, tick_s, scene.offered, spread, coefficients, limits_of(settings))
+    pilot.fly(sim, tick_s, scene.offered, scene.crowds, spread, coefficients, limits_of(settings))
     waits = np.where(np.isnan(sim.started), trace.end, sim.started) - trace.arrivals
     late = float((waits > planner.sla_wait_s).mean())
     return _Outcome(sim.t.item(layout.WORKER_S) / scene.oracle_s, late)

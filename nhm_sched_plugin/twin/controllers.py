@@ -7,10 +7,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import msgspec
+
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS, Limits
 from nhm_sched_plugin.decision.rulebook import RuleBook, resolve_rule_book
+from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.planner import Planner
 from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.twin.crowds import CrowdsAhead
 from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.types import Action, Decision, Forecast, Outcome, Reason, Recommendation, SchedulingState, Ticket
@@ -166,7 +170,8 @@ class RulesController:
 class PlannerController:
     """The planner's own target at every tick, within the same guards as the plugin: what learning has to beat.
 
-    `headroom` scales the planned room above what is in the system.
+    `headroom` scales the planned room above what is in the system; `crowds` tells of the crowd ahead, as the host's
+    counter would.
     """
 
     watches_tickets = False
@@ -177,8 +182,10 @@ class PlannerController:
         forecaster: Forecasts | None = None,
         before_tick: Callable[[float], Any] | None = None,
         headroom: float = 1.0,
+        crowds: CrowdsAhead | None = None,
     ) -> None:
         self.name = "planner"
+        self._crowds = crowds
         self._before_tick = before_tick
         self._planner = Planner(settings)
         self._limits = Limits(settings.limits)
@@ -193,6 +200,8 @@ class PlannerController:
     def on_tick(self, state: SchedulingState, now: float) -> int | None:
         if self._before_tick is not None:
             self._before_tick(now)
+        if self._crowds is not None:
+            state = msgspec.structs.replace(state, features={**state.features, AHEAD: self._crowds.at(now)})
         full, forecast = self._advised.complete(state, now)
         plan = self._planner.plan(full, forecast)
         chosen = self._planner.candidates(plan, full, self._headroom)[0]

@@ -94,6 +94,7 @@ class Drill:
             self._lead,
             self._room,
             window.loads(settings.planner.startup_s),
+            window.crowds,
             self._model.dispersion,
             self._weights,
             self._limits,

@@ -159,6 +159,7 @@ def episode(
     lead: int,
     open_steps: Any,
     loads: Any,
+    crowds: Any,
     dispersion: float,
     w: Any,
     limits: Any,
@@ -170,8 +171,8 @@ def episode(
     """Runs the simulation to its end, learning from every control tick `lead` ticks later; the sum of the rewards.
 
     `loads` [hours, 3]: per hour from the start the tickets expected in the next hour, six hours later, and the Erlangs
-    at the lead time. `open_steps` [lead, 6], `targets` and `found` [6] are room to work in, `chance` [1] the state of
-    the random numbers.
+    at the lead time; `crowds` as for `pilot.fly`. `open_steps` [lead, 6], `targets` and `found` [6] are room to work
+    in, `chance` [1] the state of the random numbers.
     """
     start, last_change, made, total = sim.t[NOW], -math.inf, 0, 0.0
     after = open_steps[lead]
@@ -191,7 +192,7 @@ def episode(
             total += earned
             target = earned + discount * best(values, state)
             update(values, int(before[_STATE]), int(before[_ARM]), target, learning_rate)
-        need = pilot.need_now(sim, loads[hour, 2], dispersion, w)
+        need = pilot.need_now(sim, loads[hour, 2], pilot.crowd_at(crowds, start, now), dispersion, w)
         asked, arm = math.nan, 3 * _KEEP
         if not math.isnan(need):
             may_remove = not abs(now - last_change) < limits[3]
@@ -251,6 +252,7 @@ def trial(
     until: float,
     tick_s: float,
     offered: float,
+    crowds: Any,
     dispersion: float,
     w: Any,
     limits: Any,
@@ -258,15 +260,17 @@ def trial(
 ) -> float:
     """What it costs to order `target` (NaN: nothing) once, and to leave the pool to the planner `until` then.
 
-    Worker-seconds and `late_s` for each late ticket. `sim` stays as it is; `copy` is of the same window.
+    Worker-seconds and `late_s` for each late ticket. `crowds` begins with the slot of now. `sim` stays as it is; `copy`
+    is of the same window.
     """
     observe(sim)
     _copy(sim, copy)
-    paid, late = copy.t[WORKER_S], _late(copy)
+    paid, late, began = copy.t[WORKER_S], _late(copy), copy.t[NOW]
     last_change = pilot.order(copy, target, last_change, limits)
     advance(copy, copy.t[NOW] + tick_s, False)
     while copy.t[NOW] < until:
-        need = pilot.need_now(copy, offered, dispersion, w)
+        crowd = pilot.crowd_at(crowds, began, copy.t[NOW])
+        need = pilot.need_now(copy, offered, crowd, dispersion, w)
         last_change = pilot.order(copy, need, last_change, limits)
         advance(copy, copy.t[NOW] + tick_s, False)
     observe(copy)

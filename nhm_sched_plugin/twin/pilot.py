@@ -10,11 +10,12 @@ import math
 from typing import Any, Final
 
 from nhm_sched_plugin.policy import demand
+from nhm_sched_plugin.policy.crowds import SLOT_S
 from nhm_sched_plugin.twin.compiled import compiled, inner
 from nhm_sched_plugin.twin.engine import active, advance, count_arrivals, ordered, scale_to
 from nhm_sched_plugin.twin.layout import ARRIVALS, BUSY, END, NOW, SERVICE_S, WAITING
 
-__all__ = ["LIMITS", "fly", "need_now", "order"]
+__all__ = ["LIMITS", "crowd_at", "fly", "need_now", "order"]
 
 LIMITS: Final = ("min_workers", "max_workers", "max_step", "cooldown_s")
 """What the array `limits` holds, in order."""
@@ -24,7 +25,14 @@ needed = inner(demand.needed)
 
 
 @inner
-def need_now(sim: Any, offered: float, dispersion: float, w: Any) -> float:
+def crowd_at(crowds: Any, start: float, now: float) -> float:
+    """Of an array with a number for each slot, the first being that of `start`; the last holds on."""
+    slot = int(now // SLOT_S) - int(start // SLOT_S)
+    return crowds[min(slot, len(crowds) - 1)]  # type: ignore[no-any-return]
+
+
+@inner
+def need_now(sim: Any, offered: float, crowd: float, dispersion: float, w: Any) -> float:
     """The planner's need for what can be measured now; NaN while the service time is unknown."""
     service_s = sim.t[SERVICE_S]
     if not service_s > 0.0:
@@ -41,6 +49,7 @@ def need_now(sim: Any, offered: float, dispersion: float, w: Any) -> float:
         seen[ARRIVALS + 5],
         service_s,
         offered,
+        crowd,
         dispersion,
         w,
     )
@@ -65,14 +74,17 @@ def order(sim: Any, target: float, last_change: float, limits: Any) -> float:
 
 
 @compiled
-def fly(sim: Any, tick_s: float, offered: Any, dispersion: float, w: Any, limits: Any) -> None:
-    """Runs the simulation to its end under the planner; `offered` has the forecast's Erlangs per hour from the start.
+def fly(sim: Any, tick_s: float, offered: Any, crowds: Any, dispersion: float, w: Any, limits: Any) -> None:
+    """Runs the simulation to its end under the planner.
+
+    `offered` has the forecast's Erlangs per hour from the start, `crowds` what `CrowdsAhead.between` gives.
 
     `sim` needs room for an order per control tick of a start-up (see `layout.new_sim`).
     """
     start, last_change = sim.t[NOW], -math.inf
     while sim.t[NOW] < sim.t[END]:
         hour = min(int((sim.t[NOW] - start) / 3600.0), len(offered) - 1)
-        target = need_now(sim, offered[hour], dispersion, w)
+        crowd = crowd_at(crowds, start, sim.t[NOW])
+        target = need_now(sim, offered[hour], crowd, dispersion, w)
         last_change = order(sim, target, last_change, limits)
         advance(sim, sim.t[NOW] + tick_s, False)

@@ -8,13 +8,17 @@ minutes, a decay).
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from nhm_sched_plugin.twin.traces import Trace
 
-__all__ = ["overlaid", "with_flash_crowds"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["overlaid", "with_daily_crowds", "with_flash_crowds"]
 
 _DAY: Final = 86_400.0
 _STEP_S: Final = 15.0
@@ -24,6 +28,13 @@ _PEAK: Final = (1.0, 4.0)
 """Their height, times the mean of the busiest thousandth of the minutes."""
 _RAMP_S: Final = (120.0, 300.0)
 _PLATEAU_S: Final = (300.0, 1200.0)
+_RUN_EVERY_DAYS: Final = 12.0
+_RUN_DAYS: Final = (5, 10)
+_MISSED: Final = 0.2
+_UNLIKE: Final = 0.4
+"""Standard deviation of the logarithm of a height."""
+_UNPUNCTUAL_S: Final = 240.0
+"""Standard deviation of the time."""
 
 
 def overlaid(trace: Trace, copies: int, shift_days: int = 2) -> Trace:
@@ -42,19 +53,57 @@ def overlaid(trace: Trace, copies: int, shift_days: int = 2) -> Trace:
 def with_flash_crowds(trace: Trace, seed: int) -> Trace:
     """The trace with a flash crowd every four days on average (at least one), of tickets like its own."""
     draw = np.random.default_rng(seed)
-    minutes = np.bincount(((trace.arrivals - trace.start) // 60).astype(np.int64))
-    peak = float(np.sort(minutes)[-max(1, len(minutes) // 1000) :].mean())
-    arrivals, durations = [trace.arrivals], [trace.durations]
+    peak = _peak(trace)
+    crowds = []
     for _ in range(max(1, round(_PER_DAY * (trace.end - trace.start) / _DAY))):
         ramp, plateau = draw.uniform(*_RAMP_S), draw.uniform(*_PLATEAU_S)
+        at = _crowd(draw, peak * draw.uniform(*_PEAK) / 60.0, ramp, plateau)
+        at += draw.uniform(trace.start, max(trace.start, trace.end - plateau - 2 * ramp - _STEP_S))
+        crowds.append(at)
+    return _with(trace, crowds, draw)
+
+
+def with_daily_crowds(trace: Trace, seed: int) -> Trace:
+    """The trace with crowds that come back: a run of days on end with one at about the same time, as a nightly job or
+    the start of a shift makes it; one run begins every twelve days (at least one).
+
+    On a day in five it does not come. Heights differ from day to day, times by a few minutes.
+    """
+    draw = np.random.default_rng([seed, 1])
+    peak, days = _peak(trace), (trace.end - trace.start) / _DAY
+    crowds = []
+    for _ in range(max(1, round(days / _RUN_EVERY_DAYS))):
+        first, time = int(draw.uniform(0.0, 0.4 * days)), draw.uniform(0.0, _DAY)
         rate = peak * draw.uniform(*_PEAK) / 60.0
-        steps = np.arange(0.0, plateau + 2 * ramp, _STEP_S)
-        height = np.clip(np.minimum(steps / ramp, (plateau + 2 * ramp - steps) / ramp), 0.0, 1.0)
-        counts = draw.poisson(rate * height * _STEP_S)
-        at = np.repeat(steps, counts) + draw.uniform(0.0, _STEP_S, counts.sum())
-        at += draw.uniform(trace.start, max(trace.start, trace.end - steps[-1] - _STEP_S))
-        arrivals.append(at)
-        durations.append(draw.choice(trace.durations, len(at)))
-    at = np.concatenate(arrivals)
-    inside = at < trace.end
+        ramp, plateau = draw.uniform(*_RAMP_S), draw.uniform(*_PLATEAU_S)
+        for day in range(first, min(math.ceil(days), first + int(draw.integers(*_RUN_DAYS)))):
+            if draw.random() < _MISSED:
+                continue
+            at = _crowd(draw, rate * draw.lognormal(0.0, _UNLIKE), ramp, plateau)
+            crowds.append(at + trace.start + day * _DAY + time + draw.normal(0.0, _UNPUNCTUAL_S))
+    return _with(trace, crowds, draw)
+
+
+def _peak(trace: Trace) -> float:
+    """Tickets in a minute: the mean of the busiest thousandth of the minutes."""
+    minutes = np.bincount(((trace.arrivals - trace.start) // 60).astype(np.int64))
+    return float(np.sort(minutes)[-max(1, len(minutes) // 1000) :].mean())
+
+
+def _crowd(draw: np.random.Generator, rate: float, ramp_s: float, plateau_s: float) -> NDArray[np.float64]:
+    """Seconds from its start at which a crowd's tickets come, `rate` of them a second at its height."""
+    length = plateau_s + 2 * ramp_s
+    steps = np.arange(0.0, length, _STEP_S)
+    height = np.clip(np.minimum(steps / ramp_s, (length - steps) / ramp_s), 0.0, 1.0)
+    counts = draw.poisson(rate * height * _STEP_S)
+    at: NDArray[np.float64] = np.repeat(steps, counts) + draw.uniform(0.0, _STEP_S, counts.sum())
+    return at
+
+
+def _with(trace: Trace, crowds: list[NDArray[np.float64]], draw: np.random.Generator) -> Trace:
+    """The trace and the crowds, as far as they are inside its time; their tickets are like its own."""
+    durations = [trace.durations, *(draw.choice(trace.durations, len(crowd)) for crowd in crowds)]
+    at = np.concatenate([trace.arrivals, *crowds])
+    inside = (at >= trace.start) & (at < trace.end)
+    inside[: len(trace)] = True
     return Trace(at[inside], np.concatenate(durations)[inside], name=trace.name, start=trace.start, end=trace.end)

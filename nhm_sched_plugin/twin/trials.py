@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
+from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy, arm_of
 from nhm_sched_plugin.policy.planner import Plan
@@ -116,6 +117,7 @@ class Trials:
                 now + self.horizon_s,
                 self._tick_s,
                 self._loads[hour, 2],
+                self._window.crowds_from(now),
                 self._model.dispersion,
                 self._weights,
                 self._limits,
@@ -182,10 +184,13 @@ def pool_of(window: Window, settings: Settings) -> Pool:
 
 
 def complete(state: SchedulingState, window: Window, now: float) -> tuple[SchedulingState, Forecast]:
-    """The state with the predicted loads, and the forecast."""
+    """The state with the predicted loads and the crowd ahead, and the forecast."""
     forecast = window.guess.forecast(now, 1.0)
     full = msgspec.structs.replace(
-        state, predicted_load_1h=forecast.predicted_volume, predicted_load_6h=window.guess.rate(now, 6)
+        state,
+        predicted_load_1h=forecast.predicted_volume,
+        predicted_load_6h=window.guess.rate(now, 6),
+        features={**state.features, AHEAD: float(window.crowds_from(now)[0])},
     )
     return full, forecast
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from nhm_sched_plugin.policy.crowds import SLOT_S
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout
+from nhm_sched_plugin.twin.crowds import CrowdsAhead
 from nhm_sched_plugin.twin.forecasts import SeasonalGuess
 from nhm_sched_plugin.twin.scenarios import overlaid, with_flash_crowds
 from nhm_sched_plugin.twin.traces import Trace
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Window", "Windows"]
 
 _COPIES: Final = 2
+_NO_CROWDS: Final = np.zeros(1)
 _FIRST_POOL: Final = (0.3, 2.0)
 """Times the load expected at the start."""
 
@@ -36,6 +39,13 @@ class Window(NamedTuple):
     trace: Trace
     guess: _Guess
     workers: int
+    crowds: NDArray[np.float64] = _NO_CROWDS
+    """The crowd ahead in each slot, from the start's on."""
+
+    def crowds_from(self, now: float) -> NDArray[np.float64]:
+        """The same from the slot of `now` on."""
+        slot = int(now // SLOT_S) - int(self.trace.start // SLOT_S)
+        return self.crowds[min(slot, len(self.crowds) - 1) :]
 
     def loads(self, startup_s: float) -> NDArray[np.float64]:
         """Per hour from the start: tickets expected in the next hour, six hours later, and Erlangs at the lead time."""
@@ -61,19 +71,21 @@ class Windows:
         found = [trace]
         if varied:
             found += [overlaid(trace, _COPIES), with_flash_crowds(trace, seed)]
-        self._sources = [(source, _Guess(source)) for source in found]
+        startup_s = settings.planner.startup_s
+        self._sources = [(source, _Guess(source), CrowdsAhead(source, startup_s)) for source in found]
         self._varied = varied
 
     def draw(self, draw: random.Random, window_s: float) -> Window:
         """A window of that length, or of the whole trace where that is shorter."""
         place = draw.randrange(1, len(self._sources)) if draw.random() < self._varied else 0
-        source, guess = self._sources[place]
+        source, guess, crowds = self._sources[place]
         window_s = min(window_s, source.end - source.start)
         start = draw.uniform(source.start, source.end - window_s)
         erlangs = guess.rate(start) * guess.service_s / 3600.0
         workers = max(self._limits.min_workers, math.ceil(erlangs * draw.uniform(*_FIRST_POOL)), 1)
         part = source.slice(start, start + window_s)
-        return Window(part, guess, min(workers, self._limits.max_workers))
+        known = crowds.between(start, start + window_s)
+        return Window(part, guess, min(workers, self._limits.max_workers), known)
 
     def sim(self, window: Window, settings: Settings, tick_s: float) -> layout.Sim:
         """A simulation of the window, with room for an order at each tick."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "demo",
     "init",
     "ingest",
+    "ingest-profiles",
     "quality",
     "train",
     "models",
@@ -31,6 +32,7 @@ COMMANDS = {
     "q-table",
     "replay",
     "drain",
+    "quarantine",
     "shadow",
     "experiment",
     "explain",
@@ -97,7 +99,8 @@ def test_records(nhm: Any, tickets: Path, folder: Path) -> None:
     assert "2 records wait" in nhm("doctor").out.replace("\n", " ")
     drained = nhm("drain", "--log-tickets", "--json")
     assert (drained.json["decisions"], drained.json["outcomes"], drained.json["remaining"]) == (1, 1, 0)
-    assert "delivered" in nhm("drain").out
+    assert "delivered" in nhm("drain", "--batch", "100").out
+    assert nhm("drain", "--batch", "0").code == 2
     story = nhm("explain", decision.decision_id)
     assert story.code == 0
     assert "ticket t1 (type late)" in " ".join(story.out.split())

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nhm_sched_plugin import SchedulerHost, SchedulingState, Ticket
+from nhm_sched_plugin import Decision, SchedulerHost, SchedulingState, Ticket
+from nhm_sched_plugin.store.spool import Spool
 
 WRONG_CONFIGS = [
     ("rollot: {percentage: 5}", "wrong.yaml: rollot: unknown key; did you mean 'rollout'?"),
@@ -189,6 +190,22 @@ def test_a_damaged_spool_gives_what_it_still_has(nhm: Any, folder: Path) -> None
     assert 100 < drained.json["decisions"] < len(made)
     assert list(file.parent.glob("*.corrupt"))
     assert nhm("doctor", "--json").json[5]["ok"], "a new spool is in its place"
+
+
+def test_what_is_in_quarantine_is_shown_and_tried_again(nhm: Any, folder: Path) -> None:
+    assert "Nothing is in quarantine." in nhm("quarantine", "show").out
+    spool = Spool(folder / "data" / "spool")
+    spool.append([Decision(decision_id="far", decided_at=2.6e11), Decision(decision_id="good", decided_at=1.5e9)])
+    drained = nhm("drain", "--json").json
+    assert (drained["delivered"], drained["quarantined"], drained["remaining"]) == (1, 1, 0)
+    (row,) = nhm("quarantine", "show", "--json").json
+    assert (row["record"], row["kind"]) == ("far", "decision")
+    assert "decided_at = 260000000000.0" in row["reason"]
+    assert "far" in nhm("quarantine", "show").out
+    assert nhm("quarantine", "retry", "other", "--json").json == {"moved": 0, "left": 1}
+    assert nhm("quarantine", "retry", "far", "--json").json == {"moved": 1, "left": 0}
+    assert "0 records wait for `nhm-sched drain` again; 0 stay" in nhm("quarantine", "retry").out
+    assert nhm("drain", "--json").json["quarantined"] == 1, "it is still no time of ours"
 
 
 def test_two_processes_on_one_embedded_database(nhm: Any, folder: Path) -> None:

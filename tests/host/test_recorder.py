@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from nhm_sched_plugin import Decision, Outcome, Reason, SchedulerHost, Ticket
+from nhm_sched_plugin.errors import SpoolError, SpoolFullError
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.recorder import Recorder
 from nhm_sched_plugin.settings import RecordingSettings
 from nhm_sched_plugin.store.spool import Spool
+from nhm_sched_plugin.types import RewardedOutcome
 
 
 class ListSink:
@@ -56,6 +58,10 @@ class Bench:
 
     def count(self, state: str) -> float:
         return self.metrics.registry.get_sample_value("nhm_sched_records_total", {"state": state}) or 0.0
+
+    def drops(self) -> dict[str, float]:
+        (family,) = [one for one in self.metrics.registry.collect() if one.name == "nhm_sched_records_dropped"]
+        return {one.labels["cause"]: one.value for one in family.samples if one.name.endswith("_total")}
 
     def failures(self, component: str) -> float:
         labels = {"component": component}
@@ -140,6 +146,74 @@ def test_a_full_queue_drops_and_counts(caplog: pytest.LogCaptureFixture) -> None
     assert bench.recorder.flush(5)
     assert len(sink.got) == 100
     bench.recorder.close(1)
+
+
+def ended(number: int) -> RewardedOutcome:
+    return RewardedOutcome(outcome=Outcome(decision_id=str(number)), reward=0.5)
+
+
+def test_decisions_are_dropped_first_and_outcomes_last() -> None:
+    sink = ListSink()
+    sink.gate.clear()
+    bench = Bench(sink, queue_size=100)
+    assert all(bench.recorder.record(record(i)) for i in range(100))
+    assert [bench.recorder.record(ended(i)) for i in range(30)] == [True] * 25 + [False] * 5
+    assert not bench.recorder.record(record(100))
+    assert bench.drops() == {"queue_full": 6}
+    sink.gate.set()
+    assert bench.recorder.flush(5)
+    assert [one for one in sink.got if isinstance(one, RewardedOutcome)] == [ended(i) for i in range(25)]
+    bench.recorder.close(1)
+
+
+class FullForDecisions(ListSink):
+    """A spool at its limit, which still takes outcomes."""
+
+    def write(self, records: Any) -> None:
+        if self.error is None and any(isinstance(one, Decision) for one in records):
+            raise SpoolFullError("spool is full")
+        super().write(records)
+
+
+def test_outcomes_go_past_decisions_that_a_full_spool_refuses() -> None:
+    sink = FullForDecisions("spool")
+    bench = Bench(sink)
+    for i in range(20):
+        bench.recorder.record(record(i))
+        bench.recorder.record(ended(i))
+    until = time.monotonic() + 10
+    while len(sink.got) < 20 and time.monotonic() < until:
+        time.sleep(0.002)
+    assert sink.got == [ended(i) for i in range(20)]
+    assert bench.count("spooled") == 20
+    sink.write = sink.got.extend  # type: ignore[method-assign]
+    assert bench.recorder.flush(5)
+    assert sink.got[20:] == [record(i) for i in range(20)]
+    assert bench.count("spooled") == 40
+    bench.recorder.close(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [(SpoolFullError("full"), "spool_full"), (SpoolError("no space left"), "disk"), (OSError("gone"), "sink")],
+)
+def test_a_drop_is_counted_by_its_cause(error: Exception, cause: str, caplog: pytest.LogCaptureFixture) -> None:
+    sink = ListSink()
+    sink.error = error
+    bench = Bench(sink, queue_size=100)
+    assert bench.recorder.record(record(0))
+    until = time.monotonic() + 10
+    while not bench.failures("sink list") and time.monotonic() < until:
+        time.sleep(0.002)
+    for i in range(1, 150):
+        bench.recorder.record(record(i))
+    assert bench.drops() == {cause: 50}
+    assert sum("records are being dropped" in one.getMessage() for one in caplog.records) == 1
+    bench.recorder.close(0.1)
+    assert bench.drops() == {cause: 50, "shutdown": 100}
+    assert not bench.recorder.record(record(1))
+    assert bench.drops()["closed"] == 1
+    assert bench.count("dropped") == 151
 
 
 def test_what_is_left_at_the_end_is_counted_as_dropped() -> None:

@@ -26,7 +26,7 @@ def only(**weights: float) -> list[float]:
 
 def test_each_term_by_hand() -> None:
     def need(**weights: float) -> float:
-        return needed(16.0, 4, 10, 12, 20, 60, 225, 100.0, 20.0, 1.0, only(**weights))
+        return needed(16.0, 4, 10, 12, 20, 60, 225, 100.0, 20.0, 0.0, 1.0, only(**weights))
 
     assert need() == 16
     assert need(constant=2.5) == 18.5
@@ -38,9 +38,13 @@ def test_each_term_by_hand() -> None:
     assert need(root_3600s=1) == 16 + 15
     assert need(rise=0.5) == need(rise=-0.5) == 18
     assert need(constant=-9) == 16, "never fewer than are in the system"
+    assert need(crowd=2, constant=-9) == 16, "no crowd is ahead"
+    ahead = needed(16.0, 4, 10, 12, 20, 60, 225, 100.0, 20.0, 30.0, 1.0, only(crowd=-2, constant=9))
+    assert ahead == 225 * 100 / 3600 + 60, "beyond the pace of the hour, which is less than what is in the system"
+    assert needed(16.0, 4, 10, 12, 20, 60, 225, 100.0, 20.0, 4.0, 1.0, only(crowd=2, constant=9)) == 25, "enough"
     assert expected(16.0, 225, 60.0, 100.0) == pytest.approx(10.6)
     assert need(surge_60s=1) == 16, "ten are no surprise where 9.6 are expected"
-    crowd = needed(16.0, 4, 100, 12, 20, 60, 225, 100.0, 20.0, 1.0, only(surge_60s=1))
+    crowd = needed(16.0, 4, 100, 12, 20, 60, 225, 100.0, 20.0, 0.0, 1.0, only(surge_60s=1))
     assert crowd == pytest.approx(16 + 100 - 9.6 - 3 * math.sqrt(10.6))
 
 
@@ -50,7 +54,7 @@ def test_in_a_steady_state_trends_add_nothing_at_any_volume(
 ) -> None:
     steady = [window / service_s * in_system for window in WINDOWS_S]
     weights = dict(zip(COEFFICIENTS[3:8], trends, strict=True))
-    need = needed(in_system, *steady, service_s, math.nan, 1.0, only(**weights, surge_60s=1, surge_120s=1))  # type: ignore[call-arg]
+    need = needed(in_system, *steady, service_s, math.nan, 0.0, 1.0, only(**weights, surge_60s=1, surge_120s=1))  # type: ignore[call-arg]
     assert need == pytest.approx(in_system, abs=1e-6 * (1 + in_system))
 
 
@@ -76,6 +80,10 @@ def test_the_file(tmp_path: Path) -> None:
     assert DemandModel.load(path) == calibration()
     with pytest.raises(FileNotFoundError):
         DemandModel.load(tmp_path / "none.json")
+    plain = msgspec.to_builtins(calibration())
+    del plain["crowds"], plain["version"]
+    path.write_bytes(msgspec.json.encode({**plain, "coefficients": plain["coefficients"][:-1]}))
+    assert DemandModel.load(path).coefficients == (*calibration().coefficients[:-1], 0.0), "version 1 knew no crowds"
     path.write_text("{}")
     with pytest.raises(ModelError, match=r"planner\.json: is not a calibrated planner .*run `nhm-sched learn` again"):
         DemandModel.load(path)

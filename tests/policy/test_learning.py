@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -26,7 +27,8 @@ from nhm_sched_plugin.policy.confidence import (
     live_odds,
     preferred,
 )
-from nhm_sched_plugin.policy.demand import ARRIVED
+from nhm_sched_plugin.policy.crowds import AHEAD
+from nhm_sched_plugin.policy.demand import ARRIVED, DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy, arm_of
 from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable, reset
 from nhm_sched_plugin.policy.state_key import state_key
@@ -434,6 +436,25 @@ def test_a_plan_is_made_once_for_what_it_does_not_depend_on(tmp_path: Path) -> N
     assert plans[0].basis == "calibrated"
 
 
+def test_a_crowd_ahead_makes_another_situation(tmp_path: Path) -> None:
+    """What is remembered of a measurement of the pool is not of one with another crowd ahead."""
+    chosen = settings(tmp_path)
+    calibration(crowds=((1, 5.0),)).save(chosen.planner_path)
+    told: list[DemandModel] = []
+    policy = QPolicy(chosen, keep, on_calibration=told.append)
+    assert [model.crowds for model in told] == [((1, 5.0),)]
+
+    def target(crowd: float) -> object:
+        features = {**dict.fromkeys(ARRIVED, 10.0), AHEAD: crowd}
+        answer = policy.recommend(None, msgspec.structs.replace(STATE, features=features), FORECAST)
+        assert answer is not None
+        return answer.parameters["target_workers"]
+
+    assert target(0.0) == target(0.0)
+    assert target(500.0) == math.ceil(10 * 60 / 3600 + 0.4 * 500.0)
+    assert target(0.0) != target(500.0)
+
+
 def test_nothing_known_to_be_worse_is_explored(tmp_path: Path) -> None:
     policy = QPolicy(settings(tmp_path, epsilon=0.2), keep)
     others = {
@@ -456,6 +477,28 @@ def test_an_arm_seen_now_and_then_is_believed_to_be_as_elsewhere(tmp_path: Path)
     try_out(table, "NO_ACTION", 0.2, SEEN, state="seldom")
     assert confidence(table, "hardly", "NO_ACTION", "x") == 0.5
     assert confidence(table, "seldom", "NO_ACTION", "x") > 0.9
+
+
+def test_where_the_plan_was_hardly_tried_it_is_as_good_as_in_most_states() -> None:
+    """The plan is one policy: what it saved in nine states of ten is to be expected of one more."""
+
+    def unseen(bad: int, good: int, trials: int = 400) -> float:
+        table = QTable()
+        for number in range(bad + good):
+            saved = -0.2 if number < bad else 0.3
+            try_out(table, f"{PLANNED}NO_ACTION", saved, trials, state=f"state {number}")
+        return confidence(table, "nowhere", "INCREASE_WORKER_POOL", "x", planned=True)
+
+    assert confidence(QTable(), "nowhere", "NO_ACTION", "x", planned=True) == 0.5
+    assert unseen(0, 9, SEEN) == 0.5, "too few trials in all"
+    assert unseen(1, 9) == pytest.approx(10 / 12)
+    assert unseen(5, 5) < 0.7
+    assert unseen(9, 1) < 0.2
+    assert unseen(0, 500) == CEILING
+    table = QTable()
+    for number in range(10):
+        try_out(table, "NO_ACTION", 0.3, 400, state=f"state {number}")
+    assert confidence(table, "nowhere", "NO_ACTION", "x") == 0.5, "of single arms nothing is known where they are new"
 
 
 def test_a_state_without_a_crowd_is_not_certain() -> None:

@@ -1,9 +1,8 @@
 """ClickHouse's HTTP interface, as much of it as a client needs, in front of the embedded engine.
 
-    python http_front.py PATH PORT_FILE
+    python http_front.py PATH PORT_FILE [PORT]
 
-It writes its port to PORT_FILE. When PORT_FILE.drop exists, it removes that and hangs up after its next insert.
-
+It writes its port to PORT_FILE
 A real server on a real socket for tests: the stock HTTP client cannot tell the difference.
 """
 
@@ -26,7 +25,7 @@ import lz4.frame
 
 ENGINE_LOCK = threading.Lock()
 FORMAT = re.compile(rb"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
-INSERT = re.compile(rb"^\s*(INSERT\s+INTO\s+.*?)\s+FORMAT\s+Native\s*?\n", re.IGNORECASE | re.DOTALL)
+INSERT = re.compile(rb"^\s*(INSERT\s+INTO\s+.*?)\s+FORMAT\s+(Native|ArrowStream)\s*?\n", re.IGNORECASE | re.DOTALL)
 UNPACK: dict[str, Any] = {
     "": bytes,
     "gzip": gzip.decompress,
@@ -38,6 +37,7 @@ class Front(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     engine: Any
     drop_file: Path
+    deny_file: Path
 
     def do_POST(self) -> None:
         query = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
@@ -50,6 +50,8 @@ class Front(BaseHTTPRequestHandler):
             body = UNPACK[self.headers.get("Content-Encoding", "")](body)
             if "query" in query:
                 body = query["query"].encode() + (b"\n" + body if body else b"")
+            if INSERT.match(body) and self.deny_file.exists():
+                raise RuntimeError(self.deny_file.read_text())
             answer, form = self.run(
                 body, params, query.get("insert_deduplication_token", ""), query.get("mutations_sync", "0")
             )
@@ -85,7 +87,8 @@ class Front(BaseHTTPRequestHandler):
                     file.write(body[insert.end() :])
                     file.flush()
                     once = f"SETTINGS insert_deduplication_token = '{token}', max_partitions_per_insert_block = 0"
-                    sql = f"{insert.group(1).decode()} FROM INFILE '{file.name}' {once} FORMAT Native"
+                    into, form = insert.group(1).decode(), insert.group(2).decode()
+                    sql = f"{into} FROM INFILE '{file.name}' {once} FORMAT {form}"
                     self.engine.query(sql, "TabSeparated")
                 return b"", "TabSeparated"
             found = FORMAT.search(body)
@@ -104,10 +107,10 @@ class Front(BaseHTTPRequestHandler):
         pass
 
 
-def main(path: str, port_file: str) -> None:
+def main(path: str, port_file: str, port: str = "0") -> None:
     Front.engine = chdb.connect(path)
-    Front.drop_file = Path(f"{port_file}.drop")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    Front.drop_file, Front.deny_file = Path(f"{port_file}.drop"), Path(f"{port_file}.deny")
+    server = ThreadingHTTPServer(("127.0.0.1", int(port)), Front)
     temporary = Path(f"{port_file}.new")
     temporary.write_text(str(server.server_address[1]))
     os.replace(temporary, port_file)

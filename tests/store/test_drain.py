@@ -132,7 +132,7 @@ def test_a_row_that_only_the_database_client_refuses_is_found_by_halving(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def careless(record: Decision, created: float) -> list[Any]:
-        row = decision_row(record, created)
+        row = list(decision_row(record, created))
         if record.decision_id == "d5":
             row[DECISION_COLUMNS.index("propensity")] = "much"
         return row

@@ -7,6 +7,7 @@ import datetime as dt
 import gzip
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -260,26 +261,77 @@ def test_the_same_content_again_adds_nothing_and_says_so(store: Store, tmp_path:
     assert {row["task_type"] for row in table(store)} == {"default"}
 
 
-def test_an_interrupted_run_starts_over_without_doubling(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.readers._CHUNK", 10)
-    path = incidents(tmp_path / "long.csv", 35)
-    insert, calls = store.insert_execution_logs, 0
+def blocks_of(monkeypatch: pytest.MonkeyPatch, size: int = 300) -> None:
+    monkeypatch.setattr("nhm_sched_plugin.store.csv_blocks._BLOCK", size)
 
-    def failing(frame: pd.DataFrame) -> None:
+
+def dies_at(store: Store, monkeypatch: pytest.MonkeyPatch, block: int, *, after: bool = False) -> Callable[[], None]:
+    """The insert of this block fails, before or after the database has done it. Returns what mends it."""
+    insert, calls = store.insert_arrow, 0
+
+    def failing(table: str, rows: Any, token: str | None = None) -> None:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls < block or after:
+            insert(table, rows, token)
+        if calls >= block:
             raise StoreError("the database went away")
-        insert(frame)
 
-    monkeypatch.setattr(store, "insert_execution_logs", failing)
+    monkeypatch.setattr(store, "insert_arrow", failing)
+    return lambda: monkeypatch.setattr(store, "insert_arrow", insert)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupted_run_goes_on_without_doubling(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    blocks_of(monkeypatch)
+    path = incidents(tmp_path / "long.csv", 90)
+    with path.open("a") as file:
+        file.write("too,short\n" * 3)
+    mend = dies_at(store, monkeypatch, 3, after=after)
     with pytest.raises(StoreError, match="went away"):
         ingest(path, store, mapping=MAPPING)
-    assert len(table(store)) == 20
+    left = len(table(store))
+    assert 0 < left < 90
+    mend()
     report = ingest(path, store, mapping=MAPPING)
-    assert (report.rows, len(table(store)), report.already_ingested) == (35, 35, False)
+    assert (report.rows, report.rejected, len(table(store)), report.already_ingested) == (90, 3, 90, False)
+    assert 0 < report.resumed_rows < 90
+    assert (report.resumed_rows < left) is after
+    assert report.task_types == {"type, 0": 45, "type, 1": 45}
+    assert report.first == RECENT.to_pydatetime()
+    assert len((tmp_path / "long.csv.rejects.csv").read_text().splitlines()) == 4
+    assert ingest(path, store, mapping=MAPPING).already_ingested
+
+
+def test_an_interrupted_run_with_other_options_starts_over(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks_of(monkeypatch)
+    path = incidents(tmp_path / "long.csv", 90)
+    mend = dies_at(store, monkeypatch, 3)
+    with pytest.raises(StoreError, match="went away"):
+        ingest(path, store, mapping=MAPPING)
+    mend()
+    report = ingest(path, store, mapping=MAPPING, constants={"risk_band": "high"})
+    assert (report.rows, report.resumed_rows, len(table(store))) == (90, 0, 90)
+    assert {row["risk_band"] for row in table(store)} == {"high"}
+
+
+def test_an_interrupted_run_whose_rows_were_deleted_starts_over(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks_of(monkeypatch)
+    path = incidents(tmp_path / "long.csv", 90)
+    mend = dies_at(store, monkeypatch, 3)
+    with pytest.raises(StoreError, match="went away"):
+        ingest(path, store, mapping=MAPPING)
+    mend()
+    store.command(f"DELETE FROM {store.database}.execution_logs WHERE ticket_id = '1-0'")
+    report = ingest(path, store, mapping=MAPPING)
+    assert (report.rows, report.resumed_rows, len(table(store))) == (90, 0, 90)
+    assert "it was started over" in report.warnings[0]
 
 
 def test_rows_that_another_file_brought_are_counted_in_a_warning(store: Store, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_reads_in_batches_while_hosts_keep_appending(tmp_path: Path) -> None:
 def test_sync_decides_whether_the_commit_waits_for_the_disk(tmp_path: Path, sync: bool) -> None:
     spool = Spool(tmp_path)
     SpoolSink(spool, sync=sync).write([decision("a")])
-    connection = spool._file._connection
+    connection = spool._files.active._connection
     assert connection is not None
     assert connection.execute("PRAGMA synchronous").fetchone()[0] == (2 if sync else 1)
 
@@ -242,7 +242,7 @@ def test_two_processes_share_a_file_when_one_sets_it_aside(tmp_path: Path) -> No
     mine, other = Spool(tmp_path), Spool(tmp_path)
     mine.append([decision("mine")])
     other.append([decision("other")])
-    other._file._replace_damaged("for the test")
+    other._files.active._replace_damaged("for the test")
     assert sorted(ids(other)) == ["mine", "other"]
     mine.append([decision("later")])
     assert sorted(ids(mine)) == ["later", "mine", "other"], "must have followed to the new file"
@@ -431,7 +431,7 @@ def test_a_child_starts_with_the_file_closed(tmp_path: Path) -> None:
         spool.append([Decision(decision_id="a")])
         pid = os.fork()
         if pid == 0:
-            os._exit(0 if spool._file._connection is None else 1)
+            os._exit(0 if spool._files.active._connection is None else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         spool.append([Decision(decision_id="b")])
         """,

@@ -3,15 +3,19 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from nhm_sched_plugin.advice.arrivals import ArrivalCounter
+from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.demand import ARRIVED, COEFFICIENTS, needed
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.twin import layout, pilot
 from nhm_sched_plugin.twin.calibrate import calibrate, dispersion, limits_of
 from nhm_sched_plugin.twin.controllers import PlannerController
-from nhm_sched_plugin.twin.scenarios import overlaid, with_flash_crowds
+from nhm_sched_plugin.twin.crowds import CrowdsAhead
+from nhm_sched_plugin.twin.scenarios import overlaid, with_daily_crowds, with_flash_crowds
 from nhm_sched_plugin.twin.simulator import Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 
@@ -69,9 +73,14 @@ def test_dispersion_of_single_tickets_and_of_batches() -> None:
 def test_the_compiled_planner_is_the_live_one(tmp_path: Path) -> None:
     trace, chosen = bursty(2), settings(tmp_path)
     model = calibrate(chosen, trace, generations=2)
+    assert len(model.crowds) > 10
+    model = msgspec.structs.replace(model, coefficients=(*model.coefficients[:-1], 1.5))
     model.save(chosen.planner_path)
+    crowds = CrowdsAhead(trace, 120.0, [(slot - 288, crowd) for slot, crowd in model.crowds])
     pool = Pool(trace, workers=30, startup_s=120.0, sla_wait_s=60.0, service_s=200.0)
-    live = simulate(pool, PlannerController(chosen), tick_s=15.0)
+    live = simulate(pool, PlannerController(chosen, crowds=crowds), tick_s=15.0)
+    without = Pool(trace, workers=30, startup_s=120.0, sla_wait_s=60.0, service_s=200.0)
+    assert simulate(without, PlannerController(chosen), tick_s=15.0).worker_seconds < live.worker_seconds
     sim = layout.new_sim(
         trace.arrivals, trace.durations, start=trace.start, end=trace.end, workers=30, startup_s=120.0, service_s=200.0
     )
@@ -80,6 +89,7 @@ def test_the_compiled_planner_is_the_live_one(tmp_path: Path) -> None:
         sim,
         15.0,
         none,
+        crowds.between(trace.start, trace.end),
         model.dispersion,
         np.array(model.coefficients),
         limits_of(chosen),
@@ -89,6 +99,36 @@ def test_the_compiled_planner_is_the_live_one(tmp_path: Path) -> None:
     assert live.changes > 100
 
 
+def test_the_twin_and_the_host_count_the_same_crowds() -> None:
+    """A host that is shown every ticket is told what the twin computes from the trace."""
+    trace, counter = with_daily_crowds(bursty(5), 2), ArrivalCounter(120.0)
+    ahead, arrivals = CrowdsAhead(trace, 120.0), trace.arrivals.tolist()
+    told, at = [], 0
+    for slot in range(int(trace.end // 300)):
+        counter.lately(300.0 * slot)
+        while at < len(arrivals) and arrivals[at] < 300.0 * (slot + 1):
+            counter.observe(arrivals[at])
+            at += 1
+            if arrivals[at - 1] % 7 < 1:
+                told.append((counter.lately(arrivals[at - 1])[AHEAD], ahead.at(arrivals[at - 1])))  # type: ignore[index]
+    assert sum(mine > 0 for mine, _ in told) > 100
+    assert all(mine == theirs for mine, theirs in told)
+
+
+def test_daily_crowds_come_back_at_about_the_same_time() -> None:
+    trace = bursty(12)
+    crowded = with_daily_crowds(trace, 3)
+    assert np.array_equal(with_daily_crowds(trace, 3).arrivals, crowded.arrivals)
+    extra = (
+        np.histogram(crowded.arrivals, np.arange(0, 12 * DAY, 900))[0]
+        - np.histogram(trace.arrivals, np.arange(0, 12 * DAY, 900))[0]
+    )
+    where = np.nonzero(extra > extra.max() / 10)[0] * 900.0
+    assert 3 <= len(set((where // DAY).tolist())) <= 9
+    spread = np.abs((where % DAY - np.median(where % DAY) + DAY / 2) % DAY - DAY / 2)
+    assert spread.max() <= 2700
+
+
 def test_compiled_and_plain_arithmetic_agree() -> None:
     draw = np.random.default_rng(3)
     from numba import njit
@@ -96,7 +136,7 @@ def test_compiled_and_plain_arithmetic_agree() -> None:
     compiled = njit(lambda *a: pilot.needed(*a))
     for _ in range(200):
         weights = draw.normal(0, 2, len(COEFFICIENTS))
-        arguments = [*draw.uniform(0, 500, 1 + len(ARRIVED)), draw.uniform(1, 900), draw.uniform(0, 500), 2.0]
+        arguments = [*draw.uniform(0, 500, 1 + len(ARRIVED)), draw.uniform(1, 900), *draw.uniform(0, 500, 2), 2.0]
         assert compiled(*arguments, weights) == pytest.approx(needed(*arguments, weights), rel=1e-12)
 
 

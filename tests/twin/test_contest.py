@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nhm_sched_plugin.settings import load_settings
+from nhm_sched_plugin.twin.bench import Bench, Rules
 from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.contest import interval, standings
 from nhm_sched_plugin.twin.loads import LOADS, Load, load
@@ -35,6 +37,15 @@ def busy(seed: int, days: int = 3) -> Trace:
 
 
 BUSY = Load("busy", "", busy, cut=2 * DAY)
+
+
+def test_a_replay_does_not_depend_on_the_machine(tmp_path: Path) -> None:
+    """Decisions may take what they take: with the user's budget a busy machine would let the rules decide."""
+    train, test = busy(0).split(0.7)
+    settings = load_settings({"data_dir": tmp_path / "users", "optimizer": {"decision_budget_ms": 1}})
+    bench = Bench(settings, train, test, tmp_path, Rules(60.0, 120.0, 60.0, 0.95, 0), 0)
+    assert bench.settings.optimizer.decision_budget_ms == 10_000
+    assert settings.optimizer.decision_budget_ms == 1
 
 
 def test_several_seeds_are_compared_in_pairs(tmp_path: Path) -> None:

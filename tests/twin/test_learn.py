@@ -152,7 +152,7 @@ def test_the_kernels_candidates_are_the_planners(tmp_path: Path) -> None:
         state = pool.state()
         plan = planner.plan(state)
         weights = np.array(MODEL.coefficients)
-        need = pilot.need_now(pool.sim, math.nan, MODEL.dispersion, weights)
+        need = pilot.need_now(pool.sim, math.nan, 0.0, MODEL.dispersion, weights)
         count = lessons.offers(pool.sim, need, True, limits_of(settings), room, found)
         mine = {ARMS[at] for at in found[:count]}
         theirs = {
@@ -185,7 +185,7 @@ def quiet_pool(settings: Settings, arrivals: list[float], workers: int) -> tuple
 
 def test_a_trial_costs_what_can_be_counted_by_hand(tmp_path: Path) -> None:
     """Two tickets of 100 s come at 2145 to one worker: the second starts 100 s late, unless another worker is there."""
-    bare = msgspec.structs.replace(MODEL, coefficients=(0.0,) * 15)
+    bare = msgspec.structs.replace(MODEL, coefficients=(0.0,) * 16)
     settings = load_settings(
         {"data_dir": tmp_path, "limits": {"min_workers": 1, "cooldown_s": 300}, "planner": {"startup_s": 120}}
     )

@@ -16,6 +16,7 @@ from nhm_sched_plugin.policy.learning import Baseline, QPolicy
 from nhm_sched_plugin.types import STATE_FIELDS, Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
 
 if TYPE_CHECKING:
+    from nhm_sched_plugin.policy.demand import DemandModel
     from nhm_sched_plugin.policy.qtable import QTable
     from nhm_sched_plugin.settings import Settings
 
@@ -41,6 +42,7 @@ class RemotePolicy:
         now: Callable[[], float] = time.time,
         *,
         last_change: Callable[[], float | None] = lambda: None,
+        on_calibration: Callable[[DemandModel], None] = lambda _: None,
     ) -> None:
         self._agent, self._mirror = agent, agent.mirror
         mirror = agent.mirror
@@ -49,6 +51,7 @@ class RemotePolicy:
             baseline,
             now,
             last_change=last_change,
+            on_calibration=on_calibration,
             path=mirror.q_table_path,
             planner_path=mirror.planner_path,
             autosave=False,
