@@ -81,5 +81,7 @@ def _tell(settings: Settings, port: int, metrics_ports: tuple[int | None, ...]) 
         f"optimizer agent on {where} ({described(agent)}{processes})",
         f"metrics on {shown}" if shown else "no metrics",
     ]
+    if settings.optimizer.endpoint is not None:
+        lines.append(f"an edge of {', '.join(settings.optimizer.endpoint)}: mirrors its tables, passes outcomes on")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
