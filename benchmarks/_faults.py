@@ -39,7 +39,7 @@ class Agent:
 
     @property
     def address(self) -> str:
-        return f"localhost:{self.port}"
+        return f"127.0.0.1:{self.port}"  # a name stands for two addresses, and gRPC tells of one only
 
     def start(self) -> Agent:
         command = [sys.executable, "-c", "from nhm_sched_plugin.cli import main; main()", "serve"]

@@ -230,7 +230,7 @@ def certificates(folder: Path, rounds: int) -> Count:
     def renew(*, expired: bool = False) -> None:
         day, now = dt.timedelta(days=1), dt.datetime.now(dt.UTC)
         dates = {"not_before": now - 2 * day, "not_after": now - day} if expired else {}
-        leaf = authority.issue_cert("localhost", **dates)
+        leaf = authority.issue_cert("127.0.0.1", **dates)
         files["tls_key_file"].write_bytes(leaf.private_key_pem.bytes())
         files["tls_cert_file"].write_bytes(b"".join(part.bytes() for part in leaf.cert_chain_pems))
 

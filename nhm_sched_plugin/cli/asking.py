@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
+import msgspec
 import typer
 from pydantic import ValidationError
 
@@ -41,6 +42,7 @@ StateOption = Annotated[
     list[str] | None, typer.Option("--state", metavar="FIELD=NUMBER", help="What the host measures; repeatable.")
 ]
 
+T = TypeVar("T")
 _OPTIONS = {"endpoint": "--endpoint", "tls_ca_file": "--tls-ca-file", "token_file": "--token-file"}
 
 
@@ -88,10 +90,14 @@ class Agent(NamedTuple):
     def addresses(self) -> str:
         return ", ".join(self.optimizer.endpoint or ())
 
-    def ask(self, method: str, requests: Iterable[Any]) -> list[Any]:
-        """The answers, one after the other. Raises `NhmSchedError` that says why there is none."""
+    def ask(self, method: str, requests: Iterable[Any], read: Callable[[Any], T]) -> list[T]:
+        """The answers as `read` has them, one after the other. Raises `NhmSchedError` that says why there is none."""
         with self._caller() as caller:
-            return [self._answer(caller, method, request) for request in requests]
+            answers = [self._answer(caller, method, request) for request in requests]
+        try:
+            return [read(answer) for answer in answers]
+        except (ValueError, TypeError, OverflowError, OSError, msgspec.MsgspecError) as error:
+            raise NhmSchedError(f"the optimizer agent at {self.addresses} answers nonsense: {error}") from None
 
     def _answer(self, caller: Caller, method: str, request: Any) -> Any:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -213,12 +213,19 @@ def _asked(
     agent: Agent, horizons: Sequence[int], task_type: str | None, risk_band: str | None
 ) -> tuple[list[Forecast], str]:
     """The agent's own, and what there is to say about them. Raises `NhmSchedError` when there is no answer."""
+    from nhm_sched_plugin.advice.remote.forecaster import sensible
     from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
     from nhm_sched_plugin.wire.convert import forecast_of
+
+    def read(answer: Any) -> Forecast:
+        forecast = forecast_of(answer)
+        if not sensible(forecast):
+            raise ValueError(f"a forecast of {forecast.predicted_volume:g} tickets, confidence {forecast.confidence:g}")
+        return forecast
 
     requests = [
         pb.ForecastRequest(horizon_minutes=minutes, task_type=task_type, risk_band=risk_band) for minutes in horizons
     ]
-    found = [forecast_of(answer) for answer in agent.ask("GetLoadForecast", requests)]
+    found = agent.ask("GetLoadForecast", requests, read)
     guessed = any(answer.method == "mean" for answer in found)
     return found, "the agent has no forecast table yet: this is the last hour going on" if guessed else ""

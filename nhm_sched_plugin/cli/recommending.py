@@ -86,10 +86,15 @@ def _asked(
     agent: Agent, given: SchedulingState, task_type: str | None, risk_band: str | None
 ) -> tuple[Recommendation, str]:
     """The answer, and the decision's id to report its outcome with. Raises `NhmSchedError` when there is none."""
+    from nhm_sched_plugin.hookchecks import accepted_from_part
     from nhm_sched_plugin.wire.convert import recommendation_of, state_request
 
-    [answer] = agent.ask("GetSchedulingRecommendation", [state_request(given, task_type, risk_band)])
-    return recommendation_of(answer), answer.decision_id
+    [answer] = agent.ask(
+        "GetSchedulingRecommendation",
+        [state_request(given, task_type, risk_band)],
+        lambda answer: (accepted_from_part("recommend", recommendation_of(answer)), str(answer.decision_id)),
+    )
+    return answer
 
 
 def _own(settings: Settings, given: SchedulingState, task_type: str | None, risk_band: str | None) -> Recommendation:

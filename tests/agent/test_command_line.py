@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from nhm_sched_plugin.cli.commands import app
+from tests.advice.scripted import ScriptedAgent
 from tests.agent.guarded import Authority, write
 
 STATE = [
@@ -106,11 +107,10 @@ def test_an_agent_without_tables_says_so(nhm: Run, serving: Any) -> None:
 
 def test_tls_and_token_as_options(nhm: Run, serving: Any, tmp_path: Path) -> None:
     authority = Authority(tmp_path / "authority")
-    files = {name: str(path) for name, path in authority.pair().items()}
+    files = {name: str(path) for name, path in authority.pair("127.0.0.1").items()}
     tokens = write(tmp_path / "tokens", "secret read\nwriter write")
     agent = serving({"agent": {**files, "token_file": str(tokens)}})
-    address = agent.address.replace("127.0.0.1", "localhost")
-    given = ["--endpoint", address, "--tls-ca-file", authority.file]
+    given = ["--endpoint", agent.address, "--tls-ca-file", authority.file]
     said = nhm("recommend", *given, "--token-file", tokens, *STATE)
     assert (said.code, said.err) == (0, "")
     refused = nhm("forecast", *given)
@@ -120,13 +120,15 @@ def test_tls_and_token_as_options(nhm: Run, serving: Any, tmp_path: Path) -> Non
     lesser = nhm("forecast", *given, "--token-file", write(tmp_path / "lesser", "writer"))
     assert lesser.code == 1
     assert "needs the scope read" in lesser.said
-    plain = nhm("forecast", "--endpoint", address)
+    plain = nhm("forecast", "--endpoint", agent.address)
     assert plain.code == 1
     assert "does it speak TLS" in plain.said
-    stranger = nhm("forecast", "--endpoint", address, "--tls-ca-file", Authority(tmp_path / "stranger").file)
+    stranger = nhm("forecast", *given[:2], "--tls-ca-file", Authority(tmp_path / "stranger").file)
     assert stranger.code == 1
     assert "optimizer.tls_ca_file names the authority" in stranger.said
-    renamed = nhm("forecast", "--endpoint", agent.address, "--tls-ca-file", authority.file, "--token-file", tokens)
+    for name, content in zip(("tls_cert_file", "tls_key_file"), authority.issue("agent.example"), strict=True):
+        write(Path(files[name]), content)
+    renamed = nhm("forecast", *given, "--token-file", tokens)
     assert renamed.code == 1
     assert "optimizer.tls_server_name" in renamed.said
     assert all("secret" not in result.err for result in (said, refused, lesser, plain))
@@ -147,6 +149,20 @@ def test_an_agent_that_is_away_or_hangs_is_one_message_in_time(nhm: Run, asked: 
         assert time.monotonic() - began < 30
         assert hangs.code == 1
         assert "no answer from the optimizer agent" in hangs.said
+
+
+@pytest.mark.parametrize("mode", ["garbage", "nonsense", "unavailable", "full"])
+def test_an_answer_that_is_none_is_one_message(nhm: Run, kit: Any, tmp_path: Path, mode: str) -> None:
+    kit.write_forecast(tmp_path / "scripted")
+    scripted = ScriptedAgent(tmp_path / "scripted").start()
+    try:
+        scripted.mode = mode
+        for asked in (["forecast"], ["recommend", *STATE]):
+            result = nhm(*asked, "--endpoint", scripted.address)
+            assert (result.code, result.out) == (1, ""), (asked, result)
+            assert scripted.address in result.said
+    finally:
+        scripted.stop()
 
 
 @pytest.mark.parametrize(

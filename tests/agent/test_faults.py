@@ -101,7 +101,7 @@ def test_an_expired_certificate_is_told_and_renewed_while_all_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority = Authority(tmp_path / "authority")
-    files = authority.pair(expired=True)
+    files = authority.pair("127.0.0.1", expired=True)
     caplog.set_level(logging.WARNING)
     with serving(tmp_path / "agent", {f"agent__{name}": path for name, path in files.items()}) as agent:
         host = Reporting(tmp_path / "host", agent.address, tls_ca_file=str(authority.file))
@@ -113,7 +113,7 @@ def test_an_expired_certificate_is_told_and_renewed_while_all_run(
             asked = load_settings({"data_dir": str(tmp_path / "other"), "optimizer": optimizer})
             with pytest.raises(NhmSchedError, match="certificate has expired"):
                 survey(asked)
-            authority.pair()
+            authority.pair("127.0.0.1")
             assert settled(agent, host).exact
         finally:
             host.close()
