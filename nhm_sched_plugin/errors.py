@@ -99,9 +99,9 @@ class AgentUnavailableError(NhmSchedError):
 
     `reason` is the gRPC status (`UNAVAILABLE`, `DEADLINE_EXCEEDED`, ...), or `breaker_open` (no address is being asked
     for now), `starting`, `no_time` (nothing left of the budget), `garbage` (an answer that makes no sense),
-    `credentials` or `forked`.
+    `credentials` or `forked`; `details` is the message without it.
     """
 
     def __init__(self, reason: str, message: str) -> None:
-        self.reason = reason
+        self.reason, self.details = reason, message
         super().__init__(f"the optimizer agent is not available ({reason}): {message}")

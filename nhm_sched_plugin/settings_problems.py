@@ -25,6 +25,8 @@ def explain(problem: Any, spelling: Mapping[str, str], root: type[BaseModel]) ->
     secret = whole_tree or any(word in key for word in ("password", "dsn", "redisUrl", "redis_url"))
     shown = "(hidden)" if secret else _CREDENTIALS.sub("://(hidden)@", repr(value))
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(value, BaseModel | Mapping):
+        return f"{key or 'settings'}: {message}"  # how keys go together; the message names them
     return f"{key or 'settings'} = {shown}: {message}{_allowed(root, location)}"
 
 

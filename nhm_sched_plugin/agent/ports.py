@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from typing import Final
 
 from nhm_sched_plugin.errors import ConfigError
 
-__all__ = ["PortTakenError", "reserved"]
+__all__ = ["PortTakenError", "free_socket", "reserved"]
+
+
+_ANSWERS_WITHIN_S: Final = 2.0
 
 
 class PortTakenError(OSError):
@@ -31,6 +35,27 @@ def reserved(host: str, port: int, *, shared: bool) -> socket.socket:
     if shared and port:
         _bound(family, where, shared=False).close()  # the kernel would let us share the port of another agent
     return _bound(family, where, shared=shared)
+
+
+def free_socket(host: str) -> None:
+    """Whether `unix:/path/to/socket` can be listened on: grpc would take the path away from another agent.
+
+    Raises `PortTakenError`. What a killed agent has left behind is no obstacle.
+    """
+    path = host.removeprefix("unix:")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        problem = f"cannot listen on {host}: {folder} is no folder that can be written; agent.host names the socket"
+        raise PortTakenError(errno.EACCES, problem)
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(_ANSWERS_WITHIN_S)
+        try:
+            caller.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except OSError as error:
+            raise PortTakenError(error.errno, f"cannot listen on {host}: {error.strerror or error}") from None
+    raise PortTakenError(errno.EADDRINUSE, f"cannot listen on {host}: another process does; agent.host names another")
 
 
 def _bound(family: socket.AddressFamily, where: tuple[object, ...], *, shared: bool) -> socket.socket:

@@ -147,7 +147,8 @@ class AgentServer:
             self.metrics_port = listener.start()
             self._listener = listener
         except OSError as error:
-            self.faults.report("metrics listener", error)
+            told = error.strerror or str(error)  # it says everything: no traceback
+            self.faults.report("metrics listener", told.removeprefix("metrics listener: "))
 
     def health(self) -> list[Health]:
         """Part by part, for `/healthz`."""
@@ -204,6 +205,8 @@ async def serve(
 
     `until`: also until this file descriptor can be read.
     """
+    # `started` says it.
+    logging.getLogger("nhm_sched_plugin.observe.listener").setLevel(logging.WARNING)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     if until is not None:

@@ -32,6 +32,7 @@ ORDER = (
     "quality",
     "train",
     "forecast",
+    "recommend",
     "backtest",
     "models",
     "approve",

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, pairs, settings_of
+from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, settings_of
+from nhm_sched_plugin.cli.asking import StateOption, measured
 from nhm_sched_plugin.cli.show import as_json as as_json_text
 from nhm_sched_plugin.cli.show import moment, out, plain, show, table
 from nhm_sched_plugin.errors import NhmSchedError
@@ -187,9 +188,7 @@ def _hook_rows(settings: Settings) -> list[dict[str, Any]]:
 
 @hooks_app.command("trace")
 def hooks_trace(
-    state: Annotated[
-        list[str] | None, typer.Option("--state", metavar="FIELD=NUMBER", help="What the host measures; repeatable.")
-    ] = None,
+    state: StateOption = None,
     task_type: Annotated[str | None, typer.Option(help="Of the ticket.")] = None,
     risk_band: Annotated[str | None, typer.Option(help="Of the ticket.")] = None,
     tick: Annotated[bool, typer.Option("--tick", help="Decide for the pool, without a ticket.")] = False,
@@ -201,18 +200,11 @@ def hooks_trace(
     Nothing is recorded, but the plugins' own hooks really run, `nhm_sched_actuate` included.
     """
     from nhm_sched_plugin.cli.tracing import trace_decision
-    from nhm_sched_plugin.types import STATE_FIELDS, Ticket
+    from nhm_sched_plugin.types import Ticket
 
-    measured = {}
-    for name, text in pairs(state, "--state").items():
-        if name not in STATE_FIELDS:
-            raise typer.BadParameter(f"--state {name}={text}: no such field; known: {', '.join(STATE_FIELDS)}")
-        try:
-            measured[name] = float(text)
-        except ValueError:
-            raise typer.BadParameter(f"--state {name}={text}: {text!r} is not a number") from None
+    numbers = measured(state)
     ticket = None if tick else Ticket(ticket_id="trace", task_type=task_type, risk_band=risk_band)
-    decision, calls = trace_decision(settings_of(config), ticket, measured)
+    decision, calls = trace_decision(settings_of(config), ticket, numbers)
 
     def tell() -> None:
         for number, call in enumerate(calls, 1):

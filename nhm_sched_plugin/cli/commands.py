@@ -17,6 +17,7 @@ from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     policy,
     quality,
     questions,
+    recommending,
     records,
     serve,
 )

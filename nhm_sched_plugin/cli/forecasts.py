@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, between, settings_of
+from nhm_sched_plugin.cli.asking import Agent, EndpointOption, TimeoutOption, TlsCaOption, TokenOption
 from nhm_sched_plugin.cli.show import err, moment, out, show, table
 from nhm_sched_plugin.errors import ModelError, RegistryError, TrainingError
 from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.types import Forecast
 
 LONGEST = 7 * 24 * 60
 """Minutes that a forecast table covers at least."""
@@ -147,46 +150,82 @@ def forecast(
     ] = None,
     task_type: SliceOption = None,
     risk_band: SliceOption = None,
+    endpoint: EndpointOption = None,
+    tls_ca_file: TlsCaOption = None,
+    token_file: TokenOption = None,
+    timeout: TimeoutOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a host would be told now, from the published table."""
-    from nhm_sched_plugin.forecasting.table import SnapshotForecaster, read_table
-
+    """What a host would be told now: by an optimizer agent, or without one from the table published here."""
     settings = settings_of(config)
-    read_table(settings.forecast_table_path)  # raises where a host would go on without
-    forecaster, now = SnapshotForecaster(settings.forecast_table_path), time.time()
-    answers = [
-        forecaster.forecast(minutes, now, task_type, risk_band)
-        for minutes in horizon or settings.ml.forecasting.horizons
-    ]
-    found = [answer for answer in answers if answer is not None]
-    if not found:
-        served = ", ".join(sorted(forecaster.table.slices)).replace("|", "/") if forecaster.table else "none"
-        asked = "/".join(filter(None, (task_type, risk_band))) or "all tickets"
-        raise ModelError(f"no forecast for {asked}; the table has: {served}. Run `nhm-sched train` without a slice")
+    horizons = horizon or settings.ml.forecasting.horizons
+    agent = Agent.of(settings, endpoint, tls_ca_file, token_file, timeout)
+    if agent is None:
+        now = time.time()
+        found, warning = _published(settings, horizons, now, task_type, risk_band)
+        title = f"Forecast from now on, {moment(now)}"
+    else:
+        found, warning = _asked(agent, horizons, task_type, risk_band)
+        title = f"Forecast of the optimizer agent at {agent.addresses}, {moment(time.time())}"
 
     def tell() -> None:
         rows = [
             {
                 "minutes ahead": answer.horizon_minutes,
-                "tickets in that hour": answer.points[-1].mean,
-                "10 %": answer.points[-1].quantiles[0.1],
-                "90 %": answer.points[-1].quantiles[0.9],
+                "tickets in that hour": answer.points[-1].mean if answer.points else answer.predicted_volume,
+                "10 %": answer.points[-1].quantiles.get(0.1) if answer.points else None,
+                "90 %": answer.points[-1].quantiles.get(0.9) if answer.points else None,
                 "confidence": answer.confidence,
                 "method": answer.method,
             }
             for answer in found
         ]
-        table(rows, title=f"Forecast from now on, {moment(now)}")
-        served = forecaster.table
-        if served is not None and served.origin < now - 24 * 3600:
-            err.print(
-                f"warning: the history behind it ends {moment(served.origin)}, so the confidence is low; "
-                "ingest newer tickets and train again",
-                style="yellow",
-                highlight=False,
-                soft_wrap=True,
-            )
+        table(rows, title=title)
+        if warning:
+            err.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
     show(found, as_json, tell)
+
+
+def _published(
+    settings: Settings, horizons: Sequence[int], now: float, task_type: str | None, risk_band: str | None
+) -> tuple[list[Forecast], str]:
+    """From the table on this machine, and what there is to say about it. Raises `ModelError`."""
+    from nhm_sched_plugin.forecasting.table import SnapshotForecaster, read_table
+
+    read_table(settings.forecast_table_path)  # raises where a host would go on without
+    forecaster = SnapshotForecaster(settings.forecast_table_path)
+    answers = [forecaster.forecast(minutes, now, task_type, risk_band) for minutes in horizons]
+    found = [answer for answer in answers if answer is not None]
+    served = forecaster.table
+    if not found:
+        slices = ", ".join(sorted(served.slices)).replace("|", "/") if served else "none"
+        asked = "/".join(filter(None, (task_type, risk_band))) or "all tickets"
+        raise ModelError(f"no forecast for {asked}; the table has: {slices}. Run `nhm-sched train` without a slice")
+    old = served is not None and served.origin < now - 24 * 3600
+    since = moment(served.origin) if served is not None else ""
+    warning = f"the history behind it ends {since}, so the confidence is low; ingest newer tickets and train again"
+    return found, warning if old else ""
+
+
+def _asked(
+    agent: Agent, horizons: Sequence[int], task_type: str | None, risk_band: str | None
+) -> tuple[list[Forecast], str]:
+    """The agent's own, and what there is to say about them. Raises `NhmSchedError` when there is no answer."""
+    from nhm_sched_plugin.advice.remote.forecaster import sensible
+    from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
+    from nhm_sched_plugin.wire.convert import forecast_of
+
+    def read(answer: Any) -> Forecast:
+        forecast = forecast_of(answer)
+        if not sensible(forecast):
+            raise ValueError(f"a forecast of {forecast.predicted_volume:g} tickets, confidence {forecast.confidence:g}")
+        return forecast
+
+    requests = [
+        pb.ForecastRequest(horizon_minutes=minutes, task_type=task_type, risk_band=risk_band) for minutes in horizons
+    ]
+    found = agent.ask("GetLoadForecast", requests, read)
+    guessed = any(answer.method == "mean" for answer in found)
+    return found, "the agent has no forecast table yet: this is the last hour going on" if guessed else ""

@@ -16,7 +16,9 @@ _PORTS = between(0, 65535)
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: agent.host.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on, or unix:/path/to/socket. Default: agent.host.")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(callback=_PORTS, help="0 takes any free one. Default: agent.port.")
     ] = None,
@@ -48,11 +50,13 @@ def _several(settings: Settings) -> None:
 
 
 def _alone(settings: Settings) -> None:
-    from nhm_sched_plugin.agent.ports import reserved
+    from nhm_sched_plugin.agent.ports import free_socket, reserved
     from nhm_sched_plugin.agent.server import serve as run
 
     agent = settings.agent
-    if not agent.host.startswith("unix:"):
+    if agent.host.startswith("unix:"):
+        free_socket(agent.host)
+    else:
         reserved(agent.host, agent.port, shared=False).close()  # says it better than grpc would
     asyncio.run(run(settings, started=lambda server: _tell(settings, server.port, (server.metrics_port,))))
 
@@ -77,5 +81,7 @@ def _tell(settings: Settings, port: int, metrics_ports: tuple[int | None, ...]) 
         f"optimizer agent on {where} ({described(agent)}{processes})",
         f"metrics on {shown}" if shown else "no metrics",
     ]
+    if settings.optimizer.endpoint is not None:
+        lines.append(f"an edge of {', '.join(settings.optimizer.endpoint)}: mirrors its tables, passes outcomes on")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ __all__ = [
     "MOST_ENTRIES",
     "MOST_NAME",
     "MOST_TEXT",
+    "STATE_LIMITS",
     "InvalidFieldError",
     "check_forecast_request",
     "check_outcome_request",
@@ -32,6 +33,8 @@ MOST_ENTRIES: Final = 64
 _SHARES: Final = ("sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg")
 _MOST_COUNT: Final = 1e15
 _STATE: Final = tuple((field, 1.0 if field in _SHARES else _MOST_COUNT) for field in STATE_FIELDS)
+STATE_LIMITS: Final = dict(_STATE)
+"""The largest number that a field of the state may hold; the smallest is 0."""
 _ARMS: Final = ("", *Arm)
 _ACTIONS: Final = frozenset(Action)
 

@@ -136,7 +136,8 @@ class Command:
         self._reading.start()
         assert self.process.stdout is not None
         self.said = [self.process.stdout.readline(), self.process.stdout.readline()]
-        self.port = int(self.said[0].split(" (")[0].rpartition(":")[2]) if "optimizer agent on" in self.said[0] else 0
+        port = self.said[0].split(" (")[0].rpartition(":")[2]
+        self.port = int(port) if port.isdecimal() else 0  # it has none on a Unix socket, or when it could not start
         self.address = f"127.0.0.1:{self.port}"
 
     def _read(self) -> None:

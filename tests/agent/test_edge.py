@@ -51,3 +51,8 @@ def test_an_edge_whose_first_agent_is_away_has_the_rules(serving: Any, tmp_path:
     assert (said.action, said.confidence) == ("INCREASE_WORKER_POOL", 0.5)
     outcome = pb.OutcomeRequest(state=pb.StateRequest(**BUSY), action="NO_ACTION", reward=0.5, decision_id="d1")
     assert edge.stub.RecordActionOutcome(outcome, timeout=PATIENCE_S).accepted, "it waits on disk"
+
+
+def test_the_command_says_that_it_is_an_edge(command: Any) -> None:
+    edge = command(NHM_SCHED_OPTIMIZER__ENDPOINT="127.0.0.1:1, 127.0.0.1:2")
+    assert edge.process.stdout.readline().startswith("an edge of 127.0.0.1:1, 127.0.0.1:2: ")

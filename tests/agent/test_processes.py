@@ -125,6 +125,37 @@ def test_a_taken_port_is_one_message_and_status_1(command: Callable[..., Any]) -
             assert "Traceback" not in agent.errors
 
 
+def test_the_socket_of_another_agent_is_taken_too_and_that_of_a_killed_one_is_not(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    host = f"unix:{tmp_path / 'agent.sock'}"
+    first = command("--host", host)
+    assert first.said[0] == f"optimizer agent on {host} (plain text, no tokens)\n"
+    assert asked(host) == "INCREASE_WORKER_POOL"
+    second = command("--host", host)
+    assert second.ended() == 1
+    assert f"cannot listen on {host}: another process does" in second.errors
+    first.ended(signal.SIGKILL)
+    command("--host", host)
+    assert asked(host) == "INCREASE_WORKER_POOL"
+    nowhere = command("--host", "unix:/no/such/folder/agent.sock")
+    assert nowhere.ended() == 1
+    assert "/no/such/folder is no folder that can be written" in nowhere.errors
+
+
+def test_a_taken_metrics_port_is_one_line_and_stops_nobody(command: Callable[..., Any]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        agent = command("--metrics-port", port)
+        assert agent.said[1] == "no metrics\n"
+        assert asked(agent.address) == "INCREASE_WORKER_POOL"
+        assert agent.ended(signal.SIGTERM) == 0
+        lines = agent.errors.splitlines()
+        assert [port in line for line in lines] == [True, False], "that, and the end"
+
+
 def test_the_port_of_another_agents_processes_is_taken_too(command: Callable[..., Any]) -> None:
     """The kernel would share it with anybody who asks."""
     first = command("--workers", "2")

@@ -25,6 +25,8 @@ COMMANDS = {
     "promote",
     "approve",
     "forecast",
+    "recommend",
+    "serve",
     "backtest",
     "learn",
     "q-table",

@@ -18,6 +18,7 @@ WRONG_CONFIGS = [
         "optimizer: {recommendationConfidenceThreshold: 1.7}",
         "optimizer.recommendationConfidenceThreshold = 1.7",
     ),
+    ("agent: {tls_cert_file: a.pem}", "wrong.yaml: agent: tls_cert_file and tls_key_file belong together"),
     ("rollout: [1", "wrong.yaml: is not valid YAML"),
     ("- a", "wrong.yaml: holds a list; expected a mapping"),
 ]

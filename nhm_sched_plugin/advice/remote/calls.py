@@ -29,12 +29,16 @@ _LONGEST_PAUSE_S: Final = 0.5
 
 
 class Caller:
-    """Thread-safe. Raises `AgentUnavailableError` for whatever is not a good answer; `ConfigError` on construction."""
+    """Thread-safe. Raises `AgentUnavailableError` for whatever is not a good answer; `ConfigError` on construction.
 
-    def __init__(self, optimizer: OptimizerSettings, metrics: Metrics) -> None:
+    Args:
+        probe_s: what a call to an address gets that has not answered yet, or has failed.
+    """
+
+    def __init__(self, optimizer: OptimizerSettings, metrics: Metrics, *, probe_s: float = PROBE_S) -> None:
         self.endpoints = Endpoints(optimizer, metrics)
         self._metrics = metrics
-        self._timeout_s = optimizer.grpc_timeout
+        self._timeout_s, self._probe_s = optimizer.grpc_timeout, probe_s
 
     def ask(self, method: str, request: Callable[[], Any], timeout_s: float) -> Any:
         """On the hot path: one attempt, at an address whose breaker is closed.
@@ -62,7 +66,7 @@ class Caller:
             tried.append(chosen.endpoint)
             with attempt:
                 try:
-                    return self._once(chosen, method, request, allowed(chosen, until), hot=False)
+                    return self._once(chosen, method, request, allowed(chosen, until, self._probe_s), hot=False)
                 except AgentUnavailableError as error:
                     last = error
                     raise
@@ -90,7 +94,7 @@ class Caller:
                 answers.append(self._taken(chosen, method, under_way.pop(0)))
                 stopped = _stops(answers[-1])
             if stopped is None:
-                timeout_s = allowed(chosen, time.monotonic() + self._timeout_s)
+                timeout_s = allowed(chosen, time.monotonic() + self._timeout_s, self._probe_s)
                 under_way.append(call.future(request, timeout=timeout_s, metadata=metadata))
         answers += [self._taken(chosen, method, sent) for sent in under_way]
         stopped = stopped or next(filter(None, map(_stops, answers)), None)
@@ -154,10 +158,10 @@ class Caller:
                 channel.close()
 
 
-def allowed(chosen: Chosen, until: float) -> float:
+def allowed(chosen: Chosen, until: float, probe_s: float = PROBE_S) -> float:
     """Seconds that a call at this address gets."""
     left = max(until - time.monotonic(), SHORTEST_S)
-    return min(left, PROBE_S) if chosen.permit == "probe" else left
+    return min(left, probe_s) if chosen.permit == "probe" else left
 
 
 def retry_policy(until: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nhm_sched_plugin.settings_agent import OptimizerSettings
     from nhm_sched_plugin.wire.credentials import ClientCredentials
 
-__all__ = ["Chosen", "Endpoint", "Endpoints"]
+__all__ = ["Chosen", "Endpoint", "Endpoints", "require_grpc"]
 
 LARGEST_ANSWER: Final = 256 * 1024 * 1024
 """Bytes; a forecast table with thousands of slices comes near a tenth of it."""
@@ -121,7 +121,7 @@ class Endpoints:
     """
 
     def __init__(self, optimizer: OptimizerSettings, metrics: Metrics, *, asynchronous: bool = False) -> None:
-        _require_grpc()
+        require_grpc()
         from nhm_sched_plugin.wire.credentials import ClientCredentials
 
         self.credentials = ClientCredentials(optimizer)
@@ -175,8 +175,8 @@ class Endpoints:
         return ", ".join(f"{endpoint.address} {endpoint.breaker.state}" for endpoint in self.all)
 
 
-def _require_grpc() -> None:
-    """Found out without importing it: that takes a tenth of a second."""
+def require_grpc() -> None:
+    """Raises `ConfigError` without the extra; found out without importing it: that takes a tenth of a second."""
     from importlib.util import find_spec
 
     missing = [name for name in ("grpc", "google.protobuf", "tenacity") if not _found(find_spec, name)]

@@ -12,7 +12,7 @@ from nhm_sched_plugin.errors import AgentUnavailableError
 from nhm_sched_plugin.forecasting.table import ForecastTable, SnapshotForecaster
 from nhm_sched_plugin.types import Forecast, Health
 
-__all__ = ["RemoteForecaster"]
+__all__ = ["RemoteForecaster", "sensible"]
 
 _MOST_ANSWERS: Final = 1024
 _KEPT_S: Final = 60.0
@@ -70,7 +70,7 @@ class RemoteForecaster:
             forecast = forecast_of(answer)
         except (ValueError, OverflowError, OSError) as error:  # of a moment that no calendar has
             raise AgentUnavailableError("garbage", f"GetLoadForecast answered nonsense: {error}") from None
-        if not _sensible(forecast):
+        if not sensible(forecast):
             raise AgentUnavailableError("garbage", "GetLoadForecast answered with numbers that cannot be")
         if len(self._answers) >= _MOST_ANSWERS:
             self._answers.clear()
@@ -90,7 +90,8 @@ class RemoteForecaster:
         return Health(component="forecaster", ok=found.ok and self._mirror.fresh, detail=f"{found.detail}; {agent}")
 
 
-def _sensible(forecast: Forecast) -> bool:
+def sensible(forecast: Forecast) -> bool:
+    """Whether the numbers of an agent's forecast can be true."""
     numbers = [forecast.predicted_volume, *(point.mean for point in forecast.points)]
     numbers += [value for point in forecast.points for value in point.quantiles.values()]
     return all(math.isfinite(number) and number >= 0 for number in numbers) and 0.0 <= forecast.confidence <= 1.0

@@ -10,8 +10,9 @@ from nhm_sched_plugin.errors import AgentUnavailableError
 if TYPE_CHECKING:
     from nhm_sched_plugin.advice.remote.endpoints import Chosen
     from nhm_sched_plugin.observe.metrics import Metrics
+    from nhm_sched_plugin.settings_agent import OptimizerSettings
 
-__all__ = ["RETRIED", "SERVICE", "ended", "parsed", "unavailable"]
+__all__ = ["RETRIED", "SERVICE", "ended", "explained", "parsed", "unavailable"]
 
 SERVICE: Final = "OptimizerAgent"
 RETRIED: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
@@ -41,6 +42,37 @@ def unavailable(chosen: Chosen, error: Any) -> AgentUnavailableError:
     """What a caller gets for an `RpcError`; its details name the field that the agent complains about."""
     details = error.details() or "no details"
     return AgentUnavailableError(error.code().name, f"{chosen.endpoint.address} says: {details}")
+
+
+def explained(error: AgentUnavailableError, optimizer: OptimizerSettings) -> str:
+    """For a person who has asked: what was said, and what to look at."""
+    said = error.details.rstrip(". ")
+    if error.reason == "UNAVAILABLE":
+        advice = _unreachable(said, optimizer)
+    elif error.reason == "DEADLINE_EXCEEDED":
+        advice = f"it had {optimizer.grpc_timeout:g} s (optimizer.grpc_timeout)"
+    else:
+        advice = _ADVICE.get(error.reason, "")
+    return f"{error.reason}: {said}" + (f"; {advice}" if advice else "")
+
+
+def _unreachable(said: str, optimizer: OptimizerSettings) -> str:
+    if "Hostname" in said:
+        return "optimizer.tls_server_name can name the host that its certificate is for"
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return "optimizer.tls_ca_file names the authority that signed its certificate"
+    if "refused" in said or "unreachable" in said:
+        return "does `nhm-sched serve` run there?"
+    if optimizer.secure:
+        return "does it speak TLS, and does it ask for a certificate (optimizer.tls_cert_file)?"
+    return "does it speak TLS (optimizer.tls, optimizer.tls_ca_file)?"
+
+
+_ADVICE: Final = {
+    "UNAUTHENTICATED": "optimizer.token_file names the file with the token",
+    "UNIMPLEMENTED": "something else than an optimizer agent listens there",
+    "garbage": "something else than an optimizer agent listens there",
+}
 
 
 def parsed(metrics: Metrics, chosen: Chosen, method: str, raw: bytes, *, at_once: bool = False) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nhm_sched_plugin.advice.remote.calls import Caller
 from nhm_sched_plugin.advice.remote.mirror import MARK
+from nhm_sched_plugin.advice.remote.status import explained
 from nhm_sched_plugin.errors import AgentUnavailableError, NhmSchedError
 from nhm_sched_plugin.observe.metrics import Metrics
 
@@ -31,11 +32,12 @@ def _answer(settings: Settings, address: str) -> str:
     """What is wrong with it."""
     from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 
-    caller = Caller(settings.optimizer.model_copy(update={"endpoint": (address,)}), Metrics())
+    optimizer = settings.optimizer.model_copy(update={"endpoint": (address,)})
+    caller = Caller(optimizer, Metrics(), probe_s=optimizer.grpc_timeout)
     try:
         caller.call("GetLoadForecast", pb.ForecastRequest(horizon_minutes=60))
     except AgentUnavailableError as error:
-        return str(error)
+        return explained(error, optimizer)
     finally:
         caller.close()
     return ""
