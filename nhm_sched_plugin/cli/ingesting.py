@@ -19,11 +19,11 @@ from nhm_sched_plugin.settings import Settings
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.ingest import IngestReport
-    from nhm_sched_plugin.store.ingest_run import Source
-    from nhm_sched_plugin.store.preview import Preview
-    from nhm_sched_plugin.store.profiles import Profile
+    from nhm_sched_plugin.store.ingest.preview import Preview
+    from nhm_sched_plugin.store.ingest.profiles import Profile
+    from nhm_sched_plugin.store.ingest.run import Source
+    from nhm_sched_plugin.store.ingest.tables_in import Table
     from nhm_sched_plugin.store.repository import Store
-    from nhm_sched_plugin.store.tables_in import Table
 
 
 @app.command()
@@ -69,7 +69,7 @@ def ingest(
     as_json: JsonOption = False,
 ) -> None:
     """Take a history of tickets into the database. An interrupted run is gone on with by the same command."""
-    from nhm_sched_plugin.store.profiles import Profile, load_profile, profile_path
+    from nhm_sched_plugin.store.ingest.profiles import Profile, load_profile, profile_path
 
     if (file is None) == (from_table is None):
         raise typer.BadParameter("name a file or --from-table, one of them")
@@ -110,7 +110,7 @@ def ingest_profiles(
     as_json: JsonOption = False,
 ) -> None:
     """Show the profiles that `ingest --save-profile` has kept: YAML files to edit and share."""
-    from nhm_sched_plugin.store.profiles import load_profile, profile_path, saved_profiles
+    from nhm_sched_plugin.store.ingest.profiles import load_profile, profile_path, saved_profiles
 
     folder = settings_of(config).data_dir
     if name is None:
@@ -139,7 +139,7 @@ def _database(settings: Settings, check: bool) -> Iterator[Store | None]:
 def _table(
     settings: Settings, store: Store | None, name: str | None, dsn: str | None, where: str | None
 ) -> Iterator[Table | None]:
-    from nhm_sched_plugin.store.tables_in import Table
+    from nhm_sched_plugin.store.ingest.tables_in import Table
 
     if name is None:
         yield None
@@ -176,9 +176,9 @@ def _checked(store: Store | None, file: Path | None, source: Table | None, how: 
     import functools
 
     from nhm_sched_plugin.store.ingest import file_source
-    from nhm_sched_plugin.store.preview import preview
-    from nhm_sched_plugin.store.retention import current_days
-    from nhm_sched_plugin.store.tables import RETENTION_DAYS
+    from nhm_sched_plugin.store.ingest.preview import preview
+    from nhm_sched_plugin.store.schema.retention import current_days
+    from nhm_sched_plugin.store.schema.tables import RETENTION_DAYS
 
     reader: Source
     if source is not None:

@@ -47,7 +47,7 @@ def _planned(settings: Settings, days: Mapping[str, int | None]) -> tuple[list[S
     """What `init` would do, and what does not fit already. Makes nothing, the embedded database's folder included."""
     from nhm_sched_plugin.store import schema
     from nhm_sched_plugin.store.client import target
-    from nhm_sched_plugin.store.drift import differences
+    from nhm_sched_plugin.store.schema.drift import differences
 
     place, cluster = target(settings), settings.ml.clickhouse.cluster
     if place.path is not None and not place.path.exists():

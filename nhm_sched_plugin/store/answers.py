@@ -6,8 +6,8 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from nhm_sched_plugin.store.schema.views import ARM_MEASURES, BOTTLENECK_QUEUE
 from nhm_sched_plugin.store.statements import utc
-from nhm_sched_plugin.store.views import ARM_MEASURES, BOTTLENECK_QUEUE
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.repository import Store

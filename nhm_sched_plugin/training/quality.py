@@ -55,8 +55,8 @@ def check_file(path: Path, mapping: Mapping[str, str] | None = None, country: st
     """
     import pyarrow as pa
 
-    from nhm_sched_plugin.store.chunks import Broken, Position
-    from nhm_sched_plugin.store.readers import detect, read
+    from nhm_sched_plugin.store.ingest.chunks import Broken, Position
+    from nhm_sched_plugin.store.ingest.readers import detect, read
 
     if not path.is_file():
         raise IngestError(f"{path}: no such file; give a CSV or Parquet file with the columns timestamp and volume")

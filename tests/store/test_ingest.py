@@ -262,7 +262,7 @@ def test_the_same_content_again_adds_nothing_and_says_so(store: Store, tmp_path:
 
 
 def blocks_of(monkeypatch: pytest.MonkeyPatch, size: int = 300) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.csv_blocks._BLOCK", size)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.csv_blocks._BLOCK", size)
 
 
 def dies_at(store: Store, monkeypatch: pytest.MonkeyPatch, block: int, *, after: bool = False) -> Callable[[], None]:

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nhm_sched_plugin.errors import IngestError
-from nhm_sched_plugin.store.chunks import FrameChunk, Position, TableChunk
-from nhm_sched_plugin.store.quick import column_types, quick
-from nhm_sched_plugin.store.readers import read
-from nhm_sched_plugin.store.settle import settle
-from nhm_sched_plugin.store.shaping import plan
+from nhm_sched_plugin.store.ingest.chunks import FrameChunk, Position, TableChunk
+from nhm_sched_plugin.store.ingest.quick import column_types, quick
+from nhm_sched_plugin.store.ingest.readers import read
+from nhm_sched_plugin.store.ingest.settle import settle
+from nhm_sched_plugin.store.ingest.shaping import plan
 
 FIELDS = st.text(st.sampled_from('ab1,;"\n\r\t é '), max_size=6)
 
@@ -68,8 +68,8 @@ def plainly(text: str) -> tuple[dict[int, list[str]], set[int]]:
 def test_blocks_hold_the_rows_that_a_plain_reader_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[list[str]], quoting: Any, end: str, size: int
 ) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.csv_blocks._BLOCK", size)
-    monkeypatch.setattr("nhm_sched_plugin.store.csv_blocks._CAREFUL_ROWS", 4)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.csv_blocks._BLOCK", size)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.csv_blocks._CAREFUL_ROWS", 4)
     text = io.StringIO(newline="")
     if quoting == csv.QUOTE_NONE:
         kept = str.maketrans("", "", ",\n\r")
@@ -90,7 +90,7 @@ def test_blocks_hold_the_rows_that_a_plain_reader_finds(
 
 
 def test_a_packed_file_goes_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.csv_blocks._BLOCK", 64)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.csv_blocks._BLOCK", 64)
     path = tmp_path / "x.csv.gz"
     path.write_bytes(gzip.compress(("a,b,c\n" + "".join(f"{n},x,y\n" for n in range(50))).encode()))
     everything, _, ends = rows_of(path)
@@ -108,8 +108,8 @@ def test_bytes_that_are_no_text_and_lines_of_old(tmp_path: Path) -> None:
 
 
 def test_a_quote_that_never_closes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.csv_blocks._BLOCK", 1000)
-    monkeypatch.setattr("nhm_sched_plugin.store.csv_blocks._ROW_MAX", 3000)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.csv_blocks._BLOCK", 1000)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.csv_blocks._ROW_MAX", 3000)
     path = tmp_path / "x.csv"
     path.write_text('a,b,c\n1,2,3\n1,"' + "x\n" * 3000)
     with pytest.raises(IngestError, match=r"row 2 is longer than .* is a quote open"):

@@ -18,10 +18,10 @@ import pytest
 
 from nhm_sched_plugin.errors import IngestError, StoreError
 from nhm_sched_plugin.store.ingest import file_source, ingest, ingest_frame, ingest_table
-from nhm_sched_plugin.store.preview import Preview, preview
-from nhm_sched_plugin.store.profiles import Profile, load_profile, profile_path, saved_profiles
+from nhm_sched_plugin.store.ingest.preview import Preview, preview
+from nhm_sched_plugin.store.ingest.profiles import Profile, load_profile, profile_path, saved_profiles
+from nhm_sched_plugin.store.ingest.tables_in import Table
 from nhm_sched_plugin.store.repository import Store
-from nhm_sched_plugin.store.tables_in import Table
 
 RECENT = pd.Timestamp.now("UTC").floor("D") - pd.Timedelta(days=10)
 
@@ -72,7 +72,7 @@ HOW = Profile(
 def test_a_table_is_taken_in_by_slices(
     store: Store, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.tables_in._ROWS", 25)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.tables_in._ROWS", 25)
     seen: list[tuple[int, int | None]] = []
     report = ingest_table(
         Table(store, other), store, profile=HOW, rejects=tmp_path / "r.csv", progress=lambda *step: seen.append(step)
@@ -96,7 +96,7 @@ def test_a_table_is_taken_in_by_slices(
 
 
 def test_a_crowded_hour_is_taken_in_parts(store: Store, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.tables_in._ROWS", 4)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.tables_in._ROWS", 4)
     table = Table(store, other, where="opened IS NOT NULL AND opened > '2000-01-01'")
     assert ingest_table(table, store, profile=HOW).rows == 300
     assert count(store) == (300, 300)
@@ -105,7 +105,7 @@ def test_a_crowded_hour_is_taken_in_parts(store: Store, other: str, monkeypatch:
 def test_an_interrupted_table_goes_on(
     store: Store, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.tables_in._ROWS", 25)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.tables_in._ROWS", 25)
     insert, calls = store.insert_arrow, 0
 
     def failing(table: str, rows: Any, token: str | None = None) -> None:
@@ -127,7 +127,7 @@ def test_an_interrupted_table_goes_on(
 
 @pytest.mark.parametrize("kind", ["String", "UInt32", "Int64", "DateTime", "Date"])
 def test_times_of_any_type(store: Store, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nhm_sched_plugin.store.tables_in._ROWS", 10)
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.tables_in._ROWS", 10)
     start = int(RECENT.timestamp())
     made = {
         "String": f"toString(toDateTime({start} + number * 900, 'UTC'))",
@@ -288,7 +288,7 @@ def test_rows_and_tickets_that_repeat_are_counted(store: Store) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-import nhm_sched_plugin.store.csv_blocks as blocks
+import nhm_sched_plugin.store.ingest.csv_blocks as blocks
 from nhm_sched_plugin.settings import load_settings
 from nhm_sched_plugin.store.client import open_store
 from nhm_sched_plugin.store.ingest import ingest

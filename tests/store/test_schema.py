@@ -10,9 +10,9 @@ import pytest
 from nhm_sched_plugin.errors import StoreError
 from nhm_sched_plugin.settings_ml import RetentionSettings
 from nhm_sched_plugin.store.repository import Store
-from nhm_sched_plugin.store.retention import current_days
 from nhm_sched_plugin.store.schema import MIGRATIONS, RETENTION_DAYS, init, plan, upgrade
-from nhm_sched_plugin.store.views import VIEWS
+from nhm_sched_plugin.store.schema.retention import current_days
+from nhm_sched_plugin.store.schema.views import VIEWS
 
 PRINTED = (
     """CREATE TABLE {db}.execution_logs (timestamp DateTime, ticket_id String, task_type String, risk_band String,

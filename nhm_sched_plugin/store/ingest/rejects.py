@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from nhm_sched_plugin.errors import IngestError
-from nhm_sched_plugin.store.chunks import Broken
+from nhm_sched_plugin.store.ingest.chunks import Broken
 
 __all__ = ["Rejects", "rejects_path"]
 

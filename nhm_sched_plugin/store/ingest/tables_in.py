@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nhm_sched_plugin.errors import IngestError, StoreError
-from nhm_sched_plugin.store.chunks import Chunk, Position, TableChunk
-from nhm_sched_plugin.store.csv_blocks import Kinds
-from nhm_sched_plugin.store.profiles import Profile
+from nhm_sched_plugin.store.ingest.chunks import Chunk, Position, TableChunk
+from nhm_sched_plugin.store.ingest.csv_blocks import Kinds
+from nhm_sched_plugin.store.ingest.profiles import Profile
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from nhm_sched_plugin.store.tables import TABLES, Table
+from nhm_sched_plugin.store.schema.tables import TABLES, Table
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.repository import Store

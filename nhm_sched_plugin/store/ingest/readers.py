@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.errors import IngestError
-from nhm_sched_plugin.store.chunks import Broken, Chunk, FrameChunk, Position, TableChunk
-from nhm_sched_plugin.store.csv_blocks import CsvFile, Kinds
+from nhm_sched_plugin.store.ingest.chunks import Broken, Chunk, FrameChunk, Position, TableChunk
+from nhm_sched_plugin.store.ingest.csv_blocks import CsvFile, Kinds
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from nhm_sched_plugin.store.buckets import Buckets
+from nhm_sched_plugin.store.ingest.buckets import Buckets
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.statements import Statements

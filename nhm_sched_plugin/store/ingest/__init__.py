@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nhm_sched_plugin.errors import IngestError
-from nhm_sched_plugin.store.chunks import Chunk, FrameChunk, Position
-from nhm_sched_plugin.store.csv_blocks import Kinds
-from nhm_sched_plugin.store.ingest_run import IngestReport, Rows, Run, Source
-from nhm_sched_plugin.store.profiles import Profile
-from nhm_sched_plugin.store.readers import FORMATS, detect, read
-from nhm_sched_plugin.store.rejects import rejects_path
-from nhm_sched_plugin.store.tables_in import Table
+from nhm_sched_plugin.store.ingest.chunks import Chunk, FrameChunk, Position
+from nhm_sched_plugin.store.ingest.csv_blocks import Kinds
+from nhm_sched_plugin.store.ingest.profiles import Profile
+from nhm_sched_plugin.store.ingest.readers import FORMATS, detect, read
+from nhm_sched_plugin.store.ingest.rejects import rejects_path
+from nhm_sched_plugin.store.ingest.run import IngestReport, Rows, Run, Source
+from nhm_sched_plugin.store.ingest.tables_in import Table
 
 if TYPE_CHECKING:
     import pandas as pd

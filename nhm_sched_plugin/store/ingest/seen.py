@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nhm_sched_plugin.store.buckets import Buckets, Hashes
-from nhm_sched_plugin.store.duplicates import Duplicates
+from nhm_sched_plugin.store.ingest.buckets import Buckets, Hashes
+from nhm_sched_plugin.store.ingest.duplicates import Duplicates
 
 if TYPE_CHECKING:
     import numpy as np

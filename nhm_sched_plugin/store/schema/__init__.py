@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from nhm_sched_plugin.errors import StoreError
-from nhm_sched_plugin.store import tables as t
-from nhm_sched_plugin.store.cluster import on_cluster
-from nhm_sched_plugin.store.drift import differences
-from nhm_sched_plugin.store.retention import changes, current_days, modify
-from nhm_sched_plugin.store.tables import RETENTION_DAYS
-from nhm_sched_plugin.store.views import FEATURES, PROJECTION, VIEWS
+from nhm_sched_plugin.store.schema import tables as t
+from nhm_sched_plugin.store.schema.cluster import on_cluster
+from nhm_sched_plugin.store.schema.drift import differences
+from nhm_sched_plugin.store.schema.retention import changes, current_days, modify
+from nhm_sched_plugin.store.schema.tables import RETENTION_DAYS
+from nhm_sched_plugin.store.schema.views import FEATURES, PROJECTION, VIEWS
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.repository import Store

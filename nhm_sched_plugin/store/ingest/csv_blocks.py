@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.errors import IngestError
-from nhm_sched_plugin.store.chunks import Broken, Chunk, FrameChunk, Position
+from nhm_sched_plugin.store.ingest.chunks import Broken, Chunk, FrameChunk, Position
 
 if TYPE_CHECKING:
     import pandas as pd

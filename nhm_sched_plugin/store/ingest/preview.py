@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nhm_sched_plugin.errors import IngestError
-from nhm_sched_plugin.store.chunks import Broken, Position
-from nhm_sched_plugin.store.duplicates import Duplicates
-from nhm_sched_plugin.store.ingest_run import Source, planned, settled
-from nhm_sched_plugin.store.profiles import Profile
-from nhm_sched_plugin.store.seen import Seen
-from nhm_sched_plugin.store.shaping import TARGETS, Plan
+from nhm_sched_plugin.store.ingest.chunks import Broken, Position
+from nhm_sched_plugin.store.ingest.duplicates import Duplicates
+from nhm_sched_plugin.store.ingest.profiles import Profile
+from nhm_sched_plugin.store.ingest.run import Source, planned, settled
+from nhm_sched_plugin.store.ingest.seen import Seen
+from nhm_sched_plugin.store.ingest.shaping import TARGETS, Plan
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.statements import Statements

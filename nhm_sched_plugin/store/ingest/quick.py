@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from nhm_sched_plugin.store.shaping import DEFAULTS, DURATIONS, FALSE, MAX_MS, TEXTS, TRUE, WAITS, Plan, to_utc
+from nhm_sched_plugin.store.ingest.shaping import DEFAULTS, DURATIONS, FALSE, MAX_MS, TEXTS, TRUE, WAITS, Plan, to_utc
 
 if TYPE_CHECKING:
     import numpy as np

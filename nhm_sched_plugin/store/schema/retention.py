@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from nhm_sched_plugin.store.tables import TABLES, age_clause
+from nhm_sched_plugin.store.schema.tables import TABLES, age_clause
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.statements import Statements

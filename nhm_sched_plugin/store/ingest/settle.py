@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nhm_sched_plugin.store.chunks import Broken, Chunk
-from nhm_sched_plugin.store.quick import as_table, quick
-from nhm_sched_plugin.store.shaping import TEXTS, Plan, shape
+from nhm_sched_plugin.store.ingest.chunks import Broken, Chunk
+from nhm_sched_plugin.store.ingest.quick import as_table, quick
+from nhm_sched_plugin.store.ingest.shaping import TEXTS, Plan, shape
 
 if TYPE_CHECKING:
     import pandas as pd

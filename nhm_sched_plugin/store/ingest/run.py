@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from nhm_sched_plugin.errors import IngestError
-from nhm_sched_plugin.store.chunks import Chunk, Position
-from nhm_sched_plugin.store.csv_blocks import Kinds
-from nhm_sched_plugin.store.duplicates import Duplicates, duplicates
-from nhm_sched_plugin.store.ledger import Earlier, Ledger, Progress
-from nhm_sched_plugin.store.profiles import Profile
-from nhm_sched_plugin.store.quick import column_types
-from nhm_sched_plugin.store.rejects import Rejects
-from nhm_sched_plugin.store.retention import current_days
-from nhm_sched_plugin.store.settle import Settled, settle
-from nhm_sched_plugin.store.shaping import Plan, plan
+from nhm_sched_plugin.store.ingest.chunks import Chunk, Position
+from nhm_sched_plugin.store.ingest.csv_blocks import Kinds
+from nhm_sched_plugin.store.ingest.duplicates import Duplicates, duplicates
+from nhm_sched_plugin.store.ingest.ledger import Earlier, Ledger, Progress
+from nhm_sched_plugin.store.ingest.profiles import Profile
+from nhm_sched_plugin.store.ingest.quick import column_types
+from nhm_sched_plugin.store.ingest.rejects import Rejects
+from nhm_sched_plugin.store.ingest.settle import Settled, settle
+from nhm_sched_plugin.store.ingest.shaping import Plan, plan
+from nhm_sched_plugin.store.schema.retention import current_days
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from nhm_sched_plugin.store.chunks import Position
+from nhm_sched_plugin.store.ingest.chunks import Position
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.repository import Store
