@@ -63,10 +63,11 @@ def outcomes(count: int, prefix: str) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def echo() -> Iterator[str]:
+def echo() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The bare echo; yields its address and process."""
     port = free_port()
-    with _process([sys.executable, "-m", "benchmarks._echo", str(port)], port):
-        yield f"127.0.0.1:{port}"
+    with _process([sys.executable, "-m", "benchmarks._echo", str(port)], port) as process:
+        yield f"127.0.0.1:{port}", process
 
 
 @contextlib.contextmanager
@@ -112,6 +113,12 @@ def resident_mb(pid: int) -> float:
     """Of the process, in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def processor_s(pid: int) -> float:
+    """Processor time that the process has used so far, in seconds."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def wait_until(holds: Any, seconds: float) -> bool:

@@ -6,6 +6,7 @@
     python -m benchmarks.agent memory     [--requests 1000000]          10,000 distinct states, over and over
 
 Each takes `--json`. Echo and agent are loaded in turns, so that a busy machine slows both alike: read the ratios.
+"cpu us" is the server's processor time for a call: the figure that other work on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from benchmarks._agent import (
     forecasts,
     load,
     outcomes,
+    processor_s,
     recommendations,
     resident_mb,
     tables,
@@ -39,6 +41,8 @@ from benchmarks._agent import (
 
 Task = tuple[str, str, list[bytes]]
 CLIENTS = 32
+WARM = 200
+"""Calls before the measured ones."""
 
 
 def main() -> None:
@@ -65,14 +69,14 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def servers(folder: Path) -> Iterator[dict[str, Task]]:
-    """Echo, and the agent's two questions; the echo sends back what the recommendation's request weighs."""
+def servers(folder: Path) -> Iterator[dict[str, tuple[int, Task]]]:
+    """Process and task of the echo, and of the agent's two questions; the echo sends back what it is sent."""
     asked = recommendations(1000)
-    with echo() as plain, agent(folder) as (address, _):
+    with echo() as (plain, rival), agent(folder) as (address, ours):
         yield {
-            "echo": (plain, _echo.METHOD, asked),
-            "GetSchedulingRecommendation": (address, RECOMMEND, asked),
-            "GetLoadForecast": (address, FORECAST, forecasts()),
+            "echo": (rival.pid, (plain, _echo.METHOD, asked)),
+            "GetSchedulingRecommendation": (ours.pid, (address, RECOMMEND, asked)),
+            "GetLoadForecast": (ours.pid, (address, FORECAST, forecasts())),
         }
 
 
@@ -81,13 +85,15 @@ def in_turns(folder: Path, rounds: int, **task: Any) -> dict[str, dict[str, floa
     found: dict[str, list[dict[str, Any]]] = {}
     with servers(folder) as loaded:
         for _ in range(rounds):
-            for name, (target, method, payloads) in loaded.items():
-                result = load(target, method, payloads, **task)
+            for name, (pid, (target, method, payloads)) in loaded.items():
+                before = processor_s(pid)
+                result = load(target, method, payloads, warm=WARM, **task)
                 assert not result["errors"], (name, result)
+                result["cpu"] = 1e6 * (processor_s(pid) - before) / (result["calls"] + WARM)
                 found.setdefault(name, []).append(result)
     return {
         name: {
-            **{key: statistics.median(one[key] for one in results) for key in ("p50", "p95", "p99")},
+            **{key: statistics.median(one[key] for one in results) for key in ("p50", "p95", "p99", "cpu")},
             "per_second": statistics.median(one["calls"] / one["seconds"] for one in results),
         }
         for name, results in found.items()
@@ -98,8 +104,8 @@ def latency(folder: Path, arguments: argparse.Namespace) -> tuple[list[dict[str,
     found = in_turns(folder, arguments.rounds, seconds=arguments.seconds)
     rows = [
         {"": name}
-        | {f"{key} us": row[key] for key in ("p50", "p95", "p99")}
-        | {f"{key} / echo": row[key] / found["echo"][key] for key in ("p50", "p95", "p99")}
+        | {f"{key} us": row[key] for key in ("p50", "p95", "p99", "cpu")}
+        | {f"{key} / echo": row[key] / found["echo"][key] for key in ("p50", "p95", "p99", "cpu")}
         for name, row in found.items()
     ]
     return rows, "one client; must: <= 1.5 x echo, aim <= 1.2 x"
@@ -109,7 +115,7 @@ def saturation(folder: Path, arguments: argparse.Namespace) -> tuple[list[dict[s
     found = in_turns(folder, arguments.rounds, seconds=arguments.seconds, clients=CLIENTS)
     rows = [
         {"": name, "requests/s": row["per_second"], "of echo": row["per_second"] / found["echo"]["per_second"]}
-        | {"p99 us": row["p99"]}
+        | {"p99 us": row["p99"], "cpu us": row["cpu"], "cpu / echo": row["cpu"] / found["echo"]["cpu"]}
         for name, row in found.items()
     ]
     return rows, f"{CLIENTS} clients, one server process; must: >= 0.60 of echo, aim >= 0.80"

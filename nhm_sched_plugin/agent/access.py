@@ -53,6 +53,11 @@ class Authoriser:
         self._tokens = None if agent.token_file is None else Tokens(agent.token_file, "agent", _LOOK_EVERY_S)
         self._mutual = agent.tls_client_ca_file is not None
 
+    @property
+    def open(self) -> bool:
+        """Everybody may do everything, so that there is nothing to ask."""
+        return self._tokens is None and not self._mutual
+
     def refusal(
         self, method: str, metadata: Iterable[tuple[str, Any]], auth_context: Mapping[str, Iterable[bytes]]
     ) -> tuple[grpc.StatusCode, str] | None:
@@ -61,7 +66,7 @@ class Authoriser:
         `method`: as on the wire, `/Service/Method`; `metadata` and `auth_context`: of the servicer context.
         """
         tokens = self._tokens
-        if (tokens is None and not self._mutual) or method.startswith(_OPEN):
+        if self.open or method.startswith(_OPEN):
             return None
         needed = METHODS.get(method, ADMIN)
         if tokens is None:

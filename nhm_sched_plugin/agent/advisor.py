@@ -28,7 +28,7 @@ from nhm_sched_plugin.forecasting.table import SnapshotForecaster, slice_key
 from nhm_sched_plugin.hookspecs import ExtensionSpecs
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
-from nhm_sched_plugin.observe.tally import ALL_TASK_TYPES
+from nhm_sched_plugin.observe.tally import ALL_TASK_TYPES, Counts
 from nhm_sched_plugin.policy.confidence import UNSEEN
 from nhm_sched_plugin.policy.demand import ARRIVED
 from nhm_sched_plugin.policy.learning import QPolicy
@@ -66,6 +66,7 @@ class Advisor:
         plugins: Iterable[Found] | None = None,
     ) -> None:
         self._settings, self._metrics, self._faults, self._clock = settings, metrics, faults, clock
+        self.counts = Counts(metrics)
         self._plugins = None if plugins is None else tuple(plugins)
         self.forecaster: Forecaster | None = None
         self.policy: Policy | None = None
@@ -114,7 +115,8 @@ class Advisor:
             return None
 
     def refresh(self) -> None:
-        """Take over what changed on disk, and bring the gauges up to date; each part that fails keeps what it had."""
+        """Take over what changed on disk, and bring the metrics up to date; each part that fails keeps what it had."""
+        self.counts.settle()
         try:
             if self._rules_file.changed():
                 self._defaults.use(self._settings)
@@ -162,12 +164,9 @@ class Advisor:
         """The load at the horizon, from the model or else from what came in the last hour."""
         now = self._clock()
         found = self._foreseen(horizon_minutes, now, task_type, risk_band)
-        self._metrics.child(
-            "predictions",
-            self._horizons.get(horizon_minutes, _OTHER),
-            self._label(task_type, risk_band),
-            "unavailable" if found is None else "served",
-        ).inc()
+        status = "unavailable" if found is None else "served"
+        horizon = self._horizons.get(horizon_minutes, _OTHER)
+        self.counts.count(("predictions", horizon, self._label(task_type, risk_band), status))
         if found is None:
             found = self._baseline.forecast(horizon_minutes, now, task_type, risk_band)
         return found
@@ -199,7 +198,7 @@ class Advisor:
             source = "policy"
             if said.propensity != 1.0 and not said.is_exploration:
                 said = msgspec.structs.replace(said, propensity=1.0)
-        self._metrics.child("advised", said.action, source).inc()
+        self.counts.count(("advised", said.action, source))
         return said
 
     def _foreseen(

@@ -16,7 +16,7 @@ import grpc
 
 from nhm_sched_plugin.agent.access import Authoriser
 from nhm_sched_plugin.agent.logs import refused
-from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observe.tally import Counts
 
 __all__ = ["Calls", "Method", "Refusal"]
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _UNKNOWN: Final = "unknown"
 """Label of a method that is not served: what a caller wrote never becomes a label."""
+_MOST_WAITING: Final = 100_000
+"""Counted calls that wait for `Counts.settle`, should whoever does that now and then be held up."""
 _MOST_DETAILS: Final = 1000
 """Characters; they travel in a header."""
 
@@ -39,7 +41,10 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure
 
 
 class Method(NamedTuple):
-    """One RPC. `answer(request, context)`: a coroutine for a unary one, else an asynchronous generator."""
+    """One RPC. `answer(request, context)`: for a unary one the bytes, or what to await for them.
+
+    Else an asynchronous generator.
+    """
 
     service: str
     name: str
@@ -58,9 +63,12 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
     """
 
     def __init__(
-        self, methods: Iterable[Method], metrics: Metrics, at_once: int, authoriser: Authoriser | None = None
+        self, methods: Iterable[Method], counts: Counts, at_once: int, authoriser: Authoriser | None = None
     ) -> None:
-        self._metrics, self._at_once, self._authoriser = metrics, at_once, authoriser
+        self._at_once = at_once
+        # Metadata and certificate are only looked up where somebody asks for them: it takes longer than to answer.
+        self._authoriser = None if authoriser is None or authoriser.open else authoriser
+        self._counts = counts
         self._under_way = 0
         self._streams: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -96,7 +104,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
 
     def _unary(self, method: Method, path: str) -> Callable[[bytes, Any], Any]:
         answer, limited = method.answer, method.limited
-        count = _Count(self._metrics, method)
+        count = _Count(self._counts, method)
 
         async def call(request: bytes, context: Any) -> bytes:
             began = time.perf_counter()
@@ -106,7 +114,9 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
                 if limited and self._under_way > self._at_once:
                     raise Refusal(*_FULL)
                 self._admit(path, context)
-                found: bytes = await answer(request, context)
+                found = answer(request, context)
+                if type(found) is not bytes:
+                    found = await found
             except asyncio.CancelledError:
                 count.handled(_why_cancelled(context), began)
                 raise
@@ -115,14 +125,14 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
                 raise AssertionError("a refusal ends the call") from None
             finally:
                 self._under_way -= limited
-            count.handled(grpc.StatusCode.OK, began)
-            return found
+            count.answered(began)
+            return found  # type: ignore[no-any-return]
 
         return call
 
     def _stream(self, method: Method, path: str) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         answer = method.answer
-        count = _Count(self._metrics, method)
+        count = _Count(self._counts, method)
 
         async def call(request: Any, context: Any) -> AsyncIterator[bytes]:
             began = time.perf_counter()
@@ -136,7 +146,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
                 self._admit(path, context)
                 async for part in answer(request, context):
                     yield part
-                count.handled(grpc.StatusCode.OK, began)
+                count.answered(began)
             except (asyncio.CancelledError, GeneratorExit):
                 if not self._closing:
                     count.handled(_why_cancelled(context), began)
@@ -170,20 +180,28 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
 class _Count:
     """The metrics of one method."""
 
-    def __init__(self, metrics: Metrics, method: Method) -> None:
-        self._labels = (method.kind, method.service, method.name)
-        self._metrics = metrics
-        self.started = metrics.child("rpc_started", *self._labels).inc
-        self._observe = metrics.child("rpc_seconds", *self._labels).observe
-        self._ok = metrics.child("rpc_handled", *self._labels, "OK").inc
+    def __init__(self, counts: Counts, method: Method) -> None:
+        self._counts, self._labels = counts, (method.kind, method.service, method.name)
+        self._begun, self._took = ("rpc_started", *self._labels), ("rpc_seconds", *self._labels)
+        self._ok = ("rpc_handled", *self._labels, "OK")
+
+    def started(self) -> None:
+        self._counts.count(self._begun)
+
+    def answered(self, began: float) -> None:
+        """The call that began then (`perf_counter`) ends now, with an answer."""
+        self._ended(self._ok, began)
 
     def handled(self, code: grpc.StatusCode, began: float) -> None:
-        """The call that began then (`perf_counter`) ends now."""
-        if code is grpc.StatusCode.OK:
-            self._ok()
-        else:
-            self._metrics.child("rpc_handled", *self._labels, _go_name(code)).inc()
-        self._observe(time.perf_counter() - began)
+        """The same for any other end."""
+        self._ended(("rpc_handled", *self._labels, _go_name(code)), began)
+
+    def _ended(self, how: tuple[str, ...], began: float) -> None:
+        counts = self._counts
+        counts.count(how)
+        counts.observe((self._took, time.perf_counter() - began))
+        if counts.waiting() > _MOST_WAITING:
+            counts.settle()
 
 
 def _go_name(code: grpc.StatusCode) -> str:

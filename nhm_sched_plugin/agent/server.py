@@ -103,7 +103,7 @@ class AgentServer:
         methods = [*self._service.methods(), *self._health.methods()]
         if agent.reflection:
             methods += reflection((SERVICE, HEALTH))
-        self._calls = Calls(methods, self.metrics, agent.max_concurrent_rpcs, self._authoriser)
+        self._calls = Calls(methods, self.advisor.counts, agent.max_concurrent_rpcs, self._authoriser)
         self._server = grpc.aio.server(
             interceptors=self._tracing.interceptors, options=_options(agent, shared=self._shared)
         )

@@ -19,7 +19,7 @@ from nhm_sched_plugin.background import Pool
 from nhm_sched_plugin.extension import deadline
 from nhm_sched_plugin.ids import new_id
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
-from nhm_sched_plugin.types import Forecast
+from nhm_sched_plugin.types import Forecast, SchedulingState
 from nhm_sched_plugin.wire import check, convert
 
 __all__ = ["SERVICE", "OptimizerService"]
@@ -92,7 +92,7 @@ class OptimizerService:
 
     async def recommendation(self, raw: bytes, context: Any) -> bytes:
         request, given = _checked(pb.StateRequest, raw, check.check_state_request)
-        ticket, state = convert.ticket_of(request), convert.state_of(request, given)
+        ticket, state = convert.ticket_of(request), SchedulingState(**given)
         if self._advisor.inline:
             said = self._advisor.recommend(ticket, state)
         else:

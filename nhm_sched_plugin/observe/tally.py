@@ -1,4 +1,4 @@
-"""Decisions, counted off the hot path: noted in one append, put into the metrics before anybody reads them."""
+"""What happens on the hot path, counted off it: noted in one append, put into the metrics before anybody reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.metrics import Metrics
 
-__all__ = ["ALL_TASK_TYPES", "Noted", "Tally"]
+__all__ = ["ALL_TASK_TYPES", "Counts", "Noted", "Tally"]
 
 ALL_TASK_TYPES: Final = "all"
 """Label of what concerns every task type together."""
@@ -67,3 +67,33 @@ class Tally:
                 counts["optimizations", one.recommended, one.status] += 1
         for (attribute, *labels), count in counts.items():
             self._metrics.child(attribute, *labels).inc(count)
+
+
+class Counts:
+    """Of counters and histograms by their row and labels. Thread-safe; `settle` as of `Tally`.
+
+    `count(("rpc_handled", *labels))` counts one, `observe((key, value))` puts a value into a histogram.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._counted: deque[tuple[str, ...]] = deque()
+        self._observed: deque[tuple[tuple[str, ...], float]] = deque()
+        self.count, self.observe = self._counted.append, self._observed.append
+        self._lock = threading.Lock()
+        metrics.before_reading(self.settle)
+
+    def waiting(self) -> int:
+        """How much has been noted since the last `settle`."""
+        return len(self._counted)
+
+    def settle(self) -> None:
+        """Put everything noted so far into the metrics."""
+        child = self._metrics.child
+        with self._lock:
+            counted = Counter(self._counted.popleft() for _ in range(len(self._counted)))
+            observed = [self._observed.popleft() for _ in range(len(self._observed))]
+        for (attribute, *labels), number in counted.items():
+            child(attribute, *labels).inc(number)
+        for (attribute, *labels), value in observed:
+            child(attribute, *labels).observe(value)

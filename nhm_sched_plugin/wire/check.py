@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 from nhm_sched_plugin.types import STATE_FIELDS, Action, Arm
 
 __all__ = [
@@ -32,9 +33,10 @@ MOST_ENTRIES: Final = 64
 
 _SHARES: Final = ("sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg")
 _MOST_COUNT: Final = 1e15
-_STATE: Final = tuple((field, 1.0 if field in _SHARES else _MOST_COUNT) for field in STATE_FIELDS)
-STATE_LIMITS: Final = dict(_STATE)
+STATE_LIMITS: Final = {field: 1.0 if field in _SHARES else _MOST_COUNT for field in STATE_FIELDS}
 """The largest number that a field of the state may hold; the smallest is 0."""
+_STATE: Final = {field: (field.name, STATE_LIMITS.get(field.name)) for field in pb.StateRequest.DESCRIPTOR.fields}
+"""Name of each field, and the most that a number may be."""
 _ARMS: Final = ("", *Arm)
 _ACTIONS: Final = frozenset(Action)
 
@@ -56,29 +58,33 @@ def check_forecast_request(request: Any) -> None:
     _name("risk_band", request.risk_band)
 
 
-def check_state_request(request: Any, outer: str = "") -> dict[str, float]:
-    """The numbers that are set, by field: read once. Raises `InvalidFieldError`.
+def check_state_request(request: Any, outer: str = "") -> dict[str, Any]:
+    """What is set of a `SchedulingState`, by field: read once. Raises `InvalidFieldError`.
 
     `outer`: the field that holds this state, with a dot.
     """
-    given: dict[str, float] = {}
-    is_set = request.HasField
-    for field, most in _STATE:
-        if is_set(field):
-            value = given[field] = getattr(request, field)
+    given: dict[str, Any] = {}
+    for field, value in request.ListFields():  # those that are set, in one call
+        name, most = _STATE[field]
+        if most is not None:
             if not 0.0 <= value <= most:  # NaN is in no range
-                raise InvalidFieldError(f"{outer}{field}", f"{value} is not in [0, {most:g}]")
-    _name(f"{outer}task_type", request.task_type)
-    _name(f"{outer}risk_band", request.risk_band)
-    features = request.features
-    if features:
-        _entries(f"{outer}features", features)
-        for name, value in features.items():
-            if not -_MOST_COUNT <= value <= _MOST_COUNT:  # NaN is in no range
-                raise InvalidFieldError(
-                    f"{outer}features", f"{name!r} is {value}; expected a number in [-{_MOST_COUNT:g}, {_MOST_COUNT:g}]"
-                )
+                raise InvalidFieldError(f"{outer}{name}", f"{value} is not in [0, {most:g}]")
+            given[name] = value
+        elif type(value) is str:
+            _name(f"{outer}{name}", value)
+        else:
+            given[name] = _features(f"{outer}{name}", value)
     return given
+
+
+def _features(field: str, entries: Any) -> dict[str, float]:
+    _entries(field, entries)
+    features = dict(entries)
+    for name, value in features.items():
+        if not -_MOST_COUNT <= value <= _MOST_COUNT:  # NaN is in no range
+            expected = f"expected a number in [-{_MOST_COUNT:g}, {_MOST_COUNT:g}]"
+            raise InvalidFieldError(field, f"{name!r} is {value}; {expected}")
+    return features
 
 
 def check_outcome_request(request: Any) -> None:

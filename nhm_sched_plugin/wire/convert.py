@@ -47,10 +47,9 @@ def state_request(state: SchedulingState, task_type: str | None = None, risk_ban
     return pb.StateRequest(**given, task_type=task_type, risk_band=risk_band, features=dict(state.features))
 
 
-def state_of(request: Any, given: Mapping[str, float] | None = None) -> SchedulingState:
-    """The state in a `StateRequest`. `given`: its numbers, where the check has read them already."""
-    if given is None:
-        given = {name: getattr(request, name) for name in STATE_FIELDS if request.HasField(name)}
+def state_of(request: Any) -> SchedulingState:
+    """The state in a `StateRequest`."""
+    given = {name: getattr(request, name) for name in STATE_FIELDS if request.HasField(name)}
     return SchedulingState(**given, features=dict(request.features))
 
 
