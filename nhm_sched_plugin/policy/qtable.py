@@ -81,6 +81,8 @@ class QTable:
     ) -> None:
         self.rows = rows if rows is not None else {}
         self.updates, self.mark = updates, mark
+        self.revision = 0
+        """Of the content: goes up after each change, so that what was derived from a table can be kept until then."""
         self._pooled: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -121,6 +123,7 @@ class QTable:
         )
         self._put(state, arm, new)
         self.updates += 1
+        self.revision += 1
         return q
 
     def tried(self, state: str, arm: str, over: float | None, gain: float | None) -> None:
@@ -146,6 +149,7 @@ class QTable:
         )
         self._put(state, arm, new)
         self._pooled.clear()
+        self.revision += 1
 
     def forget_trials(self) -> None:
         """Before new ones with another planner: what its arms did says nothing of the new one's."""
@@ -158,6 +162,7 @@ class QTable:
                 if cell.visits
             }
         self._pooled.clear()
+        self.revision += 1
 
     def pooled(self, arm: str, made: Callable[[list[Cell]], Any]) -> Any:
         """What `made` says of the arm's cells in all states; from memory until there are new trials."""
