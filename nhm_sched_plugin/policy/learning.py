@@ -51,7 +51,8 @@ class _Said(msgspec.Struct, frozen=True, gc=False):
 
     base: Recommendation
     table: QTable
-    revision: int
+    trials: int
+    row: Mapping[str, Cell]
     version: str
     recommendation: Recommendation
 
@@ -183,23 +184,26 @@ class QPolicy:
             candidates = self.planner.resting(candidates, self._now(), last_change)
         base = self._baseline(ticket, state, forecast)
         table, version, said = self.table, self.version, situation.said
-        revision = table.revision  # before anything is read of the table
+        # Read before anything is made of them: what changes meanwhile is noticed the next time.
+        trials, row = table.trials, table.rows.get(situation.key, _NOTHING)
         if (
             said is not None
             and candidates is situation.candidates
             and said.table is table
-            and said.revision == revision
+            and said.row is row
+            and said.trials == trials
             and said.version == version
             and (said.base is base or said.base == base)
         ):
             return said.recommendation, plan, candidates, base
-        made = self._made(situation.key, plan, candidates, base)
+        made = self._made(situation.key, row, plan, candidates, base)
         if candidates is situation.candidates:
-            situation.said = _Said(base, table, revision, version, made)
+            situation.said = _Said(base, table, trials, row, version, made)
         return made, plan, candidates, base
 
-    def _made(self, key: str, plan: Plan, candidates: list[Candidate], base: Recommendation) -> Recommendation:
-        row = self.table.rows.get(key, _NOTHING)
+    def _made(
+        self, key: str, row: Mapping[str, Cell], plan: Plan, candidates: list[Candidate], base: Recommendation
+    ) -> Recommendation:
         if plan.need is None:
             # Without metrics there is no plan: the rules know best.
             chosen = Candidate(base.action, dict(base.parameters))

@@ -81,8 +81,8 @@ class QTable:
     ) -> None:
         self.rows = rows if rows is not None else {}
         self.updates, self.mark = updates, mark
-        self.revision = 0
-        """Of the content: goes up after each change, so that what was derived from a table can be kept until then."""
+        self.trials = 0
+        """Goes up after each trial that is put down: what was derived from them can be kept until then."""
         self._pooled: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -123,7 +123,6 @@ class QTable:
         )
         self._put(state, arm, new)
         self.updates += 1
-        self.revision += 1
         return q
 
     def tried(self, state: str, arm: str, over: float | None, gain: float | None) -> None:
@@ -149,7 +148,7 @@ class QTable:
         )
         self._put(state, arm, new)
         self._pooled.clear()
-        self.revision += 1
+        self.trials += 1
 
     def forget_trials(self) -> None:
         """Before new ones with another planner: what its arms did says nothing of the new one's."""
@@ -162,7 +161,7 @@ class QTable:
                 if cell.visits
             }
         self._pooled.clear()
-        self.revision += 1
+        self.trials += 1
 
     def pooled(self, arm: str, made: Callable[[list[Cell]], Any]) -> Any:
         """What `made` says of the arm's cells in all states; from memory until there are new trials."""
@@ -176,12 +175,8 @@ class QTable:
         return [row[arm] for row in list(self.rows.values()) if arm in row]
 
     def _put(self, state: str, arm: str, cell: Cell) -> None:
-        row = self.rows.get(state)
-        if row is not None and arm in row:
-            row[arm] = cell
-        else:
-            # A new dict, so that no reader ever sees one grow under its loop.
-            self.rows[state] = {**(row or {}), arm: cell}
+        # A new dict, so that no reader ever sees one grow under its loop, and that the same dict says the same.
+        self.rows[state] = {**self.rows.get(state, {}), arm: cell}
 
     def copy(self) -> QTable:
         """As it is now; what is learned later does not change it."""
