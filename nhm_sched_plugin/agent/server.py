@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -49,6 +50,8 @@ _STREAMS_A_CONNECTION: Final = 1024
 _WATCHERS_S: Final = 0.5
 """What watchers get to hear that the end has come."""
 _CLOSING_S: Final = 5.0
+_TURN_S: Final = 0.0005
+"""For so long a thread in the background keeps the interpreter while a call waits for it."""
 
 
 class AgentServer:
@@ -214,6 +217,7 @@ async def serve(
         loop.add_reader(until, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    sys.setswitchinterval(_TURN_S)
     async with AgentServer(settings, shared=shared, opened=_freeze) as server:
         started(server)
         await stop.wait()
