@@ -160,9 +160,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
 
         return call
 
-    async def _refuse(
-        self, error: Exception, path: str, context: Any, peer: str, count: _Count, began: float
-    ) -> None:
+    async def _refuse(self, error: Exception, path: str, context: Any, peer: str, count: _Count, began: float) -> None:
         """Count, log and answer; raises what ends the call."""
         refusal = _refusal(error, path)
         count.handled(refusal.code, began)

@@ -27,6 +27,10 @@ __all__ = ["SERVICE", "OptimizerService"]
 SERVICE: Final = "OptimizerAgent"
 _MOST_HOURS: Final = 8192
 """In the forecasts that are kept as they were made and as they are sent, each some 600 bytes."""
+_MOST_REQUESTS: Final = 1024
+"""That are kept as they were read,"""
+_LONGEST_REQUEST: Final = 512
+"""bytes each at most."""
 _MOST_RECOMMENDATIONS: Final = 1024
 """That are kept as they are sent, each some 500 bytes."""
 _SLOW_PARTS_S: Final = 5.0
@@ -57,6 +61,8 @@ class OptimizerService:
         self._tracing = tracing
         self._threads = Pool(threads, "nhm-sched-advice", wait_in_line=True)
         self._hours = 0
+        # Many tickets come between two measurements of a pool: the same bytes.
+        self._requests: dict[bytes, tuple[Ticket | None, SchedulingState]] = {}
         self._recommendations: dict[int, tuple[Recommendation, bytes]] = {}
         self._answers: dict[tuple[int, str, str], tuple[Forecast, float | None, bytes]] = {}
 
@@ -94,11 +100,19 @@ class OptimizerService:
         return answer
 
     def recommendation(self, raw: bytes, context: Any) -> bytes | Awaitable[bytes]:
-        request, given = _checked(pb.StateRequest, raw, check.check_state_request)
-        ticket, state = convert.ticket_of(request), SchedulingState(**given)
+        ticket, state = self._requests.get(raw) or self._read(raw)
         if self._advisor.inline:
             return self._said(self._advisor.recommend(ticket, state))
         return self._said_in_thread(context, ticket, state)
+
+    def _read(self, raw: bytes) -> tuple[Ticket | None, SchedulingState]:
+        request, given = _checked(pb.StateRequest, raw, check.check_state_request)
+        read = convert.ticket_of(request), SchedulingState(**given)
+        if len(raw) <= _LONGEST_REQUEST:
+            if len(self._requests) >= _MOST_REQUESTS:
+                self._requests.clear()
+            self._requests[raw] = read
+        return read
 
     async def _said_in_thread(self, context: Any, ticket: Ticket | None, state: SchedulingState) -> bytes:
         return self._said(await self._in_thread(context, self._advisor.recommend, ticket, state))

@@ -193,7 +193,7 @@ class QTable:
             cells = {arm: msgspec.structs.astuple(cell) for arm, cell in row.items()}
             rows.append(_canonical({state: cells})[1:-1])
             time.sleep(0)  # lets go of the interpreter
-        body = b"%s,\"states\":{%s},%s}" % (before, b",".join(rows), after)
+        body = b'%s,"states":{%s},%s}' % (before, b",".join(rows), after)
         digest = hashlib.sha256(b"{" + body).hexdigest()
         return b'{"digest":"%s",%s\n' % (digest.encode(), body)
 
