@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _UNKNOWN: Final = "unknown"
 """Label of a method that is not served: what a caller wrote never becomes a label."""
-_MOST_WAITING: Final = 100_000
+_MOST_WAITING: Final = 10_000
 """Counted calls that wait for `Counts.settle`, should whoever does that now and then be held up."""
 _MOST_DETAILS: Final = 1000
 """Characters; they travel in a header."""
@@ -185,6 +185,7 @@ class _Count:
         self._counts, self._labels = counts, (method.kind, method.service, method.name)
         self._begun, self._took = ("rpc_started", *self._labels), ("rpc_seconds", *self._labels)
         self._ok = ("rpc_handled", *self._labels, "OK")
+        counts.show(self._begun, self._took, self._ok)
 
     def started(self) -> None:
         self._counts.count(self._begun)

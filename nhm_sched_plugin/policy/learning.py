@@ -29,6 +29,7 @@ from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable
+from nhm_sched_plugin.policy.situations import Said, Situation
 from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.policy.steps import Steps, arm_of
 from nhm_sched_plugin.settings import Settings
@@ -44,27 +45,6 @@ _REMEMBERED_IDS: Final = 20_000
 _NOTHING: Final[dict[str, Cell]] = {}
 _MOST_SITUATIONS: Final = 1024
 _MOST_PENDING: Final = 20_000
-
-
-class _Said(msgspec.Struct, frozen=True, gc=False):
-    """A recommendation, and what it depends on besides the situation."""
-
-    base: Recommendation
-    table: QTable
-    trials: int
-    row: Mapping[str, Cell]
-    version: str
-    recommendation: Recommendation
-
-
-class _Situation:
-    """Plan and candidates for some numbers of a state, and what was last recommended there."""
-
-    __slots__ = ("candidates", "forecast", "key", "plan", "said")
-
-    def __init__(self, forecast: Forecast | None, key: str, plan: Plan, candidates: list[Candidate]) -> None:
-        self.forecast, self.key, self.plan, self.candidates = forecast, key, plan, candidates
-        self.said: _Said | None = None
 
 
 class QPolicy:
@@ -101,7 +81,7 @@ class QPolicy:
         self.version = QTable().version
         self.explores = True
         """Whether the caller ever asks `explore`: where it does not, every propensity is 1."""
-        self._situations: dict[tuple[Any, ...], _Situation] = {}
+        self._situations: dict[tuple[Any, ...], Situation] = {}
         self._lock = threading.Lock()
         self._forked = self._handed_over = False
         renew_after_fork(self)
@@ -198,7 +178,7 @@ class QPolicy:
             return said.recommendation, plan, candidates, base
         made = self._made(situation.key, row, plan, candidates, base)
         if candidates is situation.candidates:
-            situation.said = _Said(base, table, trials, row, version, made)
+            situation.said = Said(base, table, trials, row, version, made)
         return made, plan, candidates, base
 
     def _made(
@@ -214,7 +194,7 @@ class QPolicy:
         own = chosen is candidates[0]
         return self._recommendation(key, row, plan, chosen, base, propensity, own=own)
 
-    def _situation(self, state: SchedulingState, forecast: Forecast | None) -> _Situation:
+    def _situation(self, state: SchedulingState, forecast: Forecast | None) -> Situation:
         """State key, plan and candidates; from memory when many tickets come between two measurements."""
         same = (
             state.queue_depth,
@@ -233,7 +213,7 @@ class QPolicy:
             return found
         key = state_key(state, None if forecast is None else forecast.predicted_volume)
         plan = self.planner.plan(state, forecast)
-        found = _Situation(forecast, key, plan, self.planner.candidates(plan, state))
+        found = Situation(forecast, key, plan, self.planner.candidates(plan, state))
         if len(self._situations) >= _MOST_SITUATIONS:
             self._situations.clear()
         self._situations[same] = found
