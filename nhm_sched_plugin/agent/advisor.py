@@ -103,6 +103,8 @@ class Advisor:
         forecaster = self._made("forecaster", hook.nhm_sched_make_forecaster)
         policy = self._made("policy", hook.nhm_sched_make_policy)
         self.inline = type(forecaster) in (SnapshotForecaster, type(None)) and type(policy) in (QPolicy, type(None))
+        if type(policy) is QPolicy:
+            policy.explores = False
         self.forecaster, self.policy = forecaster, policy
         self._opened.set()
 
@@ -182,7 +184,7 @@ class Advisor:
         this package sends its arrivals along) is not counted here again.
         """
         now = self._clock()
-        counts_itself = not ARRIVED.keys().isdisjoint(given.features)
+        counts_itself = bool(given.features) and not ARRIVED.keys().isdisjoint(given.features)
         if ticket is not None and ticket.task_type and not counts_itself:
             self._baseline.observe(now, ticket.task_type)
         forecast = self._foreseen(self._settings.optimizer.forecast_horizon_minutes, now)
@@ -224,7 +226,7 @@ class Advisor:
     ) -> SchedulingState:
         """The caller's state with the predicted loads and the arrivals, where it sent none."""
         next_hour, sixth_hour, features = given.predicted_load_1h, given.predicted_load_6h, given.features
-        if not counts_itself:
+        if not counts_itself and self._reads_features():
             features = {**self._defaults.nhm_sched_collect_state(ticket), **features}
         if next_hour is not None:
             self._baseline.heard(next_hour)
@@ -238,6 +240,13 @@ class Advisor:
             sixth_hour = None if later is None else later.predicted_volume
         return msgspec.structs.replace(
             given, predicted_load_1h=next_hour, predicted_load_6h=sixth_hour, features=features
+        )
+
+    def _reads_features(self) -> bool:
+        """Whether the answer depends on them; counting what came lately takes as long as much of the rest."""
+        policy = self.policy
+        return not (
+            type(policy) is QPolicy and policy.planner.model is None and not self._defaults.rule_book.uses_features
         )
 
     def _said(

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _UNKNOWN: Final = "unknown"
 """Label of a method that is not served: what a caller wrote never becomes a label."""
-_MOST_WAITING: Final = 100_000
+_MOST_WAITING: Final = 10_000
 """Counted calls that wait for `Counts.settle`, should whoever does that now and then be held up."""
 _MOST_DETAILS: Final = 1000
 """Characters; they travel in a header."""
@@ -121,7 +121,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
                 count.handled(_why_cancelled(context), began)
                 raise
             except Exception as error:  # noqa: BLE001 - no caller ever sees UNKNOWN
-                await self._refuse(error, path, context, count, began)
+                await self._refuse(error, path, context, context.peer(), count, began)
                 raise AssertionError("a refusal ends the call") from None
             finally:
                 self._under_way -= limited
@@ -136,6 +136,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
 
         async def call(request: Any, context: Any) -> AsyncIterator[bytes]:
             began = time.perf_counter()
+            peer = context.peer()  # gRPC cannot tell any more when the other end has left (it crashes)
             count.started()
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - grpc runs every call in one
@@ -151,19 +152,19 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types
                 if not self._closing:
                     count.handled(_why_cancelled(context), began)
                     raise
-                await self._refuse(Refusal(*_CLOSING), path, context, count, began)
+                await self._refuse(Refusal(*_CLOSING), path, context, peer, count, began)
             except Exception as error:  # noqa: BLE001 - no caller ever sees UNKNOWN
-                await self._refuse(error, path, context, count, began)
+                await self._refuse(error, path, context, peer, count, began)
             finally:
                 self._streams.discard(task)
 
         return call
 
-    async def _refuse(self, error: Exception, path: str, context: Any, count: _Count, began: float) -> None:
+    async def _refuse(self, error: Exception, path: str, context: Any, peer: str, count: _Count, began: float) -> None:
         """Count, log and answer; raises what ends the call."""
         refusal = _refusal(error, path)
         count.handled(refusal.code, began)
-        refused(path, refusal.code, context.peer(), refusal.details, refusal.decision_id, refusal.field)
+        refused(path, refusal.code, peer, refusal.details, refusal.decision_id, refusal.field)
         await context.abort(refusal.code, refusal.details)
 
     def _admit(self, path: str, context: Any) -> None:
@@ -184,6 +185,7 @@ class _Count:
         self._counts, self._labels = counts, (method.kind, method.service, method.name)
         self._begun, self._took = ("rpc_started", *self._labels), ("rpc_seconds", *self._labels)
         self._ok = ("rpc_handled", *self._labels, "OK")
+        counts.show(self._begun, self._took, self._ok)
 
     def started(self) -> None:
         self._counts.count(self._begun)

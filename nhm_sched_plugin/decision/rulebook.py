@@ -39,6 +39,8 @@ __all__ = ["LAST_RESORT", "RuleBook", "resolve_rule_book"]
 Parameter = int | float | str
 OTHERWISE: Final = "otherwise"
 _NOT_KNOWN: Final = ("UNKNOWN:", "NOT_FOUND:")
+_MOST_ANSWERS: Final = 1024
+"""Situations whose answer is remembered: tickets of many hosts come between two measurements of their pools."""
 _MAX_WORKERS: Final = 2**53
 """Largest whole number that a double counts exactly; beyond it a target is nonsense."""
 
@@ -50,8 +52,6 @@ class _Memo(msgspec.Struct, frozen=True, gc=False):
     state: SchedulingState
     forecast: Forecast | None
     reason: str
-    values: dict[str, Any]
-    """The variables as they were read."""
     answer: Recommendation
 
 
@@ -89,7 +89,7 @@ class _Chunk(NamedTuple):
 
 
 class RuleBook:
-    """A loaded rule book. Immutable but for the memo and `failures`; safe to use from several threads.
+    """A loaded rule book. Immutable but for what it remembers and `failures`; safe to use from several threads.
 
     `failures` counts, by rule name, how often a rule could not be evaluated although it should have been: a division
     by zero, a parameter that is no usable number. A condition on something that is not known is no failure.
@@ -100,6 +100,7 @@ class RuleBook:
         self.file, self.name, self.description = source.file, model.name, model.description
         self.failures: Counter[str] = Counter()
         self._failures_lock = threading.Lock()
+        self._failed_evaluations = 0
         compiler = Compiler(source)
         self._rules = tuple(_compiled(compiler, source, index, rule) for index, rule in enumerate(model.rules))
         self._env = compiler.env
@@ -116,6 +117,7 @@ class RuleBook:
         shown = frozenset().union(*(rule.sentence.names for rule in (*self._rules, self._otherwise)))
         self._reader = VariableReader((text for rule in self._rules for text in rule.texts), shown)
         self._memo: _Memo | None = None
+        self._answers: dict[tuple[Any, ...], Recommendation] = {}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RuleBook:
@@ -125,6 +127,11 @@ class RuleBook:
     @property
     def rule_names(self) -> tuple[str, ...]:
         return tuple(rule.name for rule in self._rules)
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether an answer may depend on the state's features."""
+        return self._reader.uses_features
 
     def evaluate(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, reason: str, now: float
@@ -147,15 +154,30 @@ class RuleBook:
                 and not self._reader.uses_clock
             ):
                 return memo.answer
-            values = self._reader.read(ticket, state, forecast, reason, now)
-            # Many tickets come between two measurements of the pool: other objects, the same numbers.
-            answer = memo.answer if memo is not None and memo.values == values else self._answer(values)
+            answer = self._remembered(self._reader.read(ticket, state, forecast, reason, now))
             # One assignment: never seen half done.
-            self._memo = _Memo(ticket, state, forecast, reason, values, answer)
+            self._memo = _Memo(ticket, state, forecast, reason, answer)
             return answer
         except Exception:  # noqa: BLE001 - whatever a state may hold, the host gets an answer
             self._failed("(book)")
             return LAST_RESORT
+
+    def _remembered(self, values: dict[str, Any]) -> Recommendation:
+        """The answer to these values, which depends on nothing else; one with a failure is made, and counted, anew."""
+        features = values.get("features")
+        if features is None:
+            asked = (*values, *values.values())
+        else:
+            asked = (*values, *(value for value in values.values() if value is not features), *features.items())
+        found = self._answers.get(asked)
+        if found is None:
+            failed = self._failed_evaluations
+            found = self._answer(values)
+            if failed == self._failed_evaluations:
+                if len(self._answers) >= _MOST_ANSWERS:
+                    self._answers.clear()
+                self._answers[asked] = found
+        return found
 
     def _answer(self, values: dict[str, Any]) -> Recommendation:
         fired, computed = self._first(values)
@@ -198,6 +220,7 @@ class RuleBook:
 
     def _failed(self, rule: str) -> None:
         with self._failures_lock:
+            self._failed_evaluations += 1
             self.failures[rule] += 1
 
 

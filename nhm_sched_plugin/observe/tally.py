@@ -83,6 +83,11 @@ class Counts:
         self._lock = threading.Lock()
         metrics.before_reading(self.settle)
 
+    def show(self, *keys: tuple[str, ...]) -> None:
+        """From now on, also while there is nothing to count."""
+        for attribute, *labels in keys:
+            self._metrics.child(attribute, *labels)
+
     def waiting(self) -> int:
         """How much has been noted since the last `settle`."""
         return len(self._counted)

@@ -30,6 +30,7 @@ from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, i
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable
+from nhm_sched_plugin.policy.situations import Said, Situation
 from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.policy.steps import Steps, arm_of
 from nhm_sched_plugin.settings import Settings
@@ -82,7 +83,9 @@ class QPolicy:
         self.steps = Steps(self.planner, self._learning_rate, tuning.discount_factor, live=autosave)
         self.path = path or settings.q_table_path
         self.version = QTable().version
-        self._situations: dict[tuple[Any, ...], tuple[Forecast | None, tuple[str, Plan, list[Candidate]]]] = {}
+        self.explores = True
+        """Whether the caller ever asks `explore`: where it does not, every propensity is 1."""
+        self._situations: dict[tuple[Any, ...], Situation] = {}
         self._lock = threading.Lock()
         self._forked = self._handed_over = False
         renew_after_fork(self)
@@ -117,8 +120,9 @@ class QPolicy:
     ) -> Recommendation | None:
         """The best known action and P(it is at least as good as the baseline's). Never explores, takes no lock.
 
-        `propensity` is 1 - epsilon when `explore` has something else to offer, else 1; where exploration is off the
-        caller records 1.
+        `propensity` is 1 - epsilon when `explore` has something else to offer, else 1 (also without `explores`); where
+        exploration is off for one decision alone, the caller records 1. What nothing has changed for since it was last
+        asked is answered with the very same object.
         """
         return self._answer(ticket, state, forecast)[0]
 
@@ -157,24 +161,44 @@ class QPolicy:
     def _answer(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None
     ) -> tuple[Recommendation, Plan, list[Candidate], Recommendation]:
-        key, plan, candidates = self._situation(state, forecast)
+        situation = self._situation(state, forecast)
+        plan, candidates = situation.plan, situation.candidates
         last_change = self._last_change()
         if last_change is not None:
             candidates = self.planner.resting(candidates, self._now(), last_change)
         base = self._baseline(ticket, state, forecast)
-        row = self.table.rows.get(key, _NOTHING)
+        table, version, said = self.table, self.version, situation.said
+        # Read before anything is made of them: what changes meanwhile is noticed the next time.
+        trials, row = table.trials, table.rows.get(situation.key, _NOTHING)
+        if (
+            said is not None
+            and candidates is situation.candidates
+            and said.table is table
+            and said.row is row
+            and said.trials == trials
+            and said.version == version
+            and (said.base is base or said.base == base)
+        ):
+            return said.recommendation, plan, candidates, base
+        made = self._made(situation.key, row, plan, candidates, base)
+        if candidates is situation.candidates:
+            situation.said = Said(base, table, trials, row, version, made)
+        return made, plan, candidates, base
+
+    def _made(
+        self, key: str, row: Mapping[str, Cell], plan: Plan, candidates: list[Candidate], base: Recommendation
+    ) -> Recommendation:
         if plan.need is None:
             # Without metrics there is no plan: the rules know best.
             chosen = Candidate(base.action, dict(base.parameters))
         else:
             chosen = self._choose(row, plan, candidates, base) if row and self._deviate else candidates[0]
         alternatives = len(candidates) > 1 or candidates[0].action is not chosen.action
-        propensity = 1.0 - self._epsilon if alternatives else 1.0
+        propensity = 1.0 - self._epsilon if alternatives and self.explores else 1.0
         own = chosen is candidates[0]
-        said = self._recommendation(key, row, plan, chosen, base, propensity, own=own)
-        return said, plan, candidates, base
+        return self._recommendation(key, row, plan, chosen, base, propensity, own=own)
 
-    def _situation(self, state: SchedulingState, forecast: Forecast | None) -> tuple[str, Plan, list[Candidate]]:
+    def _situation(self, state: SchedulingState, forecast: Forecast | None) -> Situation:
         """State key, plan and candidates; from memory when many tickets come between two measurements."""
         same = (
             state.queue_depth,
@@ -189,15 +213,15 @@ class QPolicy:
         )
         found = self._situations.get(same)
         # The forecast is kept beside the answer, so its id cannot be taken by another.
-        if found is not None and found[0] is forecast:
-            return found[1]
+        if found is not None and found.forecast is forecast:
+            return found
         key = state_key(state, None if forecast is None else forecast.predicted_volume)
         plan = self.planner.plan(state, forecast)
-        answer = key, plan, self.planner.candidates(plan, state)
+        found = Situation(forecast, key, plan, self.planner.candidates(plan, state))
         if len(self._situations) >= _MOST_SITUATIONS:
             self._situations.clear()
-        self._situations[same] = (forecast, answer)
-        return answer
+        self._situations[same] = found
+        return found
 
     def _choose(
         self, row: Mapping[str, Cell], plan: Plan, candidates: list[Candidate], base: Recommendation

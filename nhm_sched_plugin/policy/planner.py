@@ -87,7 +87,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     """Active workers and those that start up."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An action that makes sense in the state, with its parameters."""
 
     action: Action

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -81,6 +82,8 @@ class QTable:
     ) -> None:
         self.rows = rows if rows is not None else {}
         self.updates, self.mark = updates, mark
+        self.trials = 0
+        """Goes up after each trial that is put down: what was derived from them can be kept until then."""
         self._pooled: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -146,6 +149,7 @@ class QTable:
         )
         self._put(state, arm, new)
         self._pooled.clear()
+        self.trials += 1
 
     def forget_trials(self) -> None:
         """Before new ones with another planner: what its arms did says nothing of the new one's."""
@@ -158,6 +162,7 @@ class QTable:
                 if cell.visits
             }
         self._pooled.clear()
+        self.trials += 1
 
     def pooled(self, arm: str, made: Callable[[list[Cell]], Any]) -> Any:
         """What `made` says of the arm's cells in all states; from memory until there are new trials."""
@@ -171,21 +176,26 @@ class QTable:
         return [row[arm] for row in list(self.rows.values()) if arm in row]
 
     def _put(self, state: str, arm: str, cell: Cell) -> None:
-        row = self.rows.get(state)
-        if row is not None and arm in row:
-            row[arm] = cell
-        else:
-            # A new dict, so that no reader ever sees one grow under its loop.
-            self.rows[state] = {**(row or {}), arm: cell}
+        # A new dict, so that no reader ever sees one grow under its loop, and that the same dict says the same.
+        self.rows[state] = {**self.rows.get(state, {}), arm: cell}
 
     def copy(self) -> QTable:
         """As it is now; what is learned later does not change it."""
         return QTable({state: dict(row) for state, row in self.rows.items()}, self.updates, self.mark)
 
     def dump(self) -> bytes:
-        """The JSON text of the file."""
-        body = _body(self)
-        return _canonical({**body, "digest": _digest(body)}) + b"\n"
+        """The JSON text of the file, as `_canonical` writes it, but row by row: other threads need not wait for all."""
+        ledger = {} if self.mark is None else {"ledger": list(self.mark)}
+        before = _canonical({"format": FORMAT, **ledger})[1:-1]
+        after = _canonical({"updates": self.updates, "version": VERSION})[1:-1]
+        rows = []
+        for state, row in sorted(self.rows.items()):
+            cells = {arm: msgspec.structs.astuple(cell) for arm, cell in row.items()}
+            rows.append(_canonical({state: cells})[1:-1])
+            time.sleep(0)  # lets go of the interpreter
+        body = b'%s,"states":{%s},%s}' % (before, b",".join(rows), after)
+        digest = hashlib.sha256(b"{" + body).hexdigest()
+        return b'{"digest":"%s",%s\n' % (digest.encode(), body)
 
     @classmethod
     def parse(cls, raw: bytes, name: str) -> QTable:
@@ -273,15 +283,6 @@ def _welford(count: int, mean: float, m2: float, value: float) -> tuple[int, flo
 
 
 _EMPTY: Final = Cell(0.0, 0, 0.0, 0.0)
-
-
-def _body(table: QTable) -> dict[str, Any]:
-    states = {
-        state: {arm: list(msgspec.structs.astuple(cell)) for arm, cell in row.items()}
-        for state, row in table.rows.items()
-    }
-    body = {"format": FORMAT, "version": VERSION, "updates": table.updates, "states": states}
-    return body if table.mark is None else {**body, "ledger": list(table.mark)}
 
 
 def _canonical(tree: dict[str, Any]) -> bytes:

@@ -23,6 +23,7 @@ from nhm_sched_plugin.types import (
 )
 
 __all__ = [
+    "answer_stamp",
     "experience_of",
     "forecast_of",
     "forecast_response",
@@ -112,7 +113,15 @@ def forecast_of(response: Any) -> Forecast:
 # Recommendations
 
 
-def recommendation_response(recommendation: Recommendation, decision_id: str, now: float) -> Any:
+def answer_stamp(decision_id: str, now: float) -> Any:
+    """What differs between two answers that recommend the same, as a `RecommendationResponse` without the rest.
+
+    Messages whose bytes follow each other are read as one. `now` in Unix seconds.
+    """
+    return pb.RecommendationResponse(decision_id=decision_id, timestamp=int(now * 1000))
+
+
+def recommendation_response(recommendation: Recommendation, decision_id: str = "", now: float = 0.0) -> Any:
     """A `RecommendationResponse`; `now` in Unix seconds."""
     return pb.RecommendationResponse(
         action=recommendation.action,

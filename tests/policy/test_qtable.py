@@ -10,7 +10,9 @@ import pytest
 
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import set_aside
-from nhm_sched_plugin.policy.qtable import Cell, QTable, reset
+from nhm_sched_plugin.policy.arms import ARMS
+from nhm_sched_plugin.policy.qtable import Cell, Mark, QTable, reset
+from nhm_sched_plugin.policy.state_key import KEYS
 
 
 def filled(updates: int = 200) -> QTable:
@@ -135,3 +137,20 @@ def test_trials_are_kept_and_forgotten() -> None:
     table.forget_trials()
     assert table.rows == {**before, "new": {}}
     assert table.pooled("rules:NO_ACTION", len) == 0
+
+
+@pytest.mark.parametrize("mark", [None, Mark("ledger-é", 12)])
+def test_a_table_written_row_by_row_is_the_canonical_json_of_its_content(mark: Mark | None) -> None:
+    draw = random.Random(4)
+    table = QTable({}, mark=mark)
+    for _ in range(500):
+        table.update(draw.choice(KEYS), draw.choice(ARMS), draw.uniform(-1, 1), 0.1, draw.gauss(0, 1e-9))
+        table.tried(draw.choice(KEYS), draw.choice(ARMS), draw.gauss(0, 1e9), None)
+    for one in (table, QTable(mark=mark)):
+        raw = one.dump()
+        tree = json.loads(raw)
+        assert raw == json.dumps(tree, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        digest = tree.pop("digest")
+        assert digest == hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        again = QTable.parse(raw, "it")
+        assert (again.rows, again.updates, again.mark) == (one.rows, one.updates, one.mark)
