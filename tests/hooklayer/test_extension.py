@@ -485,7 +485,7 @@ def test_hook_collect_state(kit: Any) -> None:
         }
     )
     state = kit.msgspec.structs.replace(kit.BUSY, features={"given": 9.0})
-    lately = dict.fromkeys(ARRIVED, 1)  # this ticket
+    lately = {**dict.fromkeys(ARRIVED, 1), "crowd_ahead": 0}  # this ticket
     assert host.decide(kit.TICKET, state).state.features == {
         **lately, "mine": 2, "early": 1, "arrivals_last_hour": 7, "given": 9,
     }, "who is loaded later wins over earlier ones and built-ins, the host over all"  # fmt: skip

@@ -370,7 +370,7 @@ def test_unusable_features_count_as_unknown(kit: Any, features: Any) -> None:
     host = kit.start()
     decision = host.decide(kit.TICKET, {"active_workers": 3, "features": features})
     assert decision.reason is Reason.APPLIED
-    assert set(decision.state.features) <= {*ARRIVED, "b"}
+    assert set(decision.state.features) <= {*ARRIVED, "crowd_ahead", "b"}
     assert kit.counted(host, "nhm_sched_component_errors_total", component="state") == 1
 
 

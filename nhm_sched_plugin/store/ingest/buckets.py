@@ -52,7 +52,7 @@ class Buckets:
                 distinct, counts = np.unique(values, return_counts=True)
                 repeated += int(np.count_nonzero(counts > 1))
             if len(others):
-                shared += int(np.count_nonzero(np.isin(distinct, others)))
+                shared += int(np.count_nonzero(np.isin(distinct, others, kind="sort")))
         return repeated, shared
 
     def _read(self, name: str, number: int) -> Hashes:

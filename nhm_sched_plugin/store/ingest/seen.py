@@ -58,7 +58,7 @@ class Seen:
         totals |= {"tickets_within": within, "tickets_elsewhere": elsewhere}
         for mine, others in self._buckets.pairs("rows-source", "rows-table"):
             totals["rows_within"] += len(mine) - len(np.unique(mine))
-            totals["rows_elsewhere"] += int(np.count_nonzero(np.isin(mine, others)))
+            totals["rows_elsewhere"] += int(np.count_nonzero(np.isin(mine, others, kind="sort")))
         return Duplicates(**totals)
 
     def _write_table(self, store: Statements, first: int, last: int) -> None:
