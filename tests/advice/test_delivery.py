@@ -53,7 +53,7 @@ def process(folder: Path) -> Iterator[AgentProcess]:
 
 
 def test_what_was_executed_reaches_the_agent_in_order(agent: ScriptedAgent, ask: Ask, kit: Any) -> None:
-    host = ask(agent.address)
+    host = ask(agent.address, grpc_timeout=30)  # one that fails is sent again later, out of order
     ids = finish(host, kit, 300)
     kit.wait_for(lambda: len(agent.taken) == 300, 30)
     assert [one.decision_id for one in agent.taken] == ids

@@ -185,7 +185,7 @@ def test_an_agent_without_tables_is_asked(agent: ScriptedAgent, folder: Path, as
     agent.mode = "no_tables"
     host = ask(agent.address)
     mirrored(host, kit)
-    decision = host.decide(kit.TICKET, kit.BUSY)
+    decision = kit.wait_for(lambda: (found := host.decide(kit.TICKET, kit.BUSY)).forecast and found, 20)
     assert decision.forecast.predicted_volume == 500
     assert agent.count("GetLoadForecast") >= 1
     assert not mirror(host)
