@@ -77,7 +77,7 @@ def _tell(found: ShadowReport, report: Path | None) -> None:
         out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     verdict = found.verdict
-    say(f"{verdict.answer[:1].upper()}{verdict.answer[1:]}: {verdict.headline}", "bold")
+    say(f"{verdict.title}: {verdict.headline}", "bold")
     for reason in verdict.reasons:
         say(f"  - {reason}")
     say("")

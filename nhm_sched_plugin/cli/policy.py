@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ from nhm_sched_plugin.cli.app import (
     writable,
 )
 from nhm_sched_plugin.cli.show import as_json as json_text
-from nhm_sched_plugin.cli.show import out, plain, progress, record, show, table, written
+from nhm_sched_plugin.cli.show import out, plain, progress, record, show, table, text, written
 from nhm_sched_plugin.errors import IngestError
 
 if TYPE_CHECKING:
@@ -118,8 +118,6 @@ def learn(
         found = report.reliability
         ece = None if found is None or not found.trials else found.ece
         report.version = register_policy(settings, decisions=report.decisions, seed=seed, ece=ece)
-    if report_path is not None:
-        _learn_page(report, report_path)
     values = plain(report)
     checked = values.pop("reliability")
     if checked is not None:
@@ -128,15 +126,17 @@ def learn(
             "brier_score": checked["brier"],
             "trials_held_out": checked["trials"],
         }
+    if report_path is not None:
+        _learn_page(report, values, report_path)
     show(report, as_json, lambda: record(values))
 
 
-def _learn_page(report: LearnReport, path: Path) -> None:
+def _learn_page(report: LearnReport, values: Mapping[str, Any], path: Path) -> None:
     from nhm_sched_plugin.observe.learn_page import Point, learn_page
 
     found = report.reliability
     points = [] if found is None else [Point(each.confidence, each.frequency, each.count) for each in found.bins]
-    facts = {name: str(value) for name, value in plain(report).items() if name != "reliability"}
+    facts = {name.replace("_", " "): text(value) for name, value in values.items()}
     learn_page(path, facts, points, None if found is None else found.ece)
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "show",
     "steps",
     "table",
+    "text",
 ]
 
 out = Console()
@@ -100,10 +101,11 @@ def table(rows: Sequence[Mapping[str, Any]], empty: str = "", title: str | None 
         out.print(empty, markup=False, soft_wrap=True)
         return
     shown = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    fair = max((out.width - 3 * (len(rows[0]) - 1)) // len(rows[0]), 1)  # of a line, three are between two columns
     for index, (name, value) in enumerate(rows[0].items()):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        # The first column names the row: others give way to it.
-        width = None if index else min(max(len(str(row[name])) for row in rows), 40)
+        # The first column names the row: others give way to it, but nothing is cut off.
+        width = None if index else min(max(len(str(row[name])) for row in rows), 40, fair)
         shown.add_column(
             name.replace("_", " "), overflow="fold", justify="right" if number else "left", min_width=width
         )
@@ -118,22 +120,27 @@ def record(values: Mapping[str, Any]) -> None:
     shown.add_column(style="dim")
     shown.add_column(overflow="fold")
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {_cell(part)}" for key, part in value.items())
         shown.add_row(name.replace("_", " "), _cell(value))
     out.print(shown, markup=False)
+
+
+def text(value: Any) -> str:
+    """A value as a person reads it."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {text(part)}" for key, part in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _cell(value: Any) -> Any:
     from rich.text import Text
 
-    if value is None:
-        return Text("-")
-    if isinstance(value, float):
-        return Text(f"{value:,.2f}")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return Text(f"{value:,}")
-    return Text(str(value))  # names are shown as they are, never read as markup
+    return Text(text(value))  # names are shown as they are, never read as markup
 
 
 def moment(epoch: float) -> str:

@@ -45,6 +45,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One plain sentence."""
     reasons: list[str]
     next: list[Next]
+    there: bool = False
+    """It stands there already."""
+
+    @property
+    def title(self) -> str:
+        """The answer as a heading: there is nothing left to ramp to at 100 %."""
+        answer = "stay" if self.answer == RAMP and self.there else self.answer
+        return f"{answer[:1].upper()}{answer[1:]}"
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +188,7 @@ def _go(step: Step, percentage: int, headline: str, reasons: list[str]) -> Verdi
     return Verdict(
         answer=RAMP,
         percentage=percentage,
+        there=there,
         headline=f"{headline} {'Stay at' if there else 'Go to'} {percentage} %.",
         reasons=reasons,
         next=[*([] if there else [_set(step, percentage)]), _again(step, "7d")],

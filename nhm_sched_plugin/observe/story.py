@@ -5,6 +5,7 @@ This is what `nhm-sched explain DECISION_ID` prints. Every sentence is made from
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -96,8 +97,31 @@ _STATE_WORDS: Final[tuple[tuple[str, Callable[[float], str]], ...]] = (
 
 def _state(state: Facts) -> str:
     parts = [say(state[name]) for name, say in _STATE_WORDS if name in state]
-    parts += [f"{name} {words.number(value)}" for name, value in state.get("features", {}).items()]
+    parts += _features(state.get("features", {}))
     return "; ".join(parts) + "." if parts else "the host told nothing about its queue and its workers."
+
+
+_ARRIVALS: Final = re.compile(r"arrivals_(?:(\d+)s|last_hour)")
+_HOUR_S: Final = 3600
+
+
+def _features(features: Mapping[str, float]) -> list[str]:
+    """What the plugin counted itself, in words; what others added, by name."""
+    came, parts = {}, []
+    for name, value in features.items():
+        if window := _ARRIVALS.fullmatch(name):
+            came[int(window[1] or _HOUR_S)] = value
+        elif name == "starting_workers":
+            parts += [f"{words.count(value, 'worker')} starting"] if value else []
+        elif name == "crowd_ahead":
+            parts += [f"about now {words.number(value)} more than usual came on days before"] if value else []
+        else:
+            parts.append(f"{name} {words.number(value)}")
+    if came:
+        windows = ", ".join(words.duration(seconds) for seconds in sorted(came))
+        counts = ", ".join(words.number(came[seconds]) for seconds in sorted(came))
+        parts.insert(0, f"tickets that came in the last {windows}: {counts}")
+    return parts
 
 
 def _forecast(forecast: Facts | None) -> str:

@@ -75,6 +75,8 @@ def test_commands_name_the_file_and_the_unit() -> None:
 def test_at_100_there_is_nowhere_to_go() -> None:
     found = verdict(percentage=100)
     assert found.headline.endswith("Stay at 100 %.")
+    assert (found.answer, found.title) == ("ramp", "Stay")
+    assert verdict().title == "Ramp"
     assert [step.command.split()[0] for step in found.next] == ["nhm-sched"]
 
 

@@ -371,3 +371,22 @@ def test_units_in_words() -> None:
         "0.01 %",
         "0 %",
     )
+
+
+def test_what_the_plugin_counted_is_told_in_words() -> None:
+    features = {
+        "arrivals_last_hour": 37.0, "arrivals_15s": 0.0, "arrivals_300s": 4.0,
+        "crowd_ahead": 0.0, "starting_workers": 3.0, "mine": 2.5,
+    }  # fmt: skip
+
+    def told(features: dict[str, float]) -> str:
+        decided = msgspec.structs.replace(FOLLOWED, state=msgspec.structs.replace(BEFORE, features=features))
+        return next(chapter.text for chapter in chapters(facts(decided)) if chapter.title == "State")
+
+    text = told(features)
+    assert "tickets that came in the last 15 seconds, 5 minutes, 60 minutes: 0, 4, 37" in text
+    assert "3 workers starting" in text
+    assert "mine 2.5" in text
+    assert "crowd" not in text
+    assert "arrivals_" not in text
+    assert "about now 12 more than usual came on days before" in told({"crowd_ahead": 12.0})
