@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -41,6 +42,8 @@ __all__ = [
     "table",
     "text",
 ]
+
+_ENDLESS = 100_000  # characters: as wide as a table wants to be
 
 out = Console()
 err = Console(stderr=True)
@@ -101,17 +104,20 @@ def table(rows: Sequence[Mapping[str, Any]], empty: str = "", title: str | None 
         out.print(empty, markup=False, soft_wrap=True)
         return
     shown = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
-    fair = max((out.width - 3 * (len(rows[0]) - 1)) // len(rows[0]), 1)  # of a line, three are between two columns
-    for index, (name, value) in enumerate(rows[0].items()):
+    for name, value in rows[0].items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        # The first column names the row: others give way to it, but nothing is cut off.
-        width = None if index else min(max(len(str(row[name])) for row in rows), 40, fair)
-        shown.add_column(
-            name.replace("_", " "), overflow="fold", justify="right" if number else "left", min_width=width
-        )
+        shown.add_column(name.replace("_", " "), overflow="fold", justify="right" if number else "left")
     for row in rows:
         shown.add_row(*(_cell(value) for value in row.values()))
-    out.print(shown, markup=False)
+    if not out.is_terminal or _needs(shown).minimum <= out.width:  # cells wrap between words
+        _whole(shown)
+    else:  # not even one word a line has room: like psql's expanded tables, a block of lines for each row
+        if title:
+            out.print(title, style="bold", markup=False)
+        for index, row in enumerate(rows):
+            if index:
+                out.print()
+            record(row)
 
 
 def record(values: Mapping[str, Any]) -> None:
@@ -121,7 +127,17 @@ def record(values: Mapping[str, Any]) -> None:
     shown.add_column(overflow="fold")
     for name, value in values.items():
         shown.add_row(name.replace("_", " "), _cell(value))
-    out.print(shown, markup=False)
+    _whole(shown)
+
+
+def _whole(shown: Table) -> None:
+    """On a terminal as wide as that; in a pipe, where grep wants whole lines, as wide as the table."""
+    console = out if out.is_terminal else Console(file=out.file, width=max(_needs(shown).maximum, 1))
+    console.print(shown, markup=False)
+
+
+def _needs(shown: Table) -> Measurement:
+    return Measurement.get(out, out.options.update(width=_ENDLESS), shown)
 
 
 def text(value: Any) -> str:
