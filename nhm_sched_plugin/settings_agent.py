@@ -31,6 +31,8 @@ def _addresses(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if address.startswith("unix:"):
             continue
         found = _ADDRESS.match(address)
+        if found is None and address.count(":") > 1 and not address.startswith("["):
+            raise ValueError("expected an IPv6 address in brackets before the port, as in [::1]:50053")
         if found is None or not 1 <= int(found.group(2)) <= 65535:
             raise ValueError("expected host:port (several: a list, or separated by commas) or unix:/path/to/socket")
     return value or None
