@@ -126,11 +126,11 @@ class _Stranger:
         if self.ready:
             return
         saved = self._ledger.saved()  # of the built-in policy, before this one came
-        self._seq = 0 if saved is None else saved.seq
-        self.ready = True
+        self._seq = max(self._seq, 0 if saved is None else saved.seq)  # further, where reading has failed on the way
         while rows := self._ledger.after(self._seq):
             for seq, experience in rows:
                 self._learn(seq, experience)
+        self.ready = True
 
     def catch_up(self) -> None: ...
 
@@ -142,7 +142,7 @@ class _Stranger:
         return self.waiting >= interval
 
     def learn(self, entries: Sequence[Told]) -> list[Recorded]:
-        for entry in entries:
+        for entry in entries if self.ready else ():  # else `settle` comes to them in their turn
             if entry.fresh:
                 self._learn(entry.seq, entry.experience)
         return [self.told(entry) for entry in entries]
