@@ -96,7 +96,7 @@ class AgentSettings(Tree):
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Processes that share the port (SO_REUSEPORT)."""
     max_concurrent_rpcs: Annotated[int, Field(ge=1)] = 256
-    """Calls at once in each process; further ones are answered with RESOURCE_EXHAUSTED."""
+    """Calls at once in each process, and beside them streams; further ones are answered with RESOURCE_EXHAUSTED."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 262_144
     """Of one request; larger ones are answered with RESOURCE_EXHAUSTED."""
     grace_s: Annotated[float, Field(ge=0, le=600)] = 10.0
