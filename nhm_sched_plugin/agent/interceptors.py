@@ -51,7 +51,7 @@ class Method(NamedTuple):
     answer: Callable[[Any, Any], Any]
     kind: Kind = "unary"
     limited: bool = True
-    """Of a unary one: whether it counts against the calls at once. Health checks do not: a busy agent is not a dead one.
+    """Of a unary one: whether it counts against the calls at once. Health checks do not: busy is not dead.
 
     Streams (those who watch health, reflection) are counted by themselves, up to the same number, without exception.
     """

@@ -74,10 +74,11 @@ class Learner:
 
     def health(self) -> Health:
         """Not ok while the ledger or the table cannot be read or written."""
-        detail = f"{self._keeper.waiting} outcomes in {self.ledger.path} and not in the saved table yet"
-        return Health(
-            component="learner", ok=not self._problem, detail=f"{self._problem}; {detail}" if self._problem else detail
-        )
+        told = [self._problem] if self._problem else []
+        told.append(f"{self._keeper.waiting} outcomes in {self.ledger.path} and not in the saved table yet")
+        if self.ledger.damaged:
+            told.append(f"{self.ledger.damaged} damaged ledgers set aside beside it")
+        return Health(component="learner", ok=not self._problem, detail="; ".join(told))
 
     def _follow(self, interval: int) -> None:
         with self._lock:

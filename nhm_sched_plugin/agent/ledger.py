@@ -44,7 +44,7 @@ class Saved(NamedTuple):
     seq: int
     """The file contains the outcomes up to here."""
     stamp: tuple[int, int, int]
-    """How the file looks (`qtable.stamp`): another one was written by somebody else."""
+    """How the file looks (`files.stamp`): another one was written by somebody else."""
 
 
 class Ledger:

@@ -279,6 +279,9 @@ def test_a_table_goes_on_with_a_ledger_that_was_damaged(tmp_path: Path) -> None:
     saved = QTable.load(settings.q_table_path).mark
     assert saved is not None
     assert saved.ledger == agent.learner.ledger.id
+    told = [each.learner.health() for each in (agent, peer)]
+    assert all(each.ok for each in told)
+    assert sum("1 damaged ledgers set aside beside it" in each.detail for each in told) == 1, "by one of them"
 
 
 @pytest.mark.parametrize("saved_before", [False, True])
