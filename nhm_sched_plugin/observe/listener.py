@@ -274,11 +274,8 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 def _tls(settings: MetricsSettings) -> Certificate | None:
     cert, key = settings.tls_cert_file, settings.tls_key_file
-    if cert is None and key is None:
-        return None
     if cert is None or key is None:
-        given, missing = ("tls_cert_file", "tls_key_file") if key is None else ("tls_key_file", "tls_cert_file")
-        raise ConfigError([f"metrics.{missing}: is missing while metrics.{given} is set; TLS needs both"])
+        return None
     try:
         return Certificate(cert, key)
     except OSError as error:
