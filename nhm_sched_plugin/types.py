@@ -169,6 +169,11 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     live_factor: float = 1.0
     """What the counts of the last hours did to `predicted_volume`; 1: nothing."""
 
+    @property
+    def next_hour(self) -> float:
+        """Tickets in the coming hour, also of a forecast that looks further ahead: `predicted_load_1h`."""
+        return self.points[0].mean if self.horizon_minutes > 60 and self.points else self.predicted_volume
+
 
 class Recommendation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An action that a policy, a rule book or a hook proposes."""

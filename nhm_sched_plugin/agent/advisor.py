@@ -233,8 +233,7 @@ class Advisor:
         elif forecast is None:
             next_hour = self._baseline.rate(now)
         else:
-            further = forecast.horizon_minutes > 60 and forecast.points
-            next_hour = forecast.points[0].mean if further else forecast.predicted_volume
+            next_hour = forecast.next_hour
         if sixth_hour is None and forecast is not None:
             later = self._foreseen(_SIX_HOURS, now)
             sixth_hour = None if later is None else later.predicted_volume
