@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import multiprocessing
 import os
@@ -151,6 +152,25 @@ def test_there_is_a_most_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ledger.append(some(*range(10)))
     ledger.note(Saved(1, 10, (0, 0, 0)))
     assert [fresh for _, fresh in ledger.append(some(*range(10)))] == [True] * 4 + [False] * 6
+
+
+def test_forgetting_takes_the_same_work_however_much_there_is_to_forget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 2)
+    monkeypatch.setattr(module, "_FORGOTTEN_AT_ONCE", 100)
+    work = {}
+    for count in (1_000, 20_000):
+        clock = Clock()
+        ledger = Ledger(tmp_path / str(count), 30, clock)
+        ledger.append(some(*range(count)))
+        clock.now += 31 * DAY
+        steps = itertools.count()
+        ledger._file.run(lambda connection, steps=steps: connection.set_progress_handler(lambda: next(steps) < 0, 10))
+        ledger.learned([])
+        work[count] = next(steps)
+        assert ledger.append(some(0, 100, 101))[1:] == [(count + 2, True), (102, False)]
+    assert work[20_000] <= 1.5 * work[1_000], work
 
 
 def test_a_contained_outcome_takes_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
