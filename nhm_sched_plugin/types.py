@@ -186,7 +186,11 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     justification: str = ""
     """One plain sentence: why."""
     expected_improvement: float | None = None
-    """Expected difference in discounted reward to the fallback's action."""
+    """Expected difference in discounted reward to the fallback's action.
+
+    The built-in policy's is the difference of the two Q-values: rewards of different moments. Its confidence comes from
+    trials that begin at the same one, so the two may point to different sides where the difference is small.
+    """
     risk_score: float | None = None
     is_exploration: bool = False
     propensity: float = 1.0
