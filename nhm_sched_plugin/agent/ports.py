@@ -12,6 +12,7 @@ import socket
 from typing import Any, Final
 
 from nhm_sched_plugin.addresses import address_of, resolved
+from nhm_sched_plugin.background import Pool
 from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.settings_agent import AgentSettings
@@ -85,14 +86,23 @@ def _is_own(endpoint: str, agent: AgentSettings) -> bool:
     host, _, port = endpoint.rpartition(":")
     if int(port) != agent.port:
         return False
-    try:
-        asked = socket.getaddrinfo(host.strip("[]"), agent.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return False  # a name that means nothing here, or not yet
+    asked = _looked_up(host.strip("[]"))
     listens = [_ip(where) for _, where in resolved("agent", agent.host, agent.port)]
     if any(ip.is_unspecified for ip in listens):
-        return any(_is_ours(_ip(where)) for *_, where in asked)
-    return any(_reached(_ip(where)) in listens for *_, where in asked)
+        return any(map(_is_ours, asked))
+    return any(_reached(ip) in listens for ip in asked)
+
+
+def _looked_up(name: str) -> list[_Ip]:
+    """None for a name that means nothing here, or not yet: no name server holds up the start."""
+    looking = Pool(1, "nhm-sched-lookup")
+    try:
+        found = looking.submit(socket.getaddrinfo, name, None, type=socket.SOCK_STREAM).result(_ANSWERS_WITHIN_S)
+    except (OSError, UnicodeError):
+        return []
+    finally:
+        looking.close()
+    return [_ip(where) for *_, where in found]
 
 
 def _ip(where: tuple[Any, ...]) -> _Ip:

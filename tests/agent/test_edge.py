@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,22 @@ def test_an_agent_that_would_ask_itself_is_refused(tmp_path: Path, host: str, en
 def test_another_agent_may_be_asked(host: str, endpoint: str) -> None:
     agent = {"host": host, "port": 50077}
     refuse_own_endpoint(load_settings({"agent": agent, "optimizer": {"endpoint": endpoint}}))
+
+
+def test_a_name_server_that_does_not_answer_holds_up_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, done, real = threading.Event(), threading.Event(), socket.getaddrinfo
+
+    def hangs(name: str, *given: Any, **keys: Any) -> Any:
+        if name == "first-agent.example":
+            asked.set()
+            done.wait(PATIENCE_S)
+        return real(name, *given, **keys)
+
+    monkeypatch.setattr("nhm_sched_plugin.agent.ports._ANSWERS_WITHIN_S", 0.05)
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    refuse_own_endpoint(load_settings({"optimizer": {"endpoint": "first-agent.example:50053"}}))
+    assert asked.is_set()
+    done.set()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
