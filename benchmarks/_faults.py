@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 
 from benchmarks._agent import free_port
 from benchmarks.decide import BUSY
-from nhm_sched_plugin import Outcome, SchedulerHost, SchedulingState
+from nhm_sched_plugin import Action, Outcome, Recommendation, SchedulerHost, SchedulingState
+from nhm_sched_plugin.agent.ledger import Ledger
+from nhm_sched_plugin.policy.learning import QPolicy
 from nhm_sched_plugin.policy.qtable import QTable
+from nhm_sched_plugin.settings import load_settings
 
 PATIENCE_S = 180.0
 """Nothing takes so long unless it is broken: the machine may be busy."""
@@ -90,10 +93,29 @@ class Agent:
                 return []  # it is being made
             return [str(row[0]) for row in connection.execute("SELECT decision_id FROM outcomes")]
 
-    def updates(self) -> int:
-        """Of its saved Q-table."""
-        file = self.folder / "snapshots" / "q_table.json"
-        return QTable.load(file).updates if file.exists() else 0
+    def mislearned(self) -> tuple[int, int]:
+        """Outcomes of its ledger that its saved Q-table was not taught, and those that it was taught too often.
+
+        It must be, to the last bit, what the ledger teaches in its order; one missing outcome is not made good for by
+        another one too many. Of a ledger that has dropped some (after 10,000) only the numbers can be compared.
+        """
+        settings = load_settings({"data_dir": self.folder})
+        found = QTable.load(settings.q_table_path) if settings.q_table_path.exists() else QTable()
+        steps = QPolicy(settings, lambda *_: Recommendation(action=Action.NO_ACTION)).steps
+        wanted, ledger, seq = QTable(), Ledger(settings.ledger_path), 0
+        with contextlib.closing(ledger):
+            if ledger.dropped():
+                missing = len(self.counted()) - found.updates
+                return max(missing, 0), max(-missing, 0)
+            while rows := ledger.after(seq):
+                for _, experience in rows:
+                    steps.apply(wanted, experience)
+                seq = rows[-1][0]
+        lacking = _visits(wanted) - _visits(found), _visits(found) - _visits(wanted)
+        unlearned, twice = (sum(each.values()) for each in lacking)
+        if not unlearned and not twice and found.rows != wanted.rows:
+            return 1, 1
+        return unlearned, twice
 
 
 class Reporting:
@@ -168,18 +190,20 @@ class Count(NamedTuple):
         return self.reported > 0 and self.lost == self.doubled == 0
 
 
+def _visits(table: QTable) -> collections.Counter[tuple[str, str]]:
+    cells = ((state, arm, cell) for state, row in table.rows.items() for arm, cell in row.items())
+    return collections.Counter({(state, arm): cell.visits for state, arm, cell in cells})
+
+
 def settled(agent: Agent, *hosts: Reporting) -> Count:
     """End everything in good order and compare."""
     for host in hosts:
         host.stop()
         host.close()
     agent.end()
-    sent, counted, updates = {one for host in hosts for one in host.sent}, set(agent.counted()), agent.updates()
-    return Count(
-        reported=len(sent),
-        lost=len(sent - counted) + max(len(counted) - updates, 0),
-        doubled=len(counted - sent) + max(updates - len(counted), 0),
-    )
+    sent, counted = {one for host in hosts for one in host.sent}, set(agent.counted())
+    unlearned, twice = agent.mislearned()
+    return Count(reported=len(sent), lost=len(sent - counted) + unlearned, doubled=len(counted - sent) + twice)
 
 
 @contextlib.contextmanager
@@ -190,6 +214,28 @@ def two_hosts(folder: Path, *addresses: str, **options: Any) -> Iterator[list[Re
     finally:
         for host in hosts:
             host.close()
+
+
+@contextlib.contextmanager
+def reported_to(
+    folder: Path, settings: Mapping[str, object] | None = None, **options: Any
+) -> Iterator[tuple[Agent, list[Reporting]]]:
+    """An agent with these settings, and two hosts with those of `optimizer` that report to it."""
+    with serving(folder / "agent", settings) as agent, two_hosts(folder, agent.address, **options) as hosts:
+        yield agent, hosts
+
+
+def rounds_of(agent: Agent, rounds: int) -> Iterator[int]:
+    """Each begins once the agent has counted another outcome."""
+    for number in range(rounds):
+        counts_more(agent)
+        yield number
+
+
+def counts_more(agent: Agent, count: int = 1) -> None:
+    """Wait until the agent has counted so many more outcomes."""
+    wanted = len(agent.counted()) + count
+    until(lambda: len(agent.counted()) >= wanted)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -134,7 +133,7 @@ def soak(folder: Path, arguments: argparse.Namespace) -> tuple[list[dict[str, An
         rate = most["calls"] / most["seconds"] / 2
         for number in range(max(2, round(2 * arguments.minutes))):
             beside = number % 2 == 1
-            with training(folder) if beside else contextlib.nullcontext():
+            with training() if beside else contextlib.nullcontext():
                 result = load(address, RECOMMEND, asked, seconds=minute, rate=rate)
             assert not result["errors"], result
             samples["with training beside it" if beside else "alone"].append(result)
@@ -149,12 +148,10 @@ def soak(folder: Path, arguments: argparse.Namespace) -> tuple[list[dict[str, An
 
 
 @contextlib.contextmanager
-def training(folder: Path) -> Iterator[None]:
-    """`nhm-sched learn` in the same `data_dir`, over and over, at the low priority that the docs advise."""
+def training() -> Iterator[None]:
+    """A process beside the agent that fits forecasters over and over, at low priority (nice 10); it shares no files."""
     code = "import os\nos.nice(10)\nfrom benchmarks.agent import train_for_ever\ntrain_for_ever()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "NHM_SCHED_DATA_DIR": str(folder)}, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._agent import free_port
-from benchmarks._faults import Agent, Count, serving, settled, two_hosts, until
+from benchmarks._faults import Agent, Count, counts_more, reported_to, rounds_of, serving, settled, two_hosts, until
 
 _draw = random.Random(5)
 HOUR = 3600.0
@@ -61,13 +61,8 @@ def _line(row: dict[str, Any]) -> str:
 
 def killed(folder: Path, rounds: int) -> Count:
     """kill -9 of the agent at random moments."""
-    with (
-        serving(folder / "agent", {"ml__scheduling__update_interval": 50}) as agent,
-        two_hosts(folder, agent.address) as hosts,
-    ):
-        for _ in range(rounds):
-            before = len(agent.counted())
-            until(lambda before=before: len(agent.counted()) > before)
+    with reported_to(folder, {"ml__scheduling__update_interval": 50}) as (agent, hosts):
+        for _ in rounds_of(agent, rounds):
             time.sleep(_draw.uniform(0.0, 0.3))
             agent.kill()
             for host in hosts:
@@ -79,13 +74,8 @@ def killed(folder: Path, rounds: int) -> Count:
 def killed_processes(folder: Path, rounds: int) -> Count:
     """kill -9 of an agent of two processes, the parent first: its children end by themselves."""
     settings = {"agent__workers": 2, "ml__scheduling__update_interval": 50}
-    with (
-        serving(folder / "agent", settings) as agent,
-        two_hosts(folder, agent.address) as hosts,
-    ):
-        for _ in range(rounds):
-            before = len(agent.counted())
-            until(lambda before=before: len(agent.counted()) > before)
+    with reported_to(folder, settings) as (agent, hosts):
+        for _ in rounds_of(agent, rounds):
             agent.kill()
             for host in hosts:
                 host.more()
@@ -111,9 +101,7 @@ def edge_killed(folder: Path, rounds: int) -> Count:
             serving(folder / "edge", settings) as edge,
             two_hosts(folder, edge.address) as hosts,
         ):
-            for _ in range(rounds):
-                before = len(edge.counted())
-                until(lambda before=before: len(edge.counted()) > before)
+            for _ in rounds_of(edge, rounds):
                 time.sleep(_draw.uniform(0.0, 0.3))
                 edge.kill()
                 for host in hosts:
@@ -135,15 +123,11 @@ def redis_killed(folder: Path, rounds: int) -> Count:
     server.start()
     settings = {"ml__caching__redis_url": f"redis://127.0.0.1:{server.port}", "ml__scheduling__update_interval": 20}
     try:
-        with (
-            serving(folder / "agent", settings) as agent,
-            two_hosts(folder, agent.address) as hosts,
-        ):
+        with reported_to(folder, settings) as (agent, hosts):
             for _ in range(rounds):
                 until(lambda: len(_others(server)) > 0)
                 server.terminate()
-                before = len(agent.counted())
-                until(lambda before=before: len(agent.counted()) > before + 20)
+                counts_more(agent, 21)
                 server.start()
                 for host in hosts:
                     host.more()
@@ -162,13 +146,8 @@ def _others(server: Any) -> list[Any]:
 
 def full_disk(folder: Path, rounds: int) -> Count:
     """No room on the agent's disk: outcomes are refused and wait at the hosts, who go on deciding."""
-    with (
-        serving(folder / "agent", {"ml__scheduling__update_interval": 50}) as agent,
-        two_hosts(folder, agent.address) as hosts,
-    ):
-        for _ in range(rounds):
-            before = len(agent.counted())
-            until(lambda before=before: len(agent.counted()) > before)
+    with reported_to(folder, {"ml__scheduling__update_interval": 50}) as (agent, hosts):
+        for _ in rounds_of(agent, rounds):
             with agent.full_disk():
                 waiting = hosts[0].waiting()
                 until(lambda waiting=waiting: hosts[0].waiting() > waiting + 20)
@@ -177,13 +156,8 @@ def full_disk(folder: Path, rounds: int) -> Count:
 
 def full_disk_and_killed(folder: Path, rounds: int) -> Count:
     """The same, and the agent is killed before there is room again."""
-    with (
-        serving(folder / "agent", {"ml__scheduling__update_interval": 50}) as agent,
-        two_hosts(folder, agent.address) as hosts,
-    ):
-        for _ in range(rounds):
-            before = len(agent.counted())
-            until(lambda before=before: len(agent.counted()) > before)
+    with reported_to(folder, {"ml__scheduling__update_interval": 50}) as (agent, hosts):
+        for _ in rounds_of(agent, rounds):
             with agent.full_disk():
                 for host in hosts:
                     host.more()
@@ -205,16 +179,12 @@ class Clock:
 def clock_jumps(folder: Path, rounds: int) -> Count:
     """The hosts' clock an hour ahead, right, an hour behind."""
     clock = Clock()
-    with (
-        serving(folder / "agent") as agent,
-        two_hosts(folder, agent.address, clock=clock) as hosts,
-    ):
+    with reported_to(folder, clock=clock) as (agent, hosts):
         for number in range(rounds):
             clock.ahead = (HOUR, 0.0, -HOUR)[number % 3]
-            before = len(agent.counted())
             for host in hosts:
                 host.more()
-            until(lambda before=before: len(agent.counted()) > before)
+            counts_more(agent)
         return settled(agent, *hosts)
 
 
@@ -235,13 +205,9 @@ def certificates(folder: Path, rounds: int) -> Count:
         files["tls_cert_file"].write_bytes(b"".join(part.bytes() for part in leaf.cert_chain_pems))
 
     renew()
-    with (
-        serving(folder / "agent", {f"agent__{name}": path for name, path in files.items()}) as agent,
-        two_hosts(folder, agent.address, tls_ca_file=str(trusted)) as hosts,
-    ):
-        for number in range(rounds):
-            before = len(agent.counted())
-            until(lambda before=before: len(agent.counted()) > before)
+    settings = {f"agent__{name}": path for name, path in files.items()}
+    with reported_to(folder, settings, tls_ca_file=str(trusted)) as (agent, hosts):
+        for number in rounds_of(agent, rounds):
             if number % 2 == 0:
                 renew()
                 continue

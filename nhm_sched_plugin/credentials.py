@@ -7,14 +7,12 @@ configuration that names the files (`metrics`, `agent`, `optimizer`), so that ev
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import logging
 import os
 import secrets
 import ssl
 import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,8 +28,6 @@ __all__ = [
     "TokenError",
     "Tokens",
     "Watched",
-    "is_loopback",
-    "refuse_exposure",
     "token_lines",
 ]
 
@@ -281,28 +277,3 @@ class PemFiles:
 def _no_password() -> str:
     """Instead of OpenSSL's question on the terminal."""
     raise OSError("the key has a password")
-
-
-def is_loopback(address: str) -> bool:
-    """Whether this IP address, or `localhost`, can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(address.strip("[]").partition("%")[0]).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
-def refuse_exposure(
-    section: str, host: str, addresses: Iterable[str], missing: list[str], *, what: str, allow_insecure: bool
-) -> None:
-    """Raises `ConfigError` when a listener would leave loopback unprotected.
-
-    `addresses`: what `host` stands for; `missing`: the settings that its protection lacks; `what` would happen.
-    """
-    if not missing or allow_insecure or all(map(is_loopback, addresses)):
-        return
-    raise ConfigError(
-        [
-            f"{section}.host = {host!r}: would {what}; set {' and '.join(missing)}, keep 127.0.0.1, or set "
-            f"{section}.allow_insecure: true if the network itself is closed"
-        ]
-    )

@@ -25,10 +25,9 @@ from nhm_sched_plugin.errors import HookError
 from nhm_sched_plugin.hookchecks import (
     CUSTOM,
     OURS_ALONE,
-    SPECIFIED,
     accepted,
     accepted_from_part,
-    check_implementation,
+    implementations,
 )
 from nhm_sched_plugin.hookspecs import PROJECT, ExtensionSpecs, SchedulerSpecs, hookimpl
 from nhm_sched_plugin.observe.faults import Faults
@@ -346,22 +345,6 @@ def _under_deadline(
     except BaseException as error:
         # SystemExit and its like must not travel to the thread that waits for the answer.
         raise HookError(f"raised {type(error).__name__}: {error}") from error
-
-
-def implementations(
-    manager: pluggy.PluginManager, plugin: Any
-) -> dict[str, tuple[str, Callable[..., Any], dict[str, Any]]]:
-    """The plugin's hooks: attribute -> hook name, function, marker options. Raises HookError for an unusable one."""
-    found: dict[str, tuple[str, Callable[..., Any], dict[str, Any]]] = {}
-    for attribute in dir(plugin):
-        options = manager.parse_hookimpl_opts(plugin, attribute)
-        if options is not None:
-            hook_name, implementation = options.get("specname") or attribute, getattr(plugin, attribute)
-            check_implementation(hook_name, implementation, dict(options))
-            found[attribute] = hook_name, implementation, dict(options)
-        elif attribute in SPECIFIED:
-            raise HookError(f"{attribute} has no @hookimpl: decorate it, or rename it if it is no hook")
-    return found
 
 
 def _kept(options: dict[str, Any]) -> dict[str, Any]:

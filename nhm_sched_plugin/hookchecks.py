@@ -9,13 +9,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
+import pluggy
 
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import HookError
 from nhm_sched_plugin.hookspecs import PROJECT, ExtensionSpecs, SchedulerSpecs
 from nhm_sched_plugin.types import Forecast, Health, Recommendation, Veto
 
-__all__ = ["CUSTOM", "OURS_ALONE", "SPECIFIED", "accepted", "accepted_from_part", "check_implementation"]
+__all__ = [
+    "CUSTOM",
+    "OURS_ALONE",
+    "SPECIFIED",
+    "accepted",
+    "accepted_from_part",
+    "check_implementation",
+    "implementations",
+]
 
 CUSTOM: Final = "custom:"
 """Prefix of `Recommendation.source` when a third-party hook made it."""
@@ -116,6 +125,22 @@ def _number(value: Any) -> float:
     if number is None:
         raise TypeError(f"{value!r} is of type {type(value).__name__}; expected a number or text")
     return number
+
+
+def implementations(
+    manager: pluggy.PluginManager, plugin: Any
+) -> dict[str, tuple[str, Callable[..., Any], dict[str, Any]]]:
+    """The plugin's hooks: attribute -> hook name, function, marker options. Raises HookError for an unusable one."""
+    found: dict[str, tuple[str, Callable[..., Any], dict[str, Any]]] = {}
+    for attribute in dir(plugin):
+        options = manager.parse_hookimpl_opts(plugin, attribute)
+        if options is not None:
+            hook_name, implementation = options.get("specname") or attribute, getattr(plugin, attribute)
+            check_implementation(hook_name, implementation, dict(options))
+            found[attribute] = hook_name, implementation, dict(options)
+        elif attribute in SPECIFIED:
+            raise HookError(f"{attribute} has no @hookimpl: decorate it, or rename it if it is no hook")
+    return found
 
 
 def check_implementation(hook_name: str, implementation: Callable[..., Any], options: Mapping[str, Any]) -> None:

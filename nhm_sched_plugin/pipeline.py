@@ -155,8 +155,7 @@ class Pipeline:
         usable = self._usable
         next_hour, sixth_hour = given.predicted_load_1h, given.predicted_load_6h
         if next_hour is None and forecast is not None:
-            further = forecast.horizon_minutes > 60 and forecast.points
-            next_hour = forecast.points[0].mean if further else forecast.predicted_volume
+            next_hour = forecast.next_hour
         if sixth_hour is None and later is not None:
             sixth_hour = later.predicted_volume
         return SchedulingState(

@@ -19,7 +19,15 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.settings_agent import AgentSettings, OptimizerSettings, names
-from nhm_sched_plugin.settings_ml import ClickHouseSettings, ExpandedPath, Fraction, MlSettings, ProphetSettings, Tree
+from nhm_sched_plugin.settings_ml import (
+    ClickHouseSettings,
+    ExpandedPath,
+    Fraction,
+    MlSettings,
+    ProphetSettings,
+    TlsTree,
+    Tree,
+)
 from nhm_sched_plugin.settings_problems import explain
 
 __all__ = ["AgentSettings", "ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
@@ -142,7 +150,7 @@ class HooksSettings(Tree):
     """Threads in which third-party hooks run, so that a sleeping one cannot hold the host."""
 
 
-class MetricsSettings(Tree):
+class MetricsSettings(TlsTree):
     enabled: bool = True
     """Whether `/metrics` and `/healthz` are served."""
     host: str = "127.0.0.1"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
-from nhm_sched_plugin.settings_ml import ExpandedPath, Fraction, Tree
+from nhm_sched_plugin.settings_ml import ExpandedPath, Fraction, TlsTree
 
 __all__ = ["AgentSettings", "OptimizerSettings", "names"]
 
@@ -31,12 +31,14 @@ def _addresses(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if address.startswith("unix:"):
             continue
         found = _ADDRESS.match(address)
+        if found is None and address.count(":") > 1 and not address.startswith("["):
+            raise ValueError("expected an IPv6 address in brackets before the port, as in [::1]:50053")
         if found is None or not 1 <= int(found.group(2)) <= 65535:
             raise ValueError("expected host:port (several: a list, or separated by commas) or unix:/path/to/socket")
     return value or None
 
 
-class OptimizerSettings(Tree):
+class OptimizerSettings(TlsTree):
     """When the policy is asked and when its answer is taken."""
 
     enabled: bool = True
@@ -72,19 +74,13 @@ class OptimizerSettings(Tree):
     decision_budget_ms: Annotated[float, Field(ge=1, le=10_000)] = 50.0
     """No call into the plugin holds the host for longer."""
 
-    @model_validator(mode="after")
-    def _pair(self) -> OptimizerSettings:
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file belong together; set both or neither")
-        return self
-
     @property
     def secure(self) -> bool:
         """Whether the agent is spoken to over TLS."""
         return self.tls or any((self.tls_ca_file, self.tls_cert_file, self.tls_server_name))
 
 
-class AgentSettings(Tree):
+class AgentSettings(TlsTree):
     """The optimizer agent, `nhm-sched serve`."""
 
     host: str = "127.0.0.1"
@@ -94,7 +90,7 @@ class AgentSettings(Tree):
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Processes that share the port (SO_REUSEPORT)."""
     max_concurrent_rpcs: Annotated[int, Field(ge=1)] = 256
-    """Calls at once in each process; further ones are answered with RESOURCE_EXHAUSTED."""
+    """Calls at once in each process, and beside them streams; further ones are answered with RESOURCE_EXHAUSTED."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 262_144
     """Of one request; larger ones are answered with RESOURCE_EXHAUSTED."""
     grace_s: Annotated[float, Field(ge=0, le=600)] = 10.0
@@ -119,9 +115,7 @@ class AgentSettings(Tree):
     """OpenTelemetry spans (extra `otel`), exported as the `OTEL_*` environment variables say."""
 
     @model_validator(mode="after")
-    def _pair(self) -> AgentSettings:
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file belong together; set both or neither")
+    def _needs_tls(self) -> AgentSettings:
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
         return self

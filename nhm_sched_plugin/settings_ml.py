@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -25,6 +25,7 @@ __all__ = [
     "MlSettings",
     "ProphetSettings",
     "RetentionSettings",
+    "TlsTree",
     "Tree",
     "checked_redis_url",
 ]
@@ -45,6 +46,16 @@ class Tree(BaseModel):
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("expected no switch (true, false, yes, no, on, off)")
         return value
+
+
+class TlsTree(Tree):
+    """A section with `tls_cert_file` and `tls_key_file`: both or neither."""
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (getattr(self, "tls_cert_file", None) is None) != (getattr(self, "tls_key_file", None) is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together; set both or neither")
+        return self
 
 
 Days = Annotated[int, Field(ge=1, le=36_500)]

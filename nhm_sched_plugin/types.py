@@ -169,6 +169,11 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     live_factor: float = 1.0
     """What the counts of the last hours did to `predicted_volume`; 1: nothing."""
 
+    @property
+    def next_hour(self) -> float:
+        """Tickets in the coming hour, also of a forecast that looks further ahead: `predicted_load_1h`."""
+        return self.points[0].mean if self.horizon_minutes > 60 and self.points else self.predicted_volume
+
 
 class Recommendation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An action that a policy, a rule book or a hook proposes."""
@@ -181,7 +186,11 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     justification: str = ""
     """One plain sentence: why."""
     expected_improvement: float | None = None
-    """Expected difference in discounted reward to the fallback's action."""
+    """Expected difference in discounted reward to the fallback's action.
+
+    The built-in policy's is the difference of the two Q-values: rewards of different moments. Its confidence comes from
+    trials that begin at the same one, so the two may point to different sides where the difference is small.
+    """
     risk_score: float | None = None
     is_exploration: bool = False
     propensity: float = 1.0

@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from nhm_sched_plugin import Settings
-from nhm_sched_plugin.extension import Found, HookManager, implementations
+from nhm_sched_plugin.extension import Found, HookManager
+from nhm_sched_plugin.hookchecks import implementations
 from nhm_sched_plugin.hookspecs import ExtensionSpecs, SchedulerSpecs
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics

@@ -10,15 +10,14 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
-from nhm_sched_plugin.credentials import ADMIN, READ, WRITE, PemFiles, TokenError, Tokens, refuse_exposure
-from nhm_sched_plugin.errors import ConfigError
+from nhm_sched_plugin.addresses import refuse_exposure, resolved
+from nhm_sched_plugin.credentials import ADMIN, READ, WRITE, PemFiles, TokenError, Tokens
 from nhm_sched_plugin.settings_agent import AgentSettings
 
 __all__ = ["METHODS", "Authoriser", "credentials", "described", "refuse_open_agent"]
@@ -122,7 +121,7 @@ def refuse_open_agent(agent: AgentSettings) -> None:
     refuse_exposure(
         "agent",
         agent.host,
-        _addresses(agent) if missing else [],
+        [where[0] for _, where in resolved("agent", agent.host, agent.port)] if missing else [],
         missing,
         what="let the network ask the agent and teach it",
         allow_insecure=agent.allow_insecure,
@@ -134,13 +133,3 @@ def described(agent: AgentSettings) -> str:
     secured = "mTLS" if agent.tls_client_ca_file else "TLS"
     transport = secured if agent.tls_cert_file else "plain text"
     return f"{transport}, {'bearer tokens' if agent.token_file else 'no tokens'}"
-
-
-def _addresses(agent: AgentSettings) -> list[str]:
-    host = agent.host.removeprefix("[").removesuffix("]")
-    try:
-        found = socket.getaddrinfo(host or None, agent.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        problem = f"is no address of this machine ({error}); 127.0.0.1 is the default"
-        raise ConfigError([f"agent.host = {agent.host!r}: {problem}"]) from None
-    return [str(where[0]) for *_, where in found]

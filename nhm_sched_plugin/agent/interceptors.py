@@ -51,7 +51,10 @@ class Method(NamedTuple):
     answer: Callable[[Any, Any], Any]
     kind: Kind = "unary"
     limited: bool = True
-    """Whether it counts against the calls at once. Health checks do not: a busy agent is not a dead one."""
+    """Of a unary one: whether it counts against the calls at once. Health checks do not: busy is not dead.
+
+    Streams (those who watch health, reflection) are counted by themselves, up to the same number, without exception.
+    """
 
 
 class Calls(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc has no types

@@ -74,10 +74,11 @@ class Learner:
 
     def health(self) -> Health:
         """Not ok while the ledger or the table cannot be read or written."""
-        detail = f"{self._keeper.waiting} outcomes in {self.ledger.path} and not in the saved table yet"
-        return Health(
-            component="learner", ok=not self._problem, detail=f"{self._problem}; {detail}" if self._problem else detail
-        )
+        told = [self._problem] if self._problem else []
+        told.append(f"{self._keeper.waiting} outcomes in {self.ledger.path} and not in the saved table yet")
+        if self.ledger.damaged:
+            told.append(f"{self.ledger.damaged} damaged ledgers set aside beside it")
+        return Health(component="learner", ok=not self._problem, detail="; ".join(told))
 
     def _follow(self, interval: int) -> None:
         with self._lock:
@@ -126,11 +127,11 @@ class _Stranger:
         if self.ready:
             return
         saved = self._ledger.saved()  # of the built-in policy, before this one came
-        self._seq = 0 if saved is None else saved.seq
-        self.ready = True
+        self._seq = max(self._seq, 0 if saved is None else saved.seq)  # further, where reading has failed on the way
         while rows := self._ledger.after(self._seq):
             for seq, experience in rows:
                 self._learn(seq, experience)
+        self.ready = True
 
     def catch_up(self) -> None: ...
 
@@ -142,7 +143,7 @@ class _Stranger:
         return self.waiting >= interval
 
     def learn(self, entries: Sequence[Told]) -> list[Recorded]:
-        for entry in entries:
+        for entry in entries if self.ready else ():  # else `settle` comes to them in their turn
             if entry.fresh:
                 self._learn(entry.seq, entry.experience)
         return [self.told(entry) for entry in entries]

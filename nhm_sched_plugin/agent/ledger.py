@@ -44,7 +44,7 @@ class Saved(NamedTuple):
     seq: int
     """The file contains the outcomes up to here."""
     stamp: tuple[int, int, int]
-    """How the file looks (`qtable.stamp`): another one was written by somebody else."""
+    """How the file looks (`files.stamp`): another one was written by somebody else."""
 
 
 class Ledger:
@@ -185,19 +185,20 @@ class Ledger:
         self._file.run(write)
 
     def _forget(self, connection: sqlite3.Connection, contained: int) -> None:
-        """Ids from the front, as long as they are too old, and those that are too many.
+        """Ids from the front, as long as they are too old, and those that are too many; not more than some at once.
 
         Never the last `KEPT`, so that a clock that jumps ahead forgets no outcome that may still be on its way again.
         """
-        young = connection.execute(
-            "SELECT min(seq) FROM (SELECT seq FROM outcomes WHERE recorded_at >= ? OR seq > ? ORDER BY seq LIMIT 1)",
-            (self._clock() - self._keep_s, contained),
-        ).fetchone()[0]
         first = connection.execute("SELECT min(seq) FROM outcomes").fetchone()[0]
         if first is None:
             return
-        until = max(contained if young is None else young - 1, min(contained, _last(connection) - MOST_IDS))
-        connection.execute("DELETE FROM outcomes WHERE seq <= ?", (min(until, first + _FORGOTTEN_AT_ONCE),))
+        most = min(contained, first + _FORGOTTEN_AT_ONCE)
+        young = connection.execute(
+            "SELECT seq FROM outcomes WHERE seq <= ? AND recorded_at >= ? ORDER BY seq LIMIT 1",
+            (most, self._clock() - self._keep_s),
+        ).fetchone()
+        until = max(most if young is None else young[0] - 1, min(most, _last(connection) - MOST_IDS))
+        connection.execute("DELETE FROM outcomes WHERE seq <= ?", (until,))
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""

@@ -80,11 +80,12 @@ class _Handler(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._lost = 0
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
+        # Each counter has one writer: `emit`, which is called under the handler's lock, or the thread.
+        self._dropped = self._failed = self._told = 0
         self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._write_all, name="nhm-sched-agent-log", daemon=True)
         self._thread.start()
@@ -93,7 +94,7 @@ class _Handler(logging.Handler):
         try:
             self._queue.put_nowait(record)
         except queue.Full:
-            self._lost += 1
+            self._dropped += 1
 
     def close(self) -> None:
         super().close()
@@ -106,19 +107,25 @@ class _Handler(logging.Handler):
 
     def _write_all(self) -> None:
         while (record := self._queue.get()) is not None:
-            self._write(record)
-            if self._lost:
-                lost, self._lost = self._lost, 0
-                self._write(logging.LogRecord(calls.name, logging.WARNING, __file__, 0, "%d lines lost", (lost,), None))
+            self._failed += not self._written(record)
+            self._tell_lost()
             if self._queue.empty():
                 self._flush()
+        self._tell_lost()
         self._flush()
 
-    def _write(self, record: logging.LogRecord) -> None:
+    def _tell_lost(self) -> None:
+        lost = self._dropped + self._failed - self._told
+        if lost:
+            told = logging.LogRecord(calls.name, logging.WARNING, __file__, 0, "%d lines lost", (lost,), None)
+            self._told += lost * self._written(told)
+
+    def _written(self, record: logging.LogRecord) -> bool:
         try:
             self._stream.write(self.format(record) + "\n")
         except Exception:  # noqa: BLE001 - a closed pipe, or somebody's arguments that cannot be formatted
-            self._lost += 1
+            return False
+        return True
 
     def _flush(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # a closed pipe

@@ -39,7 +39,10 @@ class Outcomes:
         self._ready.set()
 
     async def record(self, experience: Experience) -> Recorded:
-        """Raises `Refusal` (UNAVAILABLE) when it could not be written; the caller may send it again."""
+        """Raises `Refusal`: UNAVAILABLE when it could not be written, RESOURCE_EXHAUSTED when too many wait for that.
+
+        The caller may send it again later.
+        """
         if len(self._waiting) >= _MOST_WAITING:
             details = "too many outcomes wait for the agent's disk; try again later"
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, details, decision_id=experience.decision_id)

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 import grpc
 
+from nhm_sched_plugin.addresses import address_of
 from nhm_sched_plugin.agent.access import Authoriser, credentials
 from nhm_sched_plugin.agent.advisor import Advisor
 from nhm_sched_plugin.agent.health import SERVICE as HEALTH
@@ -26,6 +27,7 @@ from nhm_sched_plugin.agent.health import HealthService
 from nhm_sched_plugin.agent.interceptors import Calls
 from nhm_sched_plugin.agent.learner import Learner
 from nhm_sched_plugin.agent.outcomes import Outcomes
+from nhm_sched_plugin.agent.ports import refuse_own_endpoint
 from nhm_sched_plugin.agent.reflection import reflection
 from nhm_sched_plugin.agent.service import SERVICE, OptimizerService
 from nhm_sched_plugin.agent.tables import Table, forecast_table, policy_table
@@ -39,7 +41,7 @@ from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.settings import AgentSettings, Settings
 from nhm_sched_plugin.types import Health
 
-__all__ = ["AgentServer", "address_of", "serve"]
+__all__ = ["AgentServer", "serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class AgentServer:
         shared: bool = False,
         opened: Callable[[], None] = lambda: None,
     ) -> None:
+        refuse_own_endpoint(settings)
         self.settings, self._clock, self._shared, self._opened = settings, clock, shared, opened
         self.metrics = Metrics()
         self.faults = Faults(self.metrics)
@@ -233,13 +236,6 @@ def _freeze() -> None:
     """What is in memory now stays: the garbage collector need not go over it, 20 ms and more, while calls wait."""
     gc.collect()
     gc.freeze()
-
-
-def address_of(host: str, port: int) -> str:
-    """As grpc wants it: IPv6 addresses in brackets; a Unix socket has no port."""
-    if host.startswith("unix:"):
-        return host
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def _options(agent: AgentSettings, *, shared: bool) -> list[tuple[str, int]]:

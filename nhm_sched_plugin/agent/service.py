@@ -92,10 +92,10 @@ class OptimizerService:
         if before is not None and before[0] is found and before[1] == pool:
             return before[2]
         answer: bytes = convert.forecast_response(self._advisor.with_bottleneck(found)).SerializeToString()
-        self._hours += len(found.points)
+        self._hours += _hours(found) - (0 if before is None else _hours(before[0]))
         if self._hours > _MOST_HOURS:
             self._answers.clear()
-            self._hours = len(found.points)
+            self._hours = _hours(found)
         self._answers[asked] = found, pool, answer
         return answer
 
@@ -152,6 +152,10 @@ class OptimizerService:
         left = context.time_remaining()
         seconds = _SLOW_PARTS_S if left is None else min(_SHARE * left, _SLOW_PARTS_S)
         return await asyncio.wrap_future(self._threads.submit(_within, seconds, make, *args))
+
+
+def _hours(forecast: Forecast) -> int:
+    return len(forecast.points) or 1
 
 
 def _within(seconds: float, make: Callable[..., Any], *args: Any) -> Any:

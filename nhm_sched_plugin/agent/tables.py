@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from nhm_sched_plugin.files import stamp
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
@@ -12,7 +12,18 @@ from nhm_sched_plugin.wire.snapshots import etag, pack_policy
 
 __all__ = ["Table", "forecast_table", "policy_table"]
 
-_NONE: Final[bytes] = pb.SnapshotResponse().SerializeToString()
+_ABSENT: Final[bytes] = pb.SnapshotResponse().SerializeToString()
+
+
+class _Snapshot(NamedTuple):
+    """One state of the table, as answers."""
+
+    etag: str
+    whole: bytes
+    unchanged: bytes
+
+
+_NONE: Final = _Snapshot("", _ABSENT, _ABSENT)
 """There is no such table: no version, no etag, no content."""
 
 
@@ -27,11 +38,12 @@ class Table:
     def __init__(self, paths: Sequence[Path], pack: Callable[..., bytes]) -> None:
         self._paths, self._pack = paths, pack
         self._stamps: list[tuple[int, int, int] | None] = []
-        self._etag, self._whole, self._unchanged = "", _NONE, _NONE
+        self._snapshot = _NONE  # replaced as a whole: callers ask meanwhile
 
     def answer(self, known: str) -> bytes:
         """A serialized `SnapshotResponse` for a caller that has the snapshot with this etag."""
-        return self._unchanged if known and known == self._etag else self._whole
+        snapshot = self._snapshot
+        return snapshot.unchanged if known and known == snapshot.etag else snapshot.whole
 
     def refresh(self) -> None:
         """Raises OSError or `ModelError` for a file that cannot be used; the old content stays, as it does without."""
@@ -47,13 +59,9 @@ class Table:
         content = self._pack(*contents)
         millis = max(found[0] for found in stamps if found is not None) // 1_000_000
         tag = etag(content)
-        self._whole = pb.SnapshotResponse(
-            version=millis, etag=tag, content=content, timestamp=millis
-        ).SerializeToString()
-        self._unchanged = pb.SnapshotResponse(
-            version=millis, etag=tag, not_modified=True, timestamp=millis
-        ).SerializeToString()
-        self._etag = tag
+        whole = pb.SnapshotResponse(version=millis, etag=tag, content=content, timestamp=millis)
+        unchanged = pb.SnapshotResponse(version=millis, etag=tag, not_modified=True, timestamp=millis)
+        self._snapshot = _Snapshot(tag, whole.SerializeToString(), unchanged.SerializeToString())
 
 
 def policy_table(q_table: Path, planner: Path) -> Table:

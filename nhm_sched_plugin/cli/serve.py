@@ -71,14 +71,14 @@ def _with(
 
 
 def _tell(settings: Settings, port: int, metrics_ports: tuple[int | None, ...]) -> None:
+    from nhm_sched_plugin.addresses import address_of
     from nhm_sched_plugin.agent.access import described
 
     agent, metrics = settings.agent, settings.metrics
-    where = agent.host if agent.host.startswith("unix:") else f"{agent.host}:{port}"
     processes = "" if agent.workers == 1 else f", {agent.workers} processes"
-    shown = ", ".join(f"{metrics.host}:{number}" for number in metrics_ports if number is not None)
+    shown = ", ".join(address_of(metrics.host, number) for number in metrics_ports if number is not None)
     lines = [
-        f"optimizer agent on {where} ({described(agent)}{processes})",
+        f"optimizer agent on {address_of(agent.host, port)} ({described(agent)}{processes})",
         f"metrics on {shown}" if shown else "no metrics",
     ]
     if settings.optimizer.endpoint is not None:

@@ -99,7 +99,6 @@ class Section(NamedTuple):
     caption: Caption | None = None
     plot: Any = None
     table: Table | None = None
-    missing: str = ""
 
 
 def render_backtest(data: BacktestData, path: Path) -> Path:
@@ -113,7 +112,11 @@ def render_backtest(data: BacktestData, path: Path) -> Path:
         data=data,
         lead=_lead(data),
         cards=_cards(data),
-        sections=[_errors(data), _fans(data), _coverage(data), _reliability(data), _methods(data)],
+        sections=[
+            section
+            for build in (_errors, _fans, _coverage, _reliability, _methods)
+            if (section := build(data)) is not None
+        ],
         made=words.when(data.generated_at if data.generated_at is not None else time.time(), seconds=False),
         took="" if data.duration_s is None else words.duration(round(data.duration_s)),
     )
@@ -158,10 +161,10 @@ def _cards(data: BacktestData) -> list[Card]:
     return cards
 
 
-def _errors(data: BacktestData) -> Section:
+def _errors(data: BacktestData) -> Section | None:
     name, title = "errors", "How wrong, method by method"
     if not data.errors:
-        return Section(name, title, missing="No method could be judged.")
+        return None
     from nhm_sched_plugin.observe import backtest_plots
 
     best = []
@@ -225,10 +228,10 @@ def _worse(error: MethodError) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _fans(data: BacktestData) -> Section:
+def _fans(data: BacktestData) -> Section | None:
     name, title = "fans", "Some forecasts, and what came"
     if not data.fans:
-        return Section(name, title, missing=f"{data.base} has no intervals to show.")
+        return None
     from nhm_sched_plugin.observe import backtest_plots
 
     told = "; ".join(f"{fan.title.lower()} misjudged {fan.error:.1f} % of the tickets" for fan in data.fans)
@@ -240,10 +243,10 @@ def _fans(data: BacktestData) -> Section:
     return Section(name, title, caption, backtest_plots.fans(data))
 
 
-def _coverage(data: BacktestData) -> Section:
+def _coverage(data: BacktestData) -> Section | None:
     name, title = "coverage", "Do the intervals hold?"
     if not any(value is not None for value in data.inside_80):
-        return Section(name, title, missing=f"{data.base} has no intervals.")
+        return None
     from nhm_sched_plugin.observe import backtest_plots
 
     shares = [value for value in data.inside_80 if value is not None]
@@ -261,10 +264,10 @@ def _chance(origins: int) -> float:
     return float(196 * (0.8 * 0.2 / max(origins, 1)) ** 0.5)
 
 
-def _reliability(data: BacktestData) -> Section:
+def _reliability(data: BacktestData) -> Section | None:
     name, title = "reliability", "Do the quantiles mean what they say?"
     if not data.below:
-        return Section(name, title, missing=f"{data.base} has no quantiles.")
+        return None
     from nhm_sched_plugin.observe import backtest_plots
 
     off = max(zip(data.below, data.levels, strict=True), key=lambda pair: abs(pair[0] - pair[1]))
@@ -277,7 +280,7 @@ def _reliability(data: BacktestData) -> Section:
     return Section(name, title, caption, backtest_plots.reliability(data))
 
 
-def _methods(data: BacktestData) -> Section:
+def _methods(data: BacktestData) -> Section | None:
     rows = []
     for method in dict.fromkeys(error.method for error in data.errors):
         one = next(error for error in data.errors if error.method == method)
@@ -291,7 +294,7 @@ def _methods(data: BacktestData) -> Section:
         )
     rows += [[method, f"left out: {why}", "–", "–"] for method, why in data.failures.items()]
     head = ["Method", "What it is", "A fit", "A forecast"]
-    return Section("methods", "The methods", table=Table(head, rows, "Times are processor time.") if rows else None)
+    return Section("methods", "The methods", table=Table(head, rows, "Times are processor time.")) if rows else None
 
 
 ABOUT: Mapping[str, str] = {

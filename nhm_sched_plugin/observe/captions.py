@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -94,16 +95,18 @@ def load(hours: Sequence[HourLoad], phases: bool) -> Caption:
             f"Over these {words.duration(len(hours) * 3600)} the forecast misjudged {wape:.1f} % of the tickets."
         )
     if judged:
-        share = inside / judged
-        verdict = (
-            "so the band is honest"
-            if 0.72 <= share <= 0.88
-            else "so the band is too narrow"
-            if share < 0.72
-            else "so the band is wider than it needs to be"
-        )
-        means.append(f"{words.percent(share)} of the hours lie inside the band (80 % would be perfect), {verdict}.")
+        share = words.percent(inside / judged)
+        means.append(f"{share} of the hours lie inside the band (80 % would be perfect), {_band(inside, judged)}.")
     return Caption(see + ".", " ".join(means))
+
+
+def _band(inside: int, judged: int) -> str:
+    """What that says of a band for 8 of 10 hours, beyond what so few hours show by chance (95 % of the time)."""
+    off = inside / judged - 0.8
+    if abs(off) <= 1.96 * math.sqrt(0.8 * 0.2 / judged):
+        return f"as near to it as {words.count(judged, 'hour')} can tell"
+    slightly = "a little " if abs(off) <= 0.1 else ""
+    return f"so the band is {slightly}{'too narrow' if off < 0 else 'wider than it needs to be'}"
 
 
 def errors(horizons: Sequence[HorizonError]) -> Caption:

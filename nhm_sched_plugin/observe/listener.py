@@ -25,7 +25,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
 
-from nhm_sched_plugin.credentials import Certificate, Tokens, refuse_exposure
+from nhm_sched_plugin.addresses import address_of, refuse_exposure, resolved
+from nhm_sched_plugin.credentials import Certificate, Tokens
 from nhm_sched_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ class MetricsListener:
         if self._server is not None and self._pid == os.getpid():
             return self._server.server_port
         settings = self._settings
-        address = _resolve(settings)
-        _refuse_exposure(settings, address)
+        family, where = resolved("metrics", settings.host, settings.port)[0]
+        address = family, (str(where[0]), int(where[1]))
+        _refuse_exposure(settings, where[0])
         self._tokens = Tokens(settings.token_file, "metrics") if settings.token_file else None
         tls = _tls(settings)
         try:
@@ -84,15 +86,18 @@ class MetricsListener:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"metrics listener: cannot listen on {settings.host}:{settings.port} ({error.strerror or error}); "
-                "set metrics.port to a free one (0 takes any), or metrics.enabled to false",
+                f"metrics listener: cannot listen on {address_of(settings.host, settings.port)} "
+                f"({error.strerror or error}); set metrics.port to a free one (0 takes any), "
+                "or metrics.enabled to false",
             ) from None
         server.set_app(self._answer)
         self._server, self._pid = server, os.getpid()
         threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": _POLL_S}, name="nhm-sched-metrics", daemon=True
         ).start()
-        log.info("metrics on %s://%s:%d/metrics", "https" if tls else "http", settings.host, server.server_port)
+        log.info(
+            "metrics on %s://%s/metrics", "https" if tls else "http", address_of(settings.host, server.server_port)
+        )
         return server.server_port
 
     def close(self) -> None:
@@ -269,11 +274,8 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 def _tls(settings: MetricsSettings) -> Certificate | None:
     cert, key = settings.tls_cert_file, settings.tls_key_file
-    if cert is None and key is None:
-        return None
     if cert is None or key is None:
-        given, missing = ("tls_cert_file", "tls_key_file") if key is None else ("tls_key_file", "tls_cert_file")
-        raise ConfigError([f"metrics.{missing}: is missing while metrics.{given} is set; TLS needs both"])
+        return None
     try:
         return Certificate(cert, key)
     except OSError as error:
@@ -283,25 +285,14 @@ def _tls(settings: MetricsSettings) -> Certificate | None:
         ) from None
 
 
-def _resolve(settings: MetricsSettings) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    host = settings.host.removeprefix("[").removesuffix("]")
-    try:
-        found = socket.getaddrinfo(host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        problem = f"is no address of this machine ({error}); 127.0.0.1 is the default"
-        raise ConfigError([f"metrics.host = {settings.host!r}: {problem}"]) from None
-    family, _, _, _, where = found[0]
-    return family, (str(where[0]), int(where[1]))
-
-
-def _refuse_exposure(settings: MetricsSettings, address: tuple[socket.AddressFamily, tuple[str, int]]) -> None:
+def _refuse_exposure(settings: MetricsSettings, address: str) -> None:
     missing = [] if settings.token_file else ["metrics.token_file"]
     if not settings.tls_cert_file:
         missing.append("metrics.tls_cert_file with metrics.tls_key_file")
     refuse_exposure(
         "metrics",
         settings.host,
-        [address[1][0]],
+        [address],
         missing,
         what="show the metrics to the network",
         allow_insecure=settings.allow_insecure,

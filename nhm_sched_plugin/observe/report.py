@@ -1,6 +1,6 @@
 """The HTML report: one file without network, scripts or fonts of its own, that explains itself.
 
-`render_report(data, path)` takes whatever parts `ReportData` has; for a missing one a sentence says so.
+`render_report(data, path)` takes whatever parts `ReportData` has; one without data is left out.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One part of the page. Without a plot and a table it says why there is nothing to show."""
+    """One part of the page."""
 
     name: str
     title: str
     caption: Caption | None = None
     plot: Any = None
     table: Table | None = None
-    missing: str = ""
 
 
 class Story(NamedTuple):
@@ -59,20 +58,20 @@ def render_report(data: ReportData, path: Path) -> Path:
     )
 
 
-def _load(data: ReportData) -> Section:
+def _load(data: ReportData) -> Section | None:
     name, title = "load", "The load, and what was expected"
     if not any(hour.actual is not None for hour in data.load):
-        return Section(name, title, missing="No hourly load was given.")
+        return None
     from nhm_sched_plugin.observe import plots
 
     return Section(name, title, captions.load(data.load, bool(data.phases)), plots.load(data.load, data.phases))
 
 
-def _errors(data: ReportData) -> Section:
+def _errors(data: ReportData) -> Section | None:
     name, title = "errors", "How good the forecasts were"
     horizons = sorted(data.horizon_errors, key=lambda error: error.horizon_minutes)
     if not any(error.wape_pct is not None or error.mape_pct is not None for error in horizons):
-        return Section(name, title, missing="No forecast was compared with what came.")
+        return None
     from nhm_sched_plugin.observe import plots
 
     rows = [
@@ -91,20 +90,20 @@ def _errors(data: ReportData) -> Section:
     return Section(name, title, captions.errors(horizons), plots.errors(horizons), Table(head, rows, note))
 
 
-def _workers(data: ReportData) -> Section:
+def _workers(data: ReportData) -> Section | None:
     name, title = "workers", "Workers over time"
     shown = [policy for policy in data.policies if policy.timeline]
     if not shown:
-        return Section(name, title, missing="No timeline of workers was given.")
+        return None
     from nhm_sched_plugin.observe import plots
 
     return Section(name, title, captions.workers(shown), plots.workers(shown, data.phases))
 
 
-def _outcomes(data: ReportData) -> Section:
+def _outcomes(data: ReportData) -> Section | None:
     name, title = "outcomes", "Service and cost, side by side"
     if not any(policy.sla_pct is not None or policy.worker_hours is not None for policy in data.policies):
-        return Section(name, title, missing="No way of deciding was measured.")
+        return None
     from nhm_sched_plugin.observe import plots
 
     head = ["", "Started in time", "Worker-hours", "Wait: half below", "95 % below", "99 % below", "Changes", "Reward"]
@@ -196,10 +195,10 @@ def _difference(found: Difference | None, unit: str) -> str:
     return f"{mean} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
 
 
-def _decisions(data: ReportData) -> Section:
+def _decisions(data: ReportData) -> Section | None:
     name, title = "decisions", "What was decided, by whom and why"
     if not sum(count.count for count in data.decision_counts):
-        return Section(name, title, missing="No decisions were counted.")
+        return None
     from nhm_sched_plugin.observe import plots
 
     totals: dict[str, int] = {}
@@ -218,10 +217,10 @@ def _meaning(reason: str) -> str:
     return next((text for code, text in words.REASONS.items() if code == reason), "A reason of a newer version.")
 
 
-def _rewards(data: ReportData) -> Section:
+def _rewards(data: ReportData) -> Section | None:
     name, title = "rewards", "Did things get better?"
     if not data.rewards:
-        return Section(name, title, missing="No rewards were recorded.")
+        return None
     from nhm_sched_plugin.observe import plots
 
     epochs = [sample.epoch for sample in data.rewards]
@@ -230,11 +229,11 @@ def _rewards(data: ReportData) -> Section:
     return Section(name, title, captions.reward(data, window_s), plot)
 
 
-def _confidence(data: ReportData) -> Section:
+def _confidence(data: ReportData) -> Section | None:
     name, title = "confidence", "How sure the policy was"
     values = [value for value in data.confidences if 0 <= value <= 1]
     if not values:
-        return Section(name, title, missing="The policy was never asked.")
+        return None
     from nhm_sched_plugin.observe import plots
 
     threshold = data.confidence_threshold

@@ -1,4 +1,4 @@
-"""What a report and a summary are made of. Every part is optional: a missing one is left out, and the report says so.
+"""What a report and a summary are made of. Every part is optional: a missing one is left out.
 
 Shared by `nhm-sched demo`, `nhm-sched replay --report` and the `--json` outputs. Times are Unix seconds.
 """

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -53,17 +53,7 @@ def render_shadow(report: ShadowReport, path: Path, *, command: str = "") -> Pat
         lead=told.lead(report),
         learned=told.learned(report),
         cards=_cards(report),
-        sections=[
-            _estimates(report),
-            _arms(report),
-            _sequence(report),
-            _agreement(report),
-            _actions(report),
-            _apart(report),
-            _confidence(report),
-            _calibration(report),
-            _reasons(report),
-        ],
+        sections=[section for build in _SECTIONS if (section := build(report)) is not None],
         command=command,
         made=words.when(time.time(), seconds=False),
     )
@@ -167,10 +157,10 @@ def _sequence(report: ShadowReport) -> Section:
     return Section(name, title, caption, shadow_plots.sequence(report.reward))
 
 
-def _agreement(report: ShadowReport) -> Section:
+def _agreement(report: ShadowReport) -> Section | None:
     name, title = "agreement", "Where policy and rules agree"
     if not report.overall.decisions:
-        return Section(name, title, missing="At no decision would the advice have been followed.")
+        return None
     from nhm_sched_plugin.observe import shadow_plots
 
     head = ["State", "Decisions", "The same", "More workers", "Fewer workers", "Something else", "Median difference"]
@@ -192,10 +182,10 @@ def _agreement(report: ShadowReport) -> Section:
     return Section(name, title, told.agreement(report), plot, Table(head, rows, note))
 
 
-def _actions(report: ShadowReport) -> Section:
+def _actions(report: ShadowReport) -> Section | None:
     name, title = "actions", "What each of them did"
     if not report.by_action:
-        return Section(name, title, missing="The rules' action was not recorded anywhere.")
+        return None
     rows = [
         [
             _plain(pair.rules),
@@ -215,10 +205,10 @@ def _plain(action: str) -> str:
     return words.action(action, {})
 
 
-def _apart(report: ShadowReport) -> Section:
+def _apart(report: ShadowReport) -> Section | None:
     name, title = "apart", "Which way they differ"
     if not report.apart:
-        return Section(name, title, missing="No difference in workers is recorded.")
+        return None
     from nhm_sched_plugin.observe import shadow_plots
 
     caption = Caption(
@@ -238,11 +228,11 @@ def _way(report: ShadowReport) -> str:
     return "It goes both ways."
 
 
-def _confidence(report: ShadowReport) -> Section:
+def _confidence(report: ShadowReport) -> Section | None:
     name, title = "confidence", "How sure the policy was"
     total = sum(report.confidences)
     if not total:
-        return Section(name, title, missing="The policy was never asked.")
+        return None
     from nhm_sched_plugin.observe import shadow_plots
 
     share = report.followable / report.decisions
@@ -299,3 +289,16 @@ def _reasons(report: ShadowReport) -> Section:
     ]
     table = Table(["Reason", "In plain words", "Decisions", "Share"], rows, prose=2)
     return Section("reasons", "Why decisions were what they were", table=table)
+
+
+_SECTIONS: Final[tuple[Callable[[ShadowReport], Section | None], ...]] = (
+    _estimates,
+    _arms,
+    _sequence,
+    _agreement,
+    _actions,
+    _apart,
+    _confidence,
+    _calibration,
+    _reasons,
+)

@@ -183,13 +183,28 @@ def _advice(known: Facts) -> str:
     text += (
         f" Confidence {advice['confidence']:.2f}: the chance that this is at least as good as what the rules would do."
     )
-    if advice["expected_improvement"] is not None:
-        text += f" Expected gain in reward over time: {advice['expected_improvement']:+.3f}."
+    text += _improvement(advice)
     if advice["is_exploration"]:
         text += (
             f" It was a try-out of another safe action, to learn from it (chance of it: {advice['propensity']:.3g})."
         )
     return text
+
+
+def _improvement(advice: Facts) -> str:
+    """The policy's own confidence is not made from this figure, and the two may point to different sides."""
+    gain = advice["expected_improvement"]
+    if gain is None:
+        return ""
+    if advice["source"] != "policy":
+        return f" Expected gain in reward over time: {gain:+.3f}."
+    if not gain:
+        return " It is what the rules would do."
+    return (
+        f" Rewards so far were {abs(gain):.3f} {'higher' if gain > 0 else 'lower'} over time than for what the rules "
+        "would do. They are of different moments; the confidence goes by trials in the simulator that start from the "
+        "same one."
+    )
 
 
 def _sentence(text: str) -> str:

@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -30,8 +30,7 @@ from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, i
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable
-from nhm_sched_plugin.policy.situations import Said, Situation
-from nhm_sched_plugin.policy.state_key import state_key
+from nhm_sched_plugin.policy.situations import Said, Situations
 from nhm_sched_plugin.policy.steps import Steps, arm_of
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
@@ -44,7 +43,6 @@ Baseline = Callable[[Ticket | None, SchedulingState, Forecast | None], Recommend
 
 _REMEMBERED_IDS: Final = 20_000
 _NOTHING: Final[dict[str, Cell]] = {}
-_MOST_SITUATIONS: Final = 1024
 _MOST_PENDING: Final = 20_000
 
 
@@ -85,7 +83,7 @@ class QPolicy:
         self.version = QTable().version
         self.explores = True
         """Whether the caller ever asks `explore`: where it does not, every propensity is 1."""
-        self._situations: dict[tuple[Any, ...], Situation] = {}
+        self._situations = Situations(self.planner)
         self._lock = threading.Lock()
         self._forked = self._handed_over = False
         renew_after_fork(self)
@@ -161,7 +159,7 @@ class QPolicy:
     def _answer(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None
     ) -> tuple[Recommendation, Plan, list[Candidate], Recommendation]:
-        situation = self._situation(state, forecast)
+        situation = self._situations.of(state, forecast)
         plan, candidates = situation.plan, situation.candidates
         last_change = self._last_change()
         if last_change is not None:
@@ -197,31 +195,6 @@ class QPolicy:
         propensity = 1.0 - self._epsilon if alternatives and self.explores else 1.0
         own = chosen is candidates[0]
         return self._recommendation(key, row, plan, chosen, base, propensity, own=own)
-
-    def _situation(self, state: SchedulingState, forecast: Forecast | None) -> Situation:
-        """State key, plan and candidates; from memory when many tickets come between two measurements."""
-        same = (
-            state.queue_depth,
-            state.active_workers,
-            state.avg_task_duration_ms,
-            state.sla_compliance_rate,
-            state.predicted_load_1h,
-            state.predicted_load_6h,
-            state.resource_cpu_avg,
-            id(forecast),
-            *self.planner.features_of(state),
-        )
-        found = self._situations.get(same)
-        # The forecast is kept beside the answer, so its id cannot be taken by another.
-        if found is not None and found.forecast is forecast:
-            return found
-        key = state_key(state, None if forecast is None else forecast.predicted_volume)
-        plan = self.planner.plan(state, forecast)
-        found = Situation(forecast, key, plan, self.planner.candidates(plan, state))
-        if len(self._situations) >= _MOST_SITUATIONS:
-            self._situations.clear()
-        self._situations[same] = found
-        return found
 
     def _choose(
         self, row: Mapping[str, Cell], plan: Plan, candidates: list[Candidate], base: Recommendation
@@ -309,7 +282,7 @@ class QPolicy:
         before = self.planner.model
         self.planner.refresh()
         if self.planner.model is not before:
-            self._situations = {}
+            self._situations = Situations(self.planner)
             if self.planner.model is not None:
                 self._on_calibration(self.planner.model)
         if self._handed_over:

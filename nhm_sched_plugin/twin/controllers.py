@@ -117,7 +117,7 @@ class Advised:
             active_workers=state.active_workers,
             avg_task_duration_ms=state.avg_task_duration_ms,
             sla_compliance_rate=state.sla_compliance_rate,
-            predicted_load_1h=None if forecast is None else forecast.predicted_volume,
+            predicted_load_1h=None if forecast is None else forecast.next_hour,
             predicted_load_6h=None if later is None else later.predicted_volume,
             resource_cpu_avg=state.resource_cpu_avg,
             resource_memory_avg=state.resource_memory_avg,

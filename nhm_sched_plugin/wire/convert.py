@@ -64,8 +64,8 @@ def ticket_of(request: Any) -> Ticket | None:
 # Forecasts
 
 
-def forecast_response(forecast: Forecast, total: float | None = None) -> Any:
-    """A `ForecastResponse`. `total`: tickets from now to the horizon; unset: those of the forecast's hours up to it."""
+def forecast_response(forecast: Forecast) -> Any:
+    """A `ForecastResponse`."""
     points = forecast.points
     peak = max(points, key=lambda point: point.mean, default=None)
     return pb.ForecastResponse(
@@ -77,7 +77,7 @@ def forecast_response(forecast: Forecast, total: float | None = None) -> Any:
         bottleneck_probability=forecast.bottleneck_probability,
         timestamp=_millis(forecast.generated_at),
         mean_volume=forecast.predicted_volume,
-        total_volume=_total(forecast) if total is None else total,
+        total_volume=_total(forecast),
         peak_volume=peak.mean if peak is not None else forecast.predicted_volume,
         peak_timestamp=_millis(peak.timestamp) if peak is not None else 0,
         quantiles=_quantiles(points[-1].quantiles) if points else (),

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nhm_sched_plugin.credentials import Pem, PemFiles, Watched, is_loopback, token_lines
+from nhm_sched_plugin.addresses import is_loopback
+from nhm_sched_plugin.credentials import Pem, PemFiles, Watched, token_lines
 from nhm_sched_plugin.errors import ConfigError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.settings_agent import OptimizerSettings

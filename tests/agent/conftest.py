@@ -21,6 +21,7 @@ from nhm_sched_plugin.agent.server import AgentServer
 from nhm_sched_plugin.extension import Found
 from nhm_sched_plugin.pb import optimizer_agent_pb2_grpc as services
 from nhm_sched_plugin.settings import load_settings
+from tests.agent.guarded import Authority, Serve, agents
 
 PATIENCE_S = 120.0
 """Nothing waits for so long unless it is broken: the machine may be busy."""
@@ -185,3 +186,15 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         for stream in (one.process.stdout, one.process.stderr):
             assert stream is not None
             stream.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """`serve(token_file=...)`: the address of an echo behind the agent's door, with these `agent` settings."""
+    with agents() as start:
+        yield start
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority")

@@ -1,4 +1,4 @@
-"""An agent behind its credentials and its authoriser, on real sockets, and what is needed to ask it as anybody."""
+"""The agent's own door with an echo behind it, on real sockets, and what is needed to ask it as anybody."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from typing import Any
 
 import grpc
 import trustme
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from nhm_sched_plugin.agent.access import METHODS, Authoriser, credentials
-from nhm_sched_plugin.agent.logs import refused
+from nhm_sched_plugin.agent.health import SERVICE as HEALTH
+from nhm_sched_plugin.agent.health import HealthService
+from nhm_sched_plugin.agent.interceptors import Calls, Method
+from nhm_sched_plugin.agent.reflection import reflection
+from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observe.tally import Counts
 from nhm_sched_plugin.settings_agent import AgentSettings, OptimizerSettings
 from nhm_sched_plugin.wire.credentials import ClientCredentials
 
@@ -27,37 +31,6 @@ FORECAST, RECORD = "/OptimizerAgent/GetLoadForecast", "/OptimizerAgent/RecordAct
 OK, NOBODY, FORBIDDEN = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 UNREACHABLE = grpc.StatusCode.UNAVAILABLE
 Serve = Callable[..., str]
-
-
-class Gate(grpc.aio.ServerInterceptor):
-    """Asks the authoriser before each call, as the agent does."""
-
-    def __init__(self, agent: AgentSettings) -> None:
-        self.authoriser = Authoriser(agent)
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        handler = await continuation(details)
-
-        async def checked(context: Any) -> None:
-            refusal = self.authoriser.refusal(details.method, details.invocation_metadata, context.auth_context())
-            if refusal is not None:
-                refused(details.method, refusal[0], context.peer(), refusal[1])
-                await context.abort(*refusal)
-
-        async def unary(request: Any, context: Any) -> Any:
-            await checked(context)
-            answer = handler.unary_unary(request, context)
-            return await answer if asyncio.iscoroutine(answer) else answer
-
-        async def stream(requests: Any, context: Any) -> Any:
-            await checked(context)
-            async for answer in handler.stream_stream(requests, context):
-                yield answer
-
-        made = (handler.request_deserializer, handler.response_serializer)
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(unary, *made)
-        return grpc.stream_stream_rpc_method_handler(stream, *made)
 
 
 class Agents:
@@ -86,11 +59,12 @@ class Agents:
         async def echo(request: bytes, context: Any) -> bytes:
             return request
 
-        server = grpc.aio.server(interceptors=[Gate(agent)])
-        handlers = {name.rpartition("/")[2]: grpc.unary_unary_rpc_method_handler(echo) for name in METHODS}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("OptimizerAgent", handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
-        reflection.enable_server_reflection(("OptimizerAgent", reflection.SERVICE_NAME), server)
+        methods = [Method("OptimizerAgent", name.rpartition("/")[2], echo) for name in METHODS]
+        methods += HealthService({"": True}).methods() + reflection(("OptimizerAgent", HEALTH))
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers(
+            (Calls(methods, Counts(Metrics()), agent.max_concurrent_rpcs, Authoriser(agent)),)
+        )
         listen_with = credentials(agent)
         if listen_with is None:
             port = server.add_insecure_port(address)
@@ -189,7 +163,7 @@ def reflect(address: str, **keys: Any) -> grpc.StatusCode:
             answers = list(stub.ServerReflectionInfo(iter([request]), timeout=30, metadata=client.call_metadata()))
         except grpc.RpcError as error:
             return error.code()
-        assert len(answers[0].list_services_response.service) == 2
+        assert "OptimizerAgent" in [service.name for service in answers[0].list_services_response.service]
         return OK
 
 

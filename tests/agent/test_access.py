@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from tests.agent.guarded import (
     Authority,
     Serve,
     Steady,
-    agents,
     ask,
     becomes,
     connected,
@@ -39,17 +37,6 @@ from tests.agent.guarded import (
 )
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 - that this is guarded is what is tested
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    with agents() as start:
-        yield start
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path / "authority")
 
 
 # -- tokens and scopes

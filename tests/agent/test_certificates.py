@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,24 +23,12 @@ from tests.agent.guarded import (
     Authority,
     Serve,
     Steady,
-    agents,
     ask,
     connected,
     reflect,
     status,
     write,
 )
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    with agents() as start:
-        yield start
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path / "authority")
 
 
 @pytest.fixture

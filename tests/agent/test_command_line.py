@@ -175,6 +175,7 @@ def test_an_answer_that_is_none_is_one_message(nhm: Run, kit: Any, tmp_path: Pat
         (["recommend", "--state", "queue_depth"], "write it as NAME=VALUE"),
         (["recommend", "--endpoint", "nowhere"], "--endpoint nowhere: expected host:port"),
         (["forecast", "--endpoint", "nowhere:99999"], "--endpoint nowhere:99999: expected host:port"),
+        (["forecast", "--endpoint", "::1:50053"], "--endpoint ::1:50053: expected an IPv6 address in brackets"),
         (["forecast", "--token-file", "none", "--endpoint", "localhost:1"], "--token-file none: there is no such file"),
         (["forecast", "--tls-ca-file", "none", "--endpoint", "a:1"], "--tls-ca-file none: there is no such file"),
         (["forecast", "--timeout", "2"], "name it with --endpoint"),

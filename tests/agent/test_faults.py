@@ -12,19 +12,48 @@ from typing import Any
 import grpc
 import pytest
 
-from benchmarks._faults import Reporting, serving, settled, two_hosts, until
+from benchmarks._faults import Agent, Reporting, serving, settled, two_hosts, until
 from benchmarks.agent_faults import FAULTS, HOUR, Clock
 from nhm_sched_plugin.advice.remote.survey import survey
+from nhm_sched_plugin.agent.learner import Learner
 from nhm_sched_plugin.errors import NhmSchedError
+from nhm_sched_plugin.observe.faults import Faults
+from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 from nhm_sched_plugin.pb import optimizer_agent_pb2_grpc as services
+from nhm_sched_plugin.policy.learning import QPolicy
+from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import load_settings
+from nhm_sched_plugin.types import Action, Experience, Recommendation, SchedulingState
 from tests.agent.guarded import Authority
 
 PATIENCE_S = 120.0
 BUSY = {"queue_depth": 150, "active_workers": 10, "avg_task_duration_ms": 60_000, "resource_cpu_avg": 0.95}
 ROUNDS = {"certificates": 2, "clock-jumps": 3}
 AWAY = {"optimizer_unavailable", "forecast_unavailable", "budget_exceeded"}
+
+
+def test_an_outcome_too_many_does_not_hide_one_that_is_missing(tmp_path: Path) -> None:
+    states = [
+        SchedulingState(queue_depth=number, active_workers=10, avg_task_duration_ms=60_000) for number in (0, 500)
+    ]
+    settings = load_settings({"data_dir": str(tmp_path)})
+    policy = QPolicy(settings, lambda *_: Recommendation(action=Action.NO_ACTION))
+    told = [
+        Experience(decision_id=f"d{number}", state=states[number % 2], action=Action.NO_ACTION, reward=number / 10)
+        for number in range(6)
+    ]
+    learner = Learner(settings, policy, Faults(Metrics()))
+    learner.record(told)
+    learner.close()
+    agent = Agent(tmp_path)
+    assert agent.mislearned() == (0, 0)
+    for learned, wrong in ((told[:5], (1, 0)), ([*told, told[0]], (0, 1)), ([*told[:5], told[0]], (1, 1))):
+        table = QTable()
+        for experience in learned:
+            policy.steps.apply(table, experience)
+        table.save(settings.q_table_path)
+        assert agent.mislearned() == wrong
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import msgspec
 import pytest
@@ -375,6 +376,32 @@ def test_what_somebody_elses_policy_had_not_saved_it_learns_again_after_a_crash(
     Learner(settings, policy, Faults(Metrics()))
     assert policy.learned == []
     assert Agent(settings).learner.record([outcome(4)])[0].accepted is False
+
+
+def test_what_somebody_elses_policy_could_not_read_at_once_it_learns_later_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_in(tmp_path, update_interval=10_000)
+    Learner(settings, cast("Any", Stranger()), Faults(Metrics())).record(
+        [outcome(number) for number in range(10, 2500)]
+    )
+    policy: Any = Stranger()
+    read, reads = Ledger.after, itertools.count()
+
+    def fails_now_and_then(ledger: Ledger, seq: int, limit: int = 1000) -> Any:
+        if next(reads) in (1, 2):
+            raise LedgerError("the disk does not answer")
+        return read(ledger, seq, limit)
+
+    monkeypatch.setattr(Ledger, "after", fails_now_and_then)
+    learner = Learner(settings, policy, Faults(Metrics()))
+    assert len(policy.learned) == 1000
+    assert not learner.health().ok
+    assert learner.record([outcome(3000)])[0].accepted
+    assert "d-3000" not in policy.learned, "not before those that came earlier"
+    learner.follow()
+    assert policy.learned == [f"d-{number}" for number in (*range(10, 2500), 3000)]
+    assert learner.health().ok
 
 
 def test_the_workers_outcomes_make_many_states() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import multiprocessing
 import os
@@ -153,6 +154,25 @@ def test_there_is_a_most_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [fresh for _, fresh in ledger.append(some(*range(10)))] == [True] * 4 + [False] * 6
 
 
+def test_forgetting_takes_the_same_work_however_much_there_is_to_forget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 2)
+    monkeypatch.setattr(module, "_FORGOTTEN_AT_ONCE", 100)
+    work = {}
+    for count in (1_000, 20_000):
+        clock = Clock()
+        ledger = Ledger(tmp_path / str(count), 30, clock)
+        ledger.append(some(*range(count)))
+        clock.now += 31 * DAY
+        steps = itertools.count()
+        ledger._file.run(lambda connection, steps=steps: connection.set_progress_handler(lambda: next(steps) < 0, 10))
+        ledger.learned([])
+        work[count] = next(steps)
+        assert ledger.append(some(0, 100, 101))[1:] == [(count + 2, True), (102, False)]
+    assert work[20_000] <= 1.5 * work[1_000], work
+
+
 def test_a_contained_outcome_takes_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT", 100)
     ledger = Ledger(tmp_path)
@@ -279,6 +299,9 @@ def test_a_table_goes_on_with_a_ledger_that_was_damaged(tmp_path: Path) -> None:
     saved = QTable.load(settings.q_table_path).mark
     assert saved is not None
     assert saved.ledger == agent.learner.ledger.id
+    told = [each.learner.health() for each in (agent, peer)]
+    assert all(each.ok for each in told)
+    assert sum("1 damaged ledgers set aside beside it" in each.detail for each in told) == 1, "by one of them"
 
 
 @pytest.mark.parametrize("saved_before", [False, True])

@@ -201,6 +201,32 @@ def test_a_stderr_that_takes_nothing_holds_nobody_up_and_what_was_lost_is_told(s
     assert sum("INVALID_ARGUMENT" in line for line in lines) + sum(lost) == 10_500
 
 
+class Broken(io.StringIO):
+    """A stderr that refuses so many writes."""
+
+    def __init__(self, refused: int) -> None:
+        super().__init__()
+        self._left = refused
+
+    def write(self, text: str) -> int:
+        if self._left:
+            self._left -= 1
+            raise BrokenPipeError
+        return super().write(text)
+
+
+@pytest.mark.parametrize("refused", range(1, 11))
+def test_every_line_that_was_lost_is_told_once(refused: int) -> None:
+    stream = Broken(refused)
+    with AgentLog(AgentSettings(), stream):
+        for number in range(20):
+            invalid(f"d-{number}")
+    lines = stream.getvalue().splitlines()
+    lost = [int(found[1]) for line in lines if (found := re.search(r"(\d+) lines lost", line))]
+    assert lost
+    assert sum("INVALID_ARGUMENT" in line for line in lines) + sum(lost) == 20
+
+
 def test_closing_does_not_wait_for_a_stuck_stderr(stuck: Stuck) -> None:
     agent_log = AgentLog(AgentSettings(), stuck)
     invalid()

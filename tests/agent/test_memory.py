@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,27 @@ def test_the_bytes_of_an_answer_are_one_message(kit: Any, tmp_path: Path) -> Non
         assert found == convert.recommendation_response(said, found.decision_id, NOW)
         ids.add(found.decision_id)
     assert len(ids) == 150
+    service.close()
+
+
+def test_forecasts_are_kept_up_to_a_number_of_hours(kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nhm_sched_plugin.agent.service._MOST_HOURS", 100)
+    clock = Clock()
+    made: Any = advisor(tmp_path, clock)
+    service = OptimizerService(made, *[None] * 3, 1, _Untraced(), clock)  # type: ignore[arg-type] # is not asked
+
+    def ask(**fields: Any) -> None:
+        asyncio.run(service.forecast(pb.ForecastRequest(**fields).SerializeToString(), None))
+
+    for _ in range(50):
+        clock.now += 60.0  # another forecast in the old one's place
+        ask(horizon_minutes=1440)
+        ask(horizon_minutes=60)
+    assert len(service._answers) == 2
+    made.forecaster = kit.FixedForecaster()  # which says nothing of the hours
+    for number in range(1000):
+        ask(horizon_minutes=60, task_type=str(number))
+    assert len(service._answers) <= 100
     service.close()
 
 

@@ -187,6 +187,8 @@ def test_more_streams_than_allowed_are_refused(serving: Any) -> None:
     with pytest.raises(grpc.RpcError) as error:
         next(agent.health.Watch(ask, timeout=PATIENCE_S))
     assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert status(agent, "") == STATUS.SERVING, "and a check is none of them"
+    assert agent.stub.GetLoadForecast(pb.ForecastRequest(horizon_minutes=60), timeout=PATIENCE_S).method == "mean"
     for one in open_ones:
         one.cancel()
 

@@ -144,8 +144,10 @@ def test_from_shadow_to_evidence(nhm: Any, config: Path, folder: Path) -> None:
     reader = Reader(text)
     assert reader.tags["script"] == reader.tags["img"] == reader.tags["link"] == 0
     assert len(reader.ids) == len(set(reader.ids))
-    for section in ("verdict", "estimates", "arms", "comparison", "agreement", "apart", "confidence", "calibration"):
+    for section in ("verdict", "estimates", "arms", "comparison", "agreement", "confidence", "calibration"):
         assert section in reader.ids
+    assert ramp["apart"] == []
+    assert "apart" not in reader.ids, "a part without data has no heading either"
     assert "The policy does better than the rules. Go to 100 %." in " ".join(reader.words).replace("\u00a0", " ")
 
     result = nhm("experiment", "result", "-c", config, "--json").json

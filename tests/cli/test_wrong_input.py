@@ -19,6 +19,8 @@ WRONG_CONFIGS = [
         "optimizer.recommendationConfidenceThreshold = 1.7",
     ),
     ("agent: {tls_cert_file: a.pem}", "wrong.yaml: agent: tls_cert_file and tls_key_file belong together"),
+    ("metrics: {tls_key_file: a.key}", "wrong.yaml: metrics: tls_cert_file and tls_key_file belong together"),
+    ("optimizer: {tls_cert_file: a.pem}", "wrong.yaml: optimizer: tls_cert_file and tls_key_file belong together"),
     ("rollout: [1", "wrong.yaml: is not valid YAML"),
     ("- a", "wrong.yaml: holds a list; expected a mapping"),
 ]

@@ -105,7 +105,8 @@ def test_the_story_of_advice_that_was_followed() -> None:
         "Volume gate: open, because 84 tickets are more than 69 (80 % of the 86 that the pool can do in an hour).",
         "Advice: the policy advised to add workers: from 10 to 14, because the forecast needs 13 workers. "
         "Confidence 0.83: the chance that this is at least as good as what the rules would do. "
-        "Expected gain in reward over time: +0.042.",
+        "Rewards so far were 0.042 higher over time than for what the rules would do. They are of different moments; "
+        "the confidence goes by trials in the simulator that start from the same one.",
         "Confidence gate: passed, because 0.83 reaches the 0.70 that is asked for.",
         "Guards: no objection.",
         "Rules: without the policy they would have said (rule “steady”): keep things as they are, "
@@ -118,6 +119,21 @@ def test_the_story_of_advice_that_was_followed() -> None:
         "Reward: +0.131 on a scale from -1 to +1 (better than before): SLA +0.167, throughput +0.042, "
         "use of resources -0.037, cost -0.040.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("gain", "source", "told"),
+    [
+        (-0.01, "policy", "Rewards so far were 0.010 lower over time than for what the rules would do."),
+        (0.0, "policy", "It is what the rules would do."),
+        (-0.01, "mine", "Expected gain in reward over time: -0.010."),
+    ],
+)
+def test_a_gain_that_does_not_fit_the_confidence_is_explained(gain: float, source: str, told: str) -> None:
+    advice = msgspec.structs.replace(ADVICE, confidence=0.99, expected_improvement=gain, source=source)
+    (text,) = (line for line in tell(msgspec.structs.replace(FOLLOWED, recommendation=advice)) if "Advice" in line)
+    assert told in text
+    assert "Confidence 0.99" in text
 
 
 def test_the_story_of_a_control_tick_in_shadow_with_nothing_reported_yet() -> None:

@@ -426,12 +426,12 @@ def test_a_plan_is_made_once_for_what_it_does_not_depend_on(tmp_path: Path) -> N
     chosen = settings(tmp_path)
     policy = QPolicy(chosen, keep)
     counts = [msgspec.structs.replace(STATE, features={"arrivals_15s": count, "mine": 1.0}) for count in (1.0, 50.0)]
-    plans = [policy._situation(state, FORECAST).plan for state in counts]
+    plans = [policy._situations.of(state, FORECAST).plan for state in counts]
     assert plans[0] is plans[1], "without a calibration"
     calibration().save(chosen.planner_path)
     policy.refresh()
     others = [msgspec.structs.replace(counts[0], features={"arrivals_15s": 1.0, "mine": mine}) for mine in (1.0, 2.0)]
-    plans = [policy._situation(state, FORECAST).plan for state in others]
+    plans = [policy._situations.of(state, FORECAST).plan for state in others]
     assert plans[0] is plans[1], "with one"
     assert plans[0].basis == "calibrated"
 
