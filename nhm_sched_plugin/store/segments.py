@@ -12,6 +12,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -175,24 +176,34 @@ class Segments:
         self.active.close()
 
     @contextlib.contextmanager
-    def only_drain(self) -> Iterator[None]:
-        """While this process delivers. Raises `SpoolError` when another one does: both would send the same records."""
+    def only_drain(self, wait_s: float = 0.0) -> Iterator[None]:
+        """While this process delivers or erases, which no two may at once. Raises `SpoolError` when another one has not
+        ended within `wait_s`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.path / "drain.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise SpoolError(f"spool {self.path} cannot be used: {error.strerror or error}") from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise SpoolError(f"another process delivers from the spool {self.path} just now") from None
+            self._take(descriptor, time.monotonic() + wait_s)
             self._drain_lock = descriptor
             yield
         finally:
             self._drain_lock = None
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child forked past our hooks, which shares it
             os.close(descriptor)
+
+    def _take(self, descriptor: int, until: float) -> None:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() >= until:
+                    raise SpoolError(
+                        f"another process delivers from the spool {self.path}, or erases in it, just now"
+                    ) from None
+            time.sleep(0.02)
 
 
 def _tally(connection: sqlite3.Connection) -> tuple[int, int]:
