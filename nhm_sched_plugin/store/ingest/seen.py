@@ -83,7 +83,8 @@ def _hashes(tickets: pa.ChunkedArray, stamps: npt.NDArray[np.uint32], types: pa.
 
     mine = _text_hashes(tickets)
     rows = pd.DataFrame({"ticket": mine, "time": stamps, "type": _text_hashes(types)})
-    return mine, pd.util.hash_pandas_object(rows, index=False).to_numpy()
+    together: Any = pd.util.hash_pandas_object(rows, index=False).to_numpy()
+    return mine, together
 
 
 def _text_hashes(texts: Any) -> Hashes:
