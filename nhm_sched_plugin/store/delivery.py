@@ -209,24 +209,30 @@ class Delivery:
 
     def _wait_for_work(self) -> None:
         """Until a batch is full, its first record has waited long enough, or `stop`. Ages go by the monotonic clock:
-        a wall clock that goes back must not hold up anything."""
+        a wall clock that goes back must not hold up anything.
+
+        After a failure, until the spool can be read: a pass then shows whether all is well again, with or without work.
+        """
         since: float | None = None
         while not self._stop.is_set():
             waiting = self._look()
+            if self._failures and waiting is not None:
+                return
             now = time.monotonic()
             since = (since or now) if waiting else None
-            if waiting >= self._settings.drain_batch:
+            if waiting and waiting >= self._settings.drain_batch:
                 return
             if since is not None and now - since >= self._settings.drain_max_age_s:
                 return
             self._stop.wait(min(_LOOK_S, self._settings.drain_max_age_s / 4))
 
-    def _look(self) -> int:
+    def _look(self) -> int | None:
+        """How many records wait; None: the spool cannot be read."""
         try:
             waiting, oldest = self._spool.pending(), self._spool.oldest()
         except SpoolError as error:
             self._failed(error)
-            return 0
+            return None
         self._metrics.child("spool_waiting").set(waiting)
         self._metrics.child("spool_age").set(0.0 if oldest is None else max(time.time() - oldest, 0.0))
         return waiting
@@ -240,7 +246,8 @@ class Delivery:
                 self._store,
                 self._settings.drain_batch,
                 log_tickets=self._log_tickets,
-                progress=self._counted(),
+                progress=self._show_waiting,
+                stored=self._stored.inc,
                 enough=self._enough,
             )
         except BaseException:
@@ -253,16 +260,8 @@ class Delivery:
         self._metrics.child("quarantined").set(self._spool.quarantined_count())
         return result
 
-    def _counted(self) -> Callable[[int, int | None], None]:
-        before = 0
-
-        def count(done: int, total: int | None) -> None:
-            nonlocal before
-            self._stored.inc(done - before)
-            self._metrics.child("spool_waiting").set(max((total or done) - done, 0))
-            before = done
-
-        return count
+    def _show_waiting(self, done: int, total: int | None) -> None:
+        self._metrics.child("spool_waiting").set(max((total or done) - done, 0))
 
     def _enough(self) -> bool:
         return self._grace_ends is not None and time.monotonic() >= self._grace_ends
