@@ -44,15 +44,14 @@ class Table:
         store: the database it is in; only read from.
         name: `database.table`, or a table of the store's own database.
         where: SQL that rows must fulfil; it is run as it stands.
-        place: what tells this server from another, for the digest.
 
     Raises `IngestError` for a name that is none, and for a table that is not there.
     """
 
-    def __init__(self, store: Statements, name: str, *, where: str | None = None, place: str = "") -> None:
+    def __init__(self, store: Statements, name: str, *, where: str | None = None) -> None:
         if not _NAME.fullmatch(name):
             raise IngestError(f"--from-table {name!r}: write it as DATABASE.TABLE (letters, digits, underscore)")
-        self.store, self.where, self.place = store, where, place
+        self.store, self.where = store, where
         self.name = name if "." in name else f"{store.database}.{name}"
         database, _, table = self.name.partition(".")
         if (database, table) == (store.database, "execution_logs"):
@@ -67,7 +66,7 @@ class Table:
             raise IngestError(f"--from-table {self.name}: there is no such table, or the user may not read it")
         self.types = {str(column): str(kind) for column, kind in found}
 
-    def digest(self, how: Profile) -> str:
+    def digest(self) -> str:
         """Of the content, whatever the order of its rows."""
         columns = ", ".join(f"`{column}`" for column in self.types)
         ((count, total),) = self._asked(
