@@ -198,6 +198,13 @@ def test_a_profile_that_is_wrong_is_explained(tmp_path: Path, text: str, message
         load_profile(tmp_path, "bad")
     with pytest.raises(IngestError, match=r"no profile 'none'.*profiles: bad"):
         load_profile(tmp_path, "none")
+    path = tmp_path / "p.yaml"
+    Profile(timezone="UTC", mapping={"ticket_id": "old"}).save(path)
+    with path.open() as reader:
+        Profile(mapping={"ticket_id": "new"}).save(path)
+        assert "old" in reader.read(), "who reads sees the one or the other, whole"
+    assert "new" in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644, "to share"
     with pytest.raises(IngestError, match="profile name"):
         profile_path(tmp_path, "a b")
 
