@@ -103,7 +103,7 @@ def _cache(settings: Settings) -> str:
 
 
 def _spool(settings: Settings) -> str:
-    from nhm_sched_plugin.store.spool import Spool
+    from nhm_sched_plugin.store.spool import spool_of
 
     files = sorted(settings.spool_path.glob("*.sqlite"))
     if not files:
@@ -113,8 +113,8 @@ def _spool(settings: Settings) -> str:
             raise NhmSchedError(
                 f"{file} is damaged ({verdict}); `nhm-sched drain` sets it aside and saves what can be read"
             )
-    spool = Spool(settings.spool_path)
-    waiting, refused = spool.pending(), spool.quarantined_count()
+    spool = spool_of(settings)
+    waiting, refused = spool.tally()
     spool.close()
     return f"{waiting:,} records wait for `nhm-sched drain`" + (f", {refused:,} in quarantine" if refused else "")
 

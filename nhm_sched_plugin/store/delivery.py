@@ -21,8 +21,8 @@ from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.store.drain import DrainResult, drain
-from nhm_sched_plugin.store.spool import Spool
-from nhm_sched_plugin.store.statements import RejectedRowsError
+from nhm_sched_plugin.store.spool import Spool, spool_of
+from nhm_sched_plugin.store.statements import RejectedRowsError, code_of
 from nhm_sched_plugin.types import Health
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ LONGEST_PAUSE_S: Final = 30.0
 _LOOK_S: Final = 0.5
 """How often an idle spool is looked at, at least."""
 
-_CODE: Final = re.compile(r"Code: (\d+)")
 _CAUSES: Final = {
     "access": {192, 193, 194, 497, 516},
     "disk": {22, 74, 75, 76, 164, 243},  # also read-only
@@ -67,10 +66,9 @@ def cause_of(error: BaseException) -> str:
     """`unreachable`, `access`, `disk`, `schema`, `spool` or `other`: the label of `nhm_sched_drain_failures_total`."""
     if isinstance(error, SpoolError):
         return "spool"
-    text = str(error)
-    found = _CODE.search(text)
+    text, code = str(error), code_of(error)
     for cause, codes in _CAUSES.items():
-        if found and int(found.group(1)) in codes:
+        if code in codes:
             return cause
     if "refuses user" in text:
         return "access"
@@ -117,9 +115,8 @@ def delivery(settings: Settings, metrics: Metrics, faults: Faults, *, migrate: b
     """The one that the settings mean, with a spool of its own. `migrate`: bring the schema up to date first."""
     from nhm_sched_plugin.store.client import open_store
 
-    recording = settings.recording
-    spool = Spool(settings.spool_path, recording.spool_max_mb * 1024 * 1024)
-    return Delivery(spool, partial(open_store, settings, migrate=migrate), recording, metrics, faults, **options)
+    opened = partial(open_store, settings, migrate=migrate)
+    return Delivery(spool_of(settings), opened, settings.recording, metrics, faults, **options)
 
 
 class Delivery:

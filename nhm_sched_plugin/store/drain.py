@@ -84,7 +84,7 @@ def drain(
     started = time.monotonic()
     decisions = outcomes = done = 0
     with spool.only_drain():
-        total, quarantined = spool.pending(), spool.quarantined_count()
+        total, quarantined = spool.tally()
         for item in spool.batches(batch):
             good_decisions, good_outcomes = _deliver(item, spool, store, retry)
             if log_tickets:
@@ -98,12 +98,13 @@ def drain(
                 progress(done, max(total, done))
             if enough is not None and enough():
                 break
+        left = spool.tally()
         return DrainResult(
             delivered=decisions + outcomes,
             decisions=decisions,
             outcomes=outcomes,
-            quarantined=spool.quarantined_count() - quarantined,
-            remaining=spool.pending(),
+            quarantined=left.quarantined - quarantined,
+            remaining=left.waiting,
             seconds=time.monotonic() - started,
         )
 

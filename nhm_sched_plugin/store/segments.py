@@ -21,7 +21,7 @@ from nhm_sched_plugin.errors import SpoolError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.store.spool_file import FILE_NAME, SpoolFile, identity
 
-__all__ = ["Place", "Segments", "used"]
+__all__ = ["Place", "Segments", "Tally", "used"]
 
 _SEALED: Final = re.compile(r"segment-(\d+)\.sqlite")
 _COUNTED_UP_TO: Final = 200_000
@@ -35,6 +35,13 @@ class Place(NamedTuple):
     name: str
 
 
+class Tally(NamedTuple):
+    """Records that wait for delivery, and that are in quarantine."""
+
+    waiting: int
+    quarantined: int
+
+
 class Segments:
     """All files of the spool in `path`. Sealed ones are opened as they are needed, one at a time."""
 
@@ -43,7 +50,7 @@ class Segments:
         self.active = SpoolFile(path, clock)
         self._clock = clock
         self._reader: SpoolFile | None = None
-        self._tallies: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {}
+        self._tallies: dict[str, tuple[tuple[int, ...], Tally]] = {}
         self._drain_lock: int | None = None
         self.after_fork()
         renew_after_fork(self)
@@ -76,16 +83,15 @@ class Segments:
                 total += os.stat(self.path / name).st_size
         return total
 
-    def tally(self) -> tuple[int, int]:
-        """Records that wait, and that are in quarantine. A sealed file is counted again only after it has changed: of a
-        long outage there are hundreds."""
+    def tally(self) -> Tally:
+        """Of all files. A sealed one is counted again only after it has changed: a long outage makes hundreds."""
         with self._lock:
             names = self.sealed()
             self._tallies = {name: self._tallies[name] for name in names if name in self._tallies}
             tallies = [self.active.run(_tally), *(self._sealed_tally(name) for name in names)]
-        return sum(one[0] for one in tallies), sum(one[1] for one in tallies)
+        return Tally(sum(one.waiting for one in tallies), sum(one.quarantined for one in tallies))
 
-    def _sealed_tally(self, name: str) -> tuple[int, int]:
+    def _sealed_tally(self, name: str) -> Tally:
         state = self._state(name)
         known = self._tallies.get(name)
         if known is not None and known[0] == state:
@@ -96,7 +102,7 @@ class Segments:
         except SpoolError:
             if file.file.exists():
                 raise
-            return 0, 0  # drained meanwhile
+            return Tally(0, 0)  # drained meanwhile
         finally:
             file.close()
         self._tallies[name] = self._state(name), found
@@ -206,15 +212,15 @@ class Segments:
             time.sleep(0.02)
 
 
-def _tally(connection: sqlite3.Connection) -> tuple[int, int]:
+def _tally(connection: sqlite3.Connection) -> Tally:
     quarantined = int(connection.execute("SELECT count(*) FROM quarantine").fetchone()[0])
     low, high = connection.execute("SELECT (SELECT min(seq) FROM records), (SELECT max(seq) FROM records)").fetchone()
     if low is None:
-        return 0, quarantined
+        return Tally(0, quarantined)
     span = int(high - low + 1)
     if span > _COUNTED_UP_TO:
-        return span, quarantined
-    return int(connection.execute("SELECT count(*) FROM records").fetchone()[0]), quarantined
+        return Tally(span, quarantined)
+    return Tally(int(connection.execute("SELECT count(*) FROM records").fetchone()[0]), quarantined)
 
 
 def used(connection: sqlite3.Connection) -> int:
