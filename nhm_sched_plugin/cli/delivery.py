@@ -11,6 +11,7 @@ from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, between, set
 from nhm_sched_plugin.cli.app import records as opened
 from nhm_sched_plugin.cli.show import err, moment, out, plain, progress, record, show, table
 from nhm_sched_plugin.errors import NhmSchedError
+from nhm_sched_plugin.observe.words import count
 from nhm_sched_plugin.settings import Settings
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def retry_quarantine(
     moved = spool.retry_quarantined(set(records) if records else None)
     left = spool.quarantined_count()
     spool.close()
-    text = f"{moved:,} records wait for `nhm-sched drain` again; {left:,} stay in quarantine."
+    text = f"{count(moved, 'record')} put back for `nhm-sched drain`; {left:,} left in quarantine."
     show({"moved": moved, "left": left}, as_json, lambda: out.print(text, markup=False))
 
 

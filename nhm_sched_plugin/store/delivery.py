@@ -20,6 +20,7 @@ from nhm_sched_plugin.errors import SpoolError, StoreError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observe.words import count
 from nhm_sched_plugin.store.drain import DrainResult, drain
 from nhm_sched_plugin.store.spool import Spool, spool_of
 from nhm_sched_plugin.store.statements import RejectedRowsError, code_of
@@ -180,7 +181,7 @@ class Delivery:
 
     def health(self) -> list[Health]:
         """Whether the last pass reached the database."""
-        detail = f"{self._failures} failures in a row, {self._last_cause}" if self._failures else ""
+        detail = f"{count(self._failures, 'failure')} in a row, {self._last_cause}" if self._failures else ""
         return [Health(component="drain", ok=not self._failures, detail=detail)]
 
     # In the loop
@@ -251,7 +252,7 @@ class Delivery:
             self._close_store()
             raise
         if self._failures:
-            log.warning("records are delivered again, after %d failures", self._failures)
+            log.warning("records are delivered again, after %s", count(self._failures, "failure"))
             self._failures = 0
         self._metrics.child("spool_bytes").set(self._spool.size_bytes())
         self._metrics.child("quarantined").set(self._spool.quarantined_count())

@@ -16,6 +16,9 @@ def test_a_check_writes_nothing_and_its_exit_code_tells(nhm: Any, folder: Path) 
     assert (found.code, found.json["rows"], found.json["rejected"], found.json["gap_hours"]) == (0, 2, 1, 3)
     assert found.json["duplicates"]["tickets_within"] == 1
     assert not list(folder.rglob("clickhouse")), "no database was made"
+    one = folder / "one.csv"
+    one.write_text("timestamp,ticket_id\n2026-11-01 08:00,a\n", encoding="utf-8")
+    assert "would be written 1 row " in " ".join(nhm("ingest", one, "--check").out.split())
     shown = nhm(*asked)
     text = " ".join(shown.out.split())
     assert shown.code == 0
@@ -26,6 +29,7 @@ def test_a_check_writes_nothing_and_its_exit_code_tells(nhm: Any, folder: Path) 
     assert missing.code == 1
     assert "good.csv has no column 'timestamp'" in missing.said
     assert [path.name for path in folder.glob("good*")] == ["good.csv"]
+    assert "1 ticket, " in nhm("ingest", one).out
 
 
 def test_a_profile_is_saved_shown_and_used(nhm: Any, folder: Path) -> None:

@@ -288,10 +288,10 @@ def test_rows_and_tickets_that_repeat_are_counted(store: Store) -> None:
     frame = pd.DataFrame({"timestamp": [at(0), at(0), at(1), at(2)], "ticket_id": ["a", "a", "a", "b"]})
     report = ingest_frame(frame, store, name="one")
     assert (report.duplicates.rows_within, report.duplicates.tickets_within) == (1, 1)
-    assert "1 rows (same time, ticket and task type) repeat an earlier row of the same source" in report.warnings[0]
+    assert "1 row (same time, ticket and task type) repeated within the same source" in report.warnings[0]
     again = ingest_frame(pd.DataFrame({"timestamp": [at(5)], "ticket_id": ["b"]}), store, name="two")
     assert (again.duplicates.rows_elsewhere, again.duplicates.tickets_elsewhere) == (0, 1)
-    assert "1 ticket ids are in other sources too" in again.warnings[0]
+    assert "1 ticket id in other sources too" in again.warnings[0]
 
 
 # kill -9
