@@ -332,7 +332,7 @@ def test_questions_about_records(nhm: Any, folder: Path, monkeypatch: pytest.Mon
 
     told = nhm("export", "scheduling_decisions", "decisions.csv", "--json")
     assert told.json["rows"] == 2
-    assert "2 rows of tickets are in t.parquet." in nhm("export", "tickets", "t.parquet").out
+    assert "2 rows of tickets written to t.parquet." in nhm("export", "tickets", "t.parquet").out
 
     assert nhm("erase", "ada", "--dry-run", "--json").json["left"] == 3
     erased = nhm("erase", "ada")
