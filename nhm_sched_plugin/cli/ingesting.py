@@ -154,11 +154,13 @@ def _table(
         # Nothing of the own database's access goes to another server.
         other = type(settings.ml.clickhouse)(dsn=SecretStr(dsn))
         ml = settings.ml.model_copy(update={"clickhouse": other})
-        try:
-            with open_store(settings.model_copy(update={"ml": ml}), migrate=False) as source:
-                yield Table(source, name, where=where)
-        except StoreError as error:
-            raise IngestError(str(error).replace("ml.clickhouse.dsn", "--dsn")) from None
+        with contextlib.ExitStack() as stack:
+            try:
+                source = stack.enter_context(open_store(settings.model_copy(update={"ml": ml}), migrate=False))
+                found = Table(source, name, where=where)
+            except StoreError as error:
+                raise IngestError(str(error).replace("ml.clickhouse.dsn", "--dsn")) from None
+            yield found  # from here on the own database's errors come through here, too
 
 
 def _taken(store: Store, file: Path | None, source: Table | None, how: Profile, options: Any) -> IngestReport:

@@ -18,6 +18,7 @@ import pytest
 
 from nhm_sched_plugin.errors import IngestError, StoreError
 from nhm_sched_plugin.store.ingest import file_source, ingest, ingest_frame, ingest_table
+from nhm_sched_plugin.store.ingest.chunks import Position
 from nhm_sched_plugin.store.ingest.preview import Preview, preview
 from nhm_sched_plugin.store.ingest.profiles import Profile, load_profile, profile_path, saved_profiles
 from nhm_sched_plugin.store.ingest.tables_in import Table
@@ -159,6 +160,19 @@ def test_tables_that_cannot_work_are_explained(store: Store, other: str) -> None
         ingest_table(Table(store, other, where="nonsense = 1"), store, profile=HOW)
     with pytest.raises(IngestError, match=r"no column 'timestamp'; its columns: opened, id.*--map timestamp="):
         ingest_table(Table(store, other), store)
+
+
+def test_a_table_that_goes_away_is_named(store: Store, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is not taken for the table that the rows go to."""
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.tables_in._ROWS", 25)
+    chunks = Table(store, other).chunks(HOW, lambda columns, sample: {}, Position())
+    next(chunks)
+    store.command(f"RENAME TABLE {other} TO {other}_away")
+    try:
+        with pytest.raises(IngestError, match=f"^{other} cannot be read: .*UNKNOWN_TABLE"):
+            next(chunks)
+    finally:
+        store.command(f"RENAME TABLE {other}_away TO {other}")
 
 
 # Profiles

@@ -7,6 +7,7 @@ an hour with too many rows in parts by a hash of the rows.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -136,11 +137,9 @@ class Table:
         import pyarrow as pa
 
         columns = ", ".join(self._selected(column, kind) for column, kind in self.types.items())
-        body = self.store.raw(
-            f"SELECT {columns} FROM {self.name} {self._filter(condition)}",  # noqa: S608
-            form="ArrowStream",
-            name="ingest",
-        )
+        sql = f"SELECT {columns} FROM {self.name} {self._filter(condition)}"  # noqa: S608
+        with self._explained():
+            body = self.store.raw(sql, form="ArrowStream", name="ingest")
         return pa.ipc.open_stream(body).read_all()
 
     @staticmethod
@@ -158,8 +157,14 @@ class Table:
         return "WHERE " + " AND ".join(conditions) if conditions else ""
 
     def _asked(self, sql: str) -> list[tuple[Any, ...]]:
-        try:
+        with self._explained():
             return self.store.rows(sql, name="ingest")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Its own errors are told from those of the database that the rows go to."""
+        try:
+            yield
         except StoreError as error:
             hint = " (check --where)" if self.where else ""
             raise IngestError(f"{self.name} cannot be read{hint}: {error}") from None
