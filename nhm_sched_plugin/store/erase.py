@@ -168,10 +168,9 @@ def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _from_spool(files: Segments, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
+    # An outcome may carry no ticket, and stand in an earlier file than the decision that tells.
     for name in files.names():
-        files.run(
-            name, partial(_search, wanted=wanted), 0
-        )  # an outcome may carry no ticket, and stand in an earlier file
+        files.run(name, partial(_search, wanted=wanted), 0)
     # Twice, since hosts go on writing, and may begin another file meanwhile.
     for _ in range(1 if dry_run else 2):
         if any(files.path.glob(f"*{UNSALVAGED}")):
