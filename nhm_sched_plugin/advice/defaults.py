@@ -143,11 +143,9 @@ class DefaultHooks:
 
     @hookimpl(trylast=True)
     def nhm_sched_make_sinks(self, settings: Settings) -> list[Sink]:
-        from nhm_sched_plugin.store.spool import Spool, SpoolSink
+        from nhm_sched_plugin.store.spool import SpoolSink, spool_of
 
-        recording = settings.recording
-        spool = Spool(settings.spool_path, recording.spool_max_mb * 1024 * 1024)
-        return [SpoolSink(spool, sync=recording.durability == "sync")]
+        return [SpoolSink(spool_of(settings), sync=settings.recording.durability == "sync")]
 
     @hookimpl(trylast=True)
     def nhm_sched_collect_state(self, ticket: Ticket | None) -> Mapping[str, float]:

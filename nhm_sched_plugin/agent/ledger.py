@@ -16,15 +16,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from nhm_sched_plugin.agent.ledger_file import Entry, LedgerFile, frame_of, read_frame
 from nhm_sched_plugin.policy.qtable import Mark
+from nhm_sched_plugin.store.spool_file import in_parts
 from nhm_sched_plugin.types import Experience
 
 __all__ = ["KEPT", "MOST_IDS", "Ledger", "Saved", "mark_of"]
-
-_T = TypeVar("_T")
 
 KEPT: Final = 10_000
 """Outcomes that a saved table contains and that can be learned from all the same."""
@@ -32,8 +31,6 @@ MOST_IDS: Final = 10_000_000
 """About 100 bytes each."""
 _FORGOTTEN_AT_ONCE: Final = 20_000
 _DAY: Final = 86_400.0
-_ROWS_AT_ONCE: Final = (256, 32, 4, 1)
-"""As in the spool: few statements, since each gives the interpreter lock up, and few different ones."""
 
 
 class Saved(NamedTuple):
@@ -232,7 +229,7 @@ def _last(connection: sqlite3.Connection) -> int:
 
 
 def _known(connection: sqlite3.Connection, ids: list[str]) -> Iterator[tuple[str, int]]:
-    for part in _parts(ids):
+    for part in in_parts(ids):
         places = ", ".join("?" * len(part))
         yield from connection.execute(
             f"SELECT decision_id, seq FROM outcomes WHERE decision_id IN ({places})",  # noqa: S608 - placeholders only
@@ -241,17 +238,9 @@ def _known(connection: sqlite3.Connection, ids: list[str]) -> Iterator[tuple[str
 
 
 def _insert_many(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
-    for part in _parts(rows):
+    for part in in_parts(rows):
         row = f"({', '.join('?' * len(part[0]))})"
         connection.execute(
             f"INSERT INTO {into} VALUES {', '.join([row] * len(part))}",  # noqa: S608 - placeholders only
             [value for values in part for value in values],
         )
-
-
-def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    first = 0
-    for size in _ROWS_AT_ONCE:
-        while len(items) - first >= size:
-            yield items[first : first + size]
-            first += size

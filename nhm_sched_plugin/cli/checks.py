@@ -17,6 +17,7 @@ from nhm_sched_plugin.cli.show import moment, out, plain, show, table
 from nhm_sched_plugin.errors import NhmSchedError
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observe.words import count
 from nhm_sched_plugin.settings import Settings
 
 hooks_app = typer.Typer(help="Third-party hooks: what is loaded, and whether it is usable.", no_args_is_help=True)
@@ -103,7 +104,7 @@ def _cache(settings: Settings) -> str:
 
 
 def _spool(settings: Settings) -> str:
-    from nhm_sched_plugin.store.spool import Spool
+    from nhm_sched_plugin.store.spool import spool_of
 
     files = sorted(settings.spool_path.glob("*.sqlite"))
     if not files:
@@ -113,10 +114,12 @@ def _spool(settings: Settings) -> str:
             raise NhmSchedError(
                 f"{file} is damaged ({verdict}); `nhm-sched drain` sets it aside and saves what can be read"
             )
-    spool = Spool(settings.spool_path)
-    waiting, refused = spool.pending(), spool.quarantined_count()
+    spool = spool_of(settings)
+    waiting, refused = spool.tally()
     spool.close()
-    return f"{waiting:,} records wait for `nhm-sched drain`" + (f", {refused:,} in quarantine" if refused else "")
+    return f"{count(waiting, 'record')} waiting for `nhm-sched drain`" + (
+        f", {refused:,} in quarantine" if refused else ""
+    )
 
 
 def _verdict(file: Path) -> str:

@@ -11,6 +11,7 @@ from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, settings_of,
 from nhm_sched_plugin.cli.app import records as opened
 from nhm_sched_plugin.cli.questions import SinceOption, UntilOption
 from nhm_sched_plugin.cli.show import out, plain, progress, show, table
+from nhm_sched_plugin.observe.words import count
 
 
 @app.command()
@@ -28,7 +29,11 @@ def export(
     with opened(settings_of(config)) as store, progress(f"Writing {file.name}") as update:
         rows = write(store, name, file, since=since, until=until, progress=update)
     told = {"table": name, "file": file, "rows": rows, "bytes": file.stat().st_size}
-    show(told, as_json, lambda: out.print(f"{rows:,} rows of {name} are in {file}.", markup=False, soft_wrap=True))
+    show(
+        told,
+        as_json,
+        lambda: out.print(f"{count(rows, 'row')} of {name} written to {file}.", markup=False, soft_wrap=True),
+    )
 
 
 @app.command()
@@ -51,7 +56,9 @@ def erase(
     def tell() -> None:
         table([plain(place) for place in places], "Nothing about these tickets is there.")
         if places and not dry_run:
-            verdict = f"{left} records are left: run the command again." if left else "Looked again: nothing is left."
+            verdict = (
+                f"{count(left, 'record')} left: run the command again." if left else "Looked again: nothing is left."
+            )
             out.print(verdict, markup=False)
 
     show({"places": places, "left": left, "dry_run": dry_run}, as_json, tell)

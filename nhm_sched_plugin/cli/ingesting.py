@@ -15,6 +15,7 @@ from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, MapOption, app, b
 from nhm_sched_plugin.cli.app import records as opened
 from nhm_sched_plugin.cli.show import counting, err, out, plain, record, show, table
 from nhm_sched_plugin.errors import IngestError, StoreError
+from nhm_sched_plugin.observe.words import count
 from nhm_sched_plugin.settings import Settings
 
 if TYPE_CHECKING:
@@ -153,11 +154,13 @@ def _table(
         # Nothing of the own database's access goes to another server.
         other = type(settings.ml.clickhouse)(dsn=SecretStr(dsn))
         ml = settings.ml.model_copy(update={"clickhouse": other})
-        try:
-            with open_store(settings.model_copy(update={"ml": ml}), migrate=False) as source:
-                yield Table(source, name, where=where)
-        except StoreError as error:
-            raise IngestError(str(error).replace("ml.clickhouse.dsn", "--dsn")) from None
+        with contextlib.ExitStack() as stack:
+            try:
+                source = stack.enter_context(open_store(settings.model_copy(update={"ml": ml}), migrate=False))
+                found = Table(source, name, where=where)
+            except StoreError as error:
+                raise IngestError(str(error).replace("ml.clickhouse.dsn", "--dsn")) from None
+            yield found  # from here on the own database's errors come through here, too
 
 
 def _taken(store: Store, file: Path | None, source: Table | None, how: Profile, options: Any) -> IngestReport:
@@ -196,7 +199,7 @@ def _checked(store: Store | None, file: Path | None, source: Table | None, how: 
 def _tell(report: IngestReport) -> None:
     if not report.already_ingested:
         span = f"{report.first:%Y-%m-%d %H:%M} to {report.last:%Y-%m-%d %H:%M} UTC"
-        out.print(f"{report.rows:,} tickets, {span}; {report.rejected:,} rows rejected.")
+        out.print(f"{count(report.rows, 'ticket')}, {span}; {count(report.rejected, 'row')} rejected.")
     if report.resumed_rows:
         out.print(f"  {report.resumed_rows:,} of them by a run that was interrupted")
     _tell_types(report.task_types)
@@ -205,10 +208,10 @@ def _tell(report: IngestReport) -> None:
 
 
 def _tell_types(task_types: Any) -> None:
-    for kind, count in list(task_types.items())[:10]:
-        out.print(f"  {kind or '(no task type)'}: {count:,}", markup=False)
+    for kind, tickets in list(task_types.items())[:10]:
+        out.print(f"  {kind or '(no task type)'}: {tickets:,}", markup=False)
     if len(task_types) > 10:
-        out.print(f"  and {len(task_types) - 10} more task types")
+        out.print(f"  and {count(len(task_types) - 10, 'more task type')}")
 
 
 def _tell_check(found: Preview) -> None:
@@ -218,8 +221,8 @@ def _tell_check(found: Preview) -> None:
         return
     twice = found.duplicates
     facts: dict[str, Any] = {
-        "would be written": f"{found.rows:,} rows",
-        "would be rejected": f"{found.rejected:,} rows",
+        "would be written": count(found.rows, "row"),
+        "would be rejected": count(found.rejected, "row"),
     }
     if found.first and found.last:
         facts["from"], facts["to"] = f"{found.first:%Y-%m-%d %H:%M:%S} UTC", f"{found.last:%Y-%m-%d %H:%M:%S} UTC"

@@ -11,6 +11,7 @@ from nhm_sched_plugin.cli.app import ConfigOption, JsonOption, app, settings_of
 from nhm_sched_plugin.cli.app import records as opened
 from nhm_sched_plugin.cli.show import err, out, show
 from nhm_sched_plugin.errors import NhmSchedError
+from nhm_sched_plugin.observe.words import count
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.settings import Settings
@@ -71,7 +72,7 @@ def _tell_plan(steps: Sequence[Step]) -> None:
 def _tell_upgrade(report: Report) -> None:
     done = []
     if report.applied:
-        done.append(f"{len(report.applied)} migrations applied: {', '.join(report.applied)}")
+        done.append(f"{count(len(report.applied), 'migration')} applied: {', '.join(report.applied)}")
     if report.retention:
         done.append(f"retention changed: {', '.join(report.retention)}")
     if done or not report.problems:

@@ -312,7 +312,7 @@ def _simulate(
 
 def _deliver(settings: Settings, store: Store, foresight: Foresight, progress: Progress) -> None:
     from nhm_sched_plugin.store.drain import drain
-    from nhm_sched_plugin.store.spool import Spool
+    from nhm_sched_plugin.store.spool import spool_of
 
-    drain(Spool(settings.spool_path), store, progress=progress)
+    drain(spool_of(settings), store, progress=progress)
     store.insert_forecasts(foresight.rows())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -55,16 +56,16 @@ class Cache(Protocol):
     def close(self) -> None: ...
 
 
-class Fetching:
+class Fetching(ABC):
     """`fetch` over `get` and `put`, for caches. `_metrics` counts those that waited for another's answer as hits."""
 
     _metrics: Metrics | None
 
-    def get(self, kind: Kind, key: str) -> bytes | None:
-        raise NotImplementedError
+    @abstractmethod
+    def get(self, kind: Kind, key: str) -> bytes | None: ...
 
-    def put(self, kind: Kind, key: str, value: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def put(self, kind: Kind, key: str, value: bytes) -> None: ...
 
     def after_fork(self) -> None:
         self._flights_lock = threading.Lock()

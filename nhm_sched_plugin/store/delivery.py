@@ -20,9 +20,10 @@ from nhm_sched_plugin.errors import SpoolError, StoreError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
+from nhm_sched_plugin.observe.words import count
 from nhm_sched_plugin.store.drain import DrainResult, drain
-from nhm_sched_plugin.store.spool import Spool
-from nhm_sched_plugin.store.statements import RejectedRowsError
+from nhm_sched_plugin.store.spool import Spool, spool_of
+from nhm_sched_plugin.store.statements import RejectedRowsError, code_of
 from nhm_sched_plugin.types import Health
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ LONGEST_PAUSE_S: Final = 30.0
 _LOOK_S: Final = 0.5
 """How often an idle spool is looked at, at least."""
 
-_CODE: Final = re.compile(r"Code: (\d+)")
 _CAUSES: Final = {
     "access": {192, 193, 194, 497, 516},
     "disk": {22, 74, 75, 76, 164, 243},  # also read-only
@@ -67,10 +67,9 @@ def cause_of(error: BaseException) -> str:
     """`unreachable`, `access`, `disk`, `schema`, `spool` or `other`: the label of `nhm_sched_drain_failures_total`."""
     if isinstance(error, SpoolError):
         return "spool"
-    text = str(error)
-    found = _CODE.search(text)
+    text, code = str(error), code_of(error)
     for cause, codes in _CAUSES.items():
-        if found and int(found.group(1)) in codes:
+        if code in codes:
             return cause
     if "refuses user" in text:
         return "access"
@@ -117,9 +116,8 @@ def delivery(settings: Settings, metrics: Metrics, faults: Faults, *, migrate: b
     """The one that the settings mean, with a spool of its own. `migrate`: bring the schema up to date first."""
     from nhm_sched_plugin.store.client import open_store
 
-    recording = settings.recording
-    spool = Spool(settings.spool_path, recording.spool_max_mb * 1024 * 1024)
-    return Delivery(spool, partial(open_store, settings, migrate=migrate), recording, metrics, faults, **options)
+    opened = partial(open_store, settings, migrate=migrate)
+    return Delivery(spool_of(settings), opened, settings.recording, metrics, faults, **options)
 
 
 class Delivery:
@@ -183,7 +181,7 @@ class Delivery:
 
     def health(self) -> list[Health]:
         """Whether the last pass reached the database."""
-        detail = f"{self._failures} failures in a row, {self._last_cause}" if self._failures else ""
+        detail = f"{count(self._failures, 'failure')} in a row, {self._last_cause}" if self._failures else ""
         return [Health(component="drain", ok=not self._failures, detail=detail)]
 
     # In the loop
@@ -209,24 +207,30 @@ class Delivery:
 
     def _wait_for_work(self) -> None:
         """Until a batch is full, its first record has waited long enough, or `stop`. Ages go by the monotonic clock:
-        a wall clock that goes back must not hold up anything."""
+        a wall clock that goes back must not hold up anything.
+
+        After a failure, until the spool can be read: a pass then shows whether all is well again, with or without work.
+        """
         since: float | None = None
         while not self._stop.is_set():
             waiting = self._look()
+            if self._failures and waiting is not None:
+                return
             now = time.monotonic()
             since = (since or now) if waiting else None
-            if waiting >= self._settings.drain_batch:
+            if waiting and waiting >= self._settings.drain_batch:
                 return
             if since is not None and now - since >= self._settings.drain_max_age_s:
                 return
             self._stop.wait(min(_LOOK_S, self._settings.drain_max_age_s / 4))
 
-    def _look(self) -> int:
+    def _look(self) -> int | None:
+        """How many records wait; None: the spool cannot be read."""
         try:
             waiting, oldest = self._spool.pending(), self._spool.oldest()
         except SpoolError as error:
             self._failed(error)
-            return 0
+            return None
         self._metrics.child("spool_waiting").set(waiting)
         self._metrics.child("spool_age").set(0.0 if oldest is None else max(time.time() - oldest, 0.0))
         return waiting
@@ -240,29 +244,22 @@ class Delivery:
                 self._store,
                 self._settings.drain_batch,
                 log_tickets=self._log_tickets,
-                progress=self._counted(),
+                progress=self._show_waiting,
+                stored=self._stored.inc,
                 enough=self._enough,
             )
         except BaseException:
             self._close_store()
             raise
         if self._failures:
-            log.warning("records are delivered again, after %d failures", self._failures)
+            log.warning("records are delivered again, after %s", count(self._failures, "failure"))
             self._failures = 0
         self._metrics.child("spool_bytes").set(self._spool.size_bytes())
         self._metrics.child("quarantined").set(self._spool.quarantined_count())
         return result
 
-    def _counted(self) -> Callable[[int, int | None], None]:
-        before = 0
-
-        def count(done: int, total: int | None) -> None:
-            nonlocal before
-            self._stored.inc(done - before)
-            self._metrics.child("spool_waiting").set(max((total or done) - done, 0))
-            before = done
-
-        return count
+    def _show_waiting(self, done: int, total: int | None) -> None:
+        self._metrics.child("spool_waiting").set(max((total or done) - done, 0))
 
     def _enough(self) -> bool:
         return self._grace_ends is not None and time.monotonic() >= self._grace_ends

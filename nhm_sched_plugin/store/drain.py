@@ -60,6 +60,7 @@ def drain(
     batch: int = BATCH,
     progress: Callable[[int, int | None], None] | None = None,
     *,
+    stored: Callable[[int], object] | None = None,
     log_tickets: bool = False,
     retry: Retrying | None = None,
     enough: Callable[[], bool] | None = None,
@@ -70,7 +71,8 @@ def drain(
         spool: what the hosts wrote.
         store: an initialised store.
         batch: records an insert.
-        progress: called after each batch with (records done, records known so far).
+        progress: called after each batch with (records done, records known so far); those in quarantine are done too.
+        stored: called after each batch with how many of its records are in the database.
         log_tickets: also write each ended ticket into `execution_logs`, once. For hosts whose tickets nothing else
             writes there; where something does, they would be counted twice.
         retry: how often and with which pauses an insert is tried again while the database does not answer; None: not.
@@ -82,7 +84,7 @@ def drain(
     started = time.monotonic()
     decisions = outcomes = done = 0
     with spool.only_drain():
-        total, quarantined = spool.pending(), spool.quarantined_count()
+        total, quarantined = spool.tally()
         for item in spool.batches(batch):
             good_decisions, good_outcomes = _deliver(item, spool, store, retry)
             if log_tickets:
@@ -90,16 +92,19 @@ def drain(
                 _patiently(retry, store.log_finished, ids)
             spool.ack(item)
             decisions, outcomes, done = decisions + good_decisions, outcomes + good_outcomes, done + len(item.records)
+            if stored is not None:
+                stored(good_decisions + good_outcomes)
             if progress is not None:
                 progress(done, max(total, done))
             if enough is not None and enough():
                 break
+        left = spool.tally()
         return DrainResult(
             delivered=decisions + outcomes,
             decisions=decisions,
             outcomes=outcomes,
-            quarantined=spool.quarantined_count() - quarantined,
-            remaining=spool.pending(),
+            quarantined=left.quarantined - quarantined,
+            remaining=left.waiting,
             seconds=time.monotonic() - started,
         )
 

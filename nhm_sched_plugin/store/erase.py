@@ -1,7 +1,8 @@
 """Everything about some tickets, out of every place where records are: the database, the spool, its quarantine.
 
 What belongs to a ticket is what carries its id, and the decisions and outcomes that belong to those by `decision_id`.
-Where `recording.hash_fields` holds the id back, its hash is looked for as well as the id itself.
+Where `recording.hash_fields` holds the id back, its hash is looked for as well as the id itself. An empty id names
+nothing: history that was ingested has no decisions, and an empty `decision_id` in every row.
 
 Files that `ingest` has rejected rows to, exports and backups are not known here and not touched.
 """
@@ -9,11 +10,11 @@ Files that `ingest` has rejected rows to, exports and backups are not known here
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import mmap
-import os
+import re
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,9 @@ import msgspec
 from nhm_sched_plugin.errors import SpoolError
 from nhm_sched_plugin.pseudonyms import Pseudonyms
 from nhm_sched_plugin.store.frames import decode
+from nhm_sched_plugin.store.salvage import UNSALVAGED, unlink
+from nhm_sched_plugin.store.segments import Segments
+from nhm_sched_plugin.store.spool_file import FILE_NAME
 from nhm_sched_plugin.types import Decision
 
 if TYPE_CHECKING:
@@ -31,8 +35,12 @@ if TYPE_CHECKING:
 __all__ = ["Erased", "erase"]
 
 _BATCH: Final = 1000
-_BUSY_S: Final = 30.0
+_DRAIN_S: Final = 30.0
+"""How long a drain that is under way is waited for."""
+_BLOCK: Final = 8 * 1024 * 1024
 _BY_TICKET: Final = ("execution_logs", "scheduling_decisions_raw", "scheduling_outcomes")
+_packed: Final = msgspec.msgpack.encode
+_SET_ASIDE: Final = re.compile(r"(.+\.(?:corrupt|unsalvaged))(?:-wal|-shm)?")
 
 
 class Erased(msgspec.Struct, frozen=True):
@@ -44,11 +52,30 @@ class Erased(msgspec.Struct, frozen=True):
     left: int
 
 
-class _Wanted(msgspec.Struct):
-    """The names that tickets may be written down under, and the decisions about them."""
+class _Wanted:
+    """The names that tickets may be written down under, and the decisions about them; none of them empty."""
 
-    tickets: frozenset[str]
-    decisions: set[str]
+    def __init__(self, tickets: frozenset[str]) -> None:
+        self.tickets = tickets
+        self.decisions: set[str] = set()
+
+    def note(self, decision_id: str) -> None:
+        if decision_id:
+            self.decisions.add(decision_id)
+
+    def traces(self) -> list[bytes]:
+        """How the fields stand in bytes that cannot be read as records: whole, so that `a1` is not found in `a10`."""
+        found = []
+        for field, names in (("ticket_id", self.tickets), ("decision_id", self.decisions)):
+            for name in names:
+                found.append(f"{field}={name!r}".encode("utf-8", "replace"))  # of what could not be written down
+                with contextlib.suppress(UnicodeEncodeError):  # then no frame holds it either
+                    found.append(_packed(field) + _packed(name))
+        return found
+
+    def anywhere(self) -> list[bytes]:
+        """Their bytes alone, which may stand in other names too."""
+        return [name.encode("utf-8", "surrogatepass") for name in self.tickets | self.decisions]
 
 
 def erase(
@@ -61,46 +88,43 @@ def erase(
 ) -> list[Erased]:
     """Remove all records of these tickets; the places that held some, and whether any are left. Repeating it is safe.
 
+    Nothing is drained meanwhile: a drain that is under way is waited for.
+
     Args:
         store: an initialised store.
         spool: folder of the spool, which hosts may go on writing to.
-        tickets: their ids, as the orchestrator calls them.
+        tickets: their ids, as the orchestrator calls them; empty ones are passed over.
         hidden: what ids are hashed with, when they are.
         dry_run: only count.
 
     Raises `StoreError` and `SpoolError`; what was removed until then stays removed.
     """
-    names = frozenset(tickets) | (frozenset(map(hidden.of, tickets)) if hidden is not None else frozenset())
-    wanted = _Wanted(names, set())
-    for batch in _batches(sorted(names)):
-        wanted.decisions |= _decisions(store, batch)
-    for file in sorted(spool.glob("*.sqlite")):
-        _spooled(file, wanted, remove=False)  # an outcome may carry no ticket, and stand in an earlier file
-    # The spool first: what is drained meanwhile would come into the database after it has been searched.
-    # Twice, since hosts go on writing, and may begin another file meanwhile.
-    result = [
-        one
-        for _ in range(1 if dry_run else 2)
-        for file in sorted(spool.glob("*.sqlite"))
-        for one in _from_file(file, wanted, dry_run=dry_run)
-    ]
-    result += [one for file in sorted(spool.glob("*.corrupt")) for one in _from_damaged(file, wanted, dry_run=dry_run)]
-    for batch in _batches(sorted(names)):
-        wanted.decisions |= _decisions(store, batch)
-    result += _from_database(store, wanted, dry_run=dry_run)
-    return result
+    named = frozenset(filter(None, tickets))
+    wanted = _Wanted(named | (frozenset(map(hidden.of, named)) if hidden is not None else frozenset()))
+    _note_decisions(store, wanted)
+    result: list[Erased] = []
+    with contextlib.ExitStack() as stack:
+        if spool.is_dir():
+            files = Segments(spool, time.time)
+            stack.callback(files.close)
+            if not dry_run:
+                stack.enter_context(files.only_drain(_DRAIN_S))
+            result += _from_spool(files, wanted, dry_run=dry_run)
+            _note_decisions(store, wanted)
+        return result + list(_from_database(store, wanted, dry_run=dry_run))
 
 
 # The database
 
 
-def _decisions(store: Store, tickets: Sequence[str]) -> set[str]:
+def _note_decisions(store: Store, wanted: _Wanted) -> None:
     found = " UNION DISTINCT ".join(
         f"SELECT decision_id FROM {store.database}.{table} WHERE ticket_id IN {{tickets:Array(String)}}"  # noqa: S608
         for table in _BY_TICKET
     )
-    rows = store.rows(found, {"tickets": list(tickets)}, name="erase")
-    return {str(row[0]) for row in rows if row[0]}
+    for batch in _batches(sorted(wanted.tickets)):
+        for (decision_id,) in store.rows(found, {"tickets": batch}, name="erase"):
+            wanted.note(str(decision_id))
 
 
 def _from_database(store: Store, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
@@ -143,89 +167,104 @@ def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
 # The spool
 
 
-def _from_file(file: Path, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
-    found = _spooled(file, wanted, remove=not dry_run)
+def _from_spool(files: Segments, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
+    # An outcome may carry no ticket, and stand in an earlier file than the decision that tells.
+    for name in files.names():
+        files.run(name, partial(_search, wanted=wanted), 0)
+    # Twice, since hosts go on writing, and may begin another file meanwhile.
+    for _ in range(1 if dry_run else 2):
+        if any(files.path.glob(f"*{UNSALVAGED}")):
+            files.active.salvage()
+        for name in files.names():
+            yield from _from_file(files, name, wanted, dry_run=dry_run)
+    for file in sorted({found[1] for path in files.path.iterdir() if (found := _SET_ASIDE.fullmatch(path.name))}):
+        yield from _from_damaged(files.path / file, wanted, dry_run=dry_run)
+
+
+def _from_file(files: Segments, name: str, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
+    found = files.run(name, partial(_search, wanted=wanted, remove=not dry_run), 0)
+    left = found
+    if not dry_run:
+        files.run(name, partial(_overwrite, file=files.path / name, wanted=wanted), None)
+        left = files.run(name, partial(_search, wanted=wanted), 0)
+        if name != FILE_NAME and files.run(name, _is_empty, False):
+            files.remove(name)
     if found:
-        left = found if dry_run else _spooled(file, wanted, remove=False)
-        yield Erased(f"spool {file.name}", found, found - left, left)
+        yield Erased(f"spool {name}", found, found - left, left)
 
 
-def _spooled(file: Path, wanted: _Wanted, *, remove: bool) -> int:
+def _search(connection: sqlite3.Connection, *, wanted: _Wanted, remove: bool = False) -> int:
     """How many records of the file belong to the tickets; their decisions are noted."""
-    with _opened(file) as connection:
-        if connection is None:
-            return 0
-        connection.execute("PRAGMA secure_delete = ON")  # the bytes are overwritten, not only let go
-        connection.execute("BEGIN IMMEDIATE" if remove else "BEGIN")
-        hits: dict[str, list[int]] = {}
-        for table in ("records", "quarantine"):
-            rows = connection.execute(f"SELECT seq, id, frame FROM {table} ORDER BY seq")  # noqa: S608
-            hits[table] = [seq for seq, record_id, frame in rows if _belongs(record_id, frame, wanted)]
-            if remove:
-                connection.executemany(
-                    f"DELETE FROM {table} WHERE seq = ?",  # noqa: S608
-                    [(seq,) for seq in hits[table]],
-                )
-        connection.execute("COMMIT")
-        if remove and any(hits.values()):
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return sum(map(len, hits.values()))
+    connection.execute("PRAGMA secure_delete = ON")  # the bytes are overwritten, not only let go
+    connection.execute("BEGIN IMMEDIATE" if remove else "BEGIN")
+    total = 0
+    for table in ("records", "quarantine"):
+        rows = connection.execute(f"SELECT seq, id, frame FROM {table} ORDER BY seq")  # noqa: S608
+        hits = [(seq,) for seq, record_id, frame in rows if _belongs(record_id, frame, wanted)]
+        total += len(hits)
+        if remove:
+            connection.executemany(f"DELETE FROM {table} WHERE seq = ?", hits)  # noqa: S608
+    connection.execute("COMMIT")
+    return total
 
 
 def _belongs(record_id: str | None, frame: bytes, wanted: _Wanted) -> bool:
     if record_id in wanted.decisions:
         return True
-    if not any(name.encode("utf-8", "surrogatepass") in frame for name in wanted.tickets):
-        return False
     try:
         record, _ = decode(frame)
     except ValueError:
-        return True  # it cannot be told what else it is, and it holds the id
+        return any(trace in frame for trace in wanted.traces())
     about = record if isinstance(record, Decision) else record.outcome
     if about.ticket_id not in wanted.tickets:
         return False
-    wanted.decisions.add(about.decision_id)
+    wanted.note(about.decision_id)
     return True
 
 
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[sqlite3.Connection | None]:
-    """The file, under the lock that keeps other processes from setting it aside; None when it is gone by now."""
-    try:
-        lock = os.open(file.parent / "spool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if not file.exists():
-                yield None
-                return
-            # Without `mode=rw` a file that is drained and deleted just now would be made anew.
-            connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", _BUSY_S, isolation_level=None, uri=True)
-            try:
-                yield connection
-            finally:
-                connection.close()
-        finally:
-            os.close(lock)
-    except (sqlite3.Error, OSError) as error:
-        raise SpoolError(f"spool {file} cannot be searched: {error}; run the same command again") from error
+def _overwrite(connection: sqlite3.Connection, *, file: Path, wanted: _Wanted) -> None:
+    """Also what a drain has let go long ago, and what the log holds: no byte of it stays in the file."""
+    _fold(connection, file)
+    if _holds(file, wanted.anywhere()):
+        connection.execute("VACUUM")
+        _fold(connection, file)
+
+
+def _fold(connection: sqlite3.Connection, file: Path) -> None:
+    if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        raise SpoolError(f"spool {file} is being read by another process; run the same command again")
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    held = "SELECT EXISTS (SELECT 1 FROM records) OR EXISTS (SELECT 1 FROM quarantine)"
+    return not connection.execute(held).fetchone()[0]
 
 
 def _from_damaged(file: Path, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
-    """A file that was set aside goes as a whole: what was readable of it has been saved long ago."""
+    """A file that was set aside goes as a whole, with its log: what was readable of it has been saved long ago.
+
+    One that was set aside this moment is not saved yet, and left.
+    """
     try:
-        if not _holds(file, wanted):
+        traces = wanted.traces()
+        if not (_holds(file, traces) or _holds(file.with_name(f"{file.name}-wal"), traces)):
             return
-        if not dry_run:
-            file.unlink()
+        left = dry_run or (file.suffix == UNSALVAGED and file.exists())
+        if not left:
+            unlink(file)
     except OSError as error:
         raise SpoolError(f"{file} cannot be removed: {error.strerror or error}") from error
-    yield Erased(f"damaged file {file.name}", 1, int(not dry_run), int(dry_run))
+    yield Erased(f"damaged file {file.name}", 1, int(not left), int(left))
 
 
-def _holds(file: Path, wanted: _Wanted) -> bool:
-    if not file.stat().st_size:
-        return False
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(
-            content.find(name.encode("utf-8", "surrogatepass")) >= 0 for name in wanted.tickets | wanted.decisions
-        )
+def _holds(file: Path, traces: Sequence[bytes]) -> bool:
+    """Whether one of them stands anywhere in the file, which may be gone."""
+    longest = max(map(len, traces), default=0)
+    before = b""
+    with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            block = before + block
+            if any(trace in block for trace in traces):
+                return True
+            before = block[-longest:]
+    return False

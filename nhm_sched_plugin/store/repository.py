@@ -150,19 +150,6 @@ class Store(History):
             name="decision_summary",
         )
 
-    def reward_summary(
-        self, since: dt.datetime | None = None, until: dt.datetime | None = None
-    ) -> list[dict[str, Any]]:
-        """By `arm`: how many `decisions`, `outcomes`, `rewarded`; `mean_reward`, `sla_rate`, `mean_duration_ms`."""
-        condition, parameters = where(None, None, since, until, column="decided_at")
-        return self.dicts(
-            "SELECT arm, count() AS decisions, count(status) AS outcomes, count(reward) AS rewarded, "  # noqa: S608
-            "avg(reward) AS mean_reward, avg(sla_met) AS sla_rate, avg(actual_duration_ms) AS mean_duration_ms "
-            f"FROM {self._t('scheduling_decisions')} {condition} GROUP BY arm ORDER BY arm",
-            parameters,
-            name="reward_summary",
-        )
-
     def counts(self) -> dict[str, int]:
         """Rows in each table of the database."""
         rows = self.rows(

@@ -12,6 +12,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -20,7 +21,7 @@ from nhm_sched_plugin.errors import SpoolError
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.store.spool_file import FILE_NAME, SpoolFile, identity
 
-__all__ = ["Place", "Segments", "used"]
+__all__ = ["Place", "Segments", "Tally", "used"]
 
 _SEALED: Final = re.compile(r"segment-(\d+)\.sqlite")
 _COUNTED_UP_TO: Final = 200_000
@@ -34,6 +35,13 @@ class Place(NamedTuple):
     name: str
 
 
+class Tally(NamedTuple):
+    """Records that wait for delivery, and that are in quarantine."""
+
+    waiting: int
+    quarantined: int
+
+
 class Segments:
     """All files of the spool in `path`. Sealed ones are opened as they are needed, one at a time."""
 
@@ -42,7 +50,7 @@ class Segments:
         self.active = SpoolFile(path, clock)
         self._clock = clock
         self._reader: SpoolFile | None = None
-        self._tallies: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {}
+        self._tallies: dict[str, tuple[tuple[int, ...], Tally]] = {}
         self._drain_lock: int | None = None
         self.after_fork()
         renew_after_fork(self)
@@ -75,16 +83,15 @@ class Segments:
                 total += os.stat(self.path / name).st_size
         return total
 
-    def tally(self) -> tuple[int, int]:
-        """Records that wait, and that are in quarantine. A sealed file is counted again only after it has changed: of a
-        long outage there are hundreds."""
+    def tally(self) -> Tally:
+        """Of all files. A sealed one is counted again only after it has changed: a long outage makes hundreds."""
         with self._lock:
             names = self.sealed()
             self._tallies = {name: self._tallies[name] for name in names if name in self._tallies}
             tallies = [self.active.run(_tally), *(self._sealed_tally(name) for name in names)]
-        return sum(one[0] for one in tallies), sum(one[1] for one in tallies)
+        return Tally(sum(one.waiting for one in tallies), sum(one.quarantined for one in tallies))
 
-    def _sealed_tally(self, name: str) -> tuple[int, int]:
+    def _sealed_tally(self, name: str) -> Tally:
         state = self._state(name)
         known = self._tallies.get(name)
         if known is not None and known[0] == state:
@@ -95,7 +102,7 @@ class Segments:
         except SpoolError:
             if file.file.exists():
                 raise
-            return 0, 0  # drained meanwhile
+            return Tally(0, 0)  # drained meanwhile
         finally:
             file.close()
         self._tallies[name] = self._state(name), found
@@ -175,18 +182,16 @@ class Segments:
         self.active.close()
 
     @contextlib.contextmanager
-    def only_drain(self) -> Iterator[None]:
-        """While this process delivers. Raises `SpoolError` when another one does: both would send the same records."""
+    def only_drain(self, wait_s: float = 0.0) -> Iterator[None]:
+        """While this process delivers or erases, which no two may at once. Raises `SpoolError` when another one has not
+        ended within `wait_s`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.path / "drain.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise SpoolError(f"spool {self.path} cannot be used: {error.strerror or error}") from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise SpoolError(f"another process delivers from the spool {self.path} just now") from None
+            self._take(descriptor, time.monotonic() + wait_s)
             self._drain_lock = descriptor
             yield
         finally:
@@ -194,16 +199,28 @@ class Segments:
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child forked past our hooks, which shares it
             os.close(descriptor)
 
+    def _take(self, descriptor: int, until: float) -> None:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() >= until:
+                    raise SpoolError(
+                        f"another process delivers from the spool {self.path}, or erases in it, just now"
+                    ) from None
+            time.sleep(0.02)
 
-def _tally(connection: sqlite3.Connection) -> tuple[int, int]:
+
+def _tally(connection: sqlite3.Connection) -> Tally:
     quarantined = int(connection.execute("SELECT count(*) FROM quarantine").fetchone()[0])
     low, high = connection.execute("SELECT (SELECT min(seq) FROM records), (SELECT max(seq) FROM records)").fetchone()
     if low is None:
-        return 0, quarantined
+        return Tally(0, quarantined)
     span = int(high - low + 1)
     if span > _COUNTED_UP_TO:
-        return span, quarantined
-    return int(connection.execute("SELECT count(*) FROM records").fetchone()[0]), quarantined
+        return Tally(span, quarantined)
+    return Tally(int(connection.execute("SELECT count(*) FROM records").fetchone()[0]), quarantined)
 
 
 def used(connection: sqlite3.Connection) -> int:

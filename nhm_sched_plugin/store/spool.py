@@ -19,23 +19,23 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from nhm_sched_plugin.errors import SpoolError, SpoolFullError
 from nhm_sched_plugin.store.frames import HEADER_BYTES, Record, check, decode, encode, kind_of, record_id
-from nhm_sched_plugin.store.segments import Place, Segments, used
-from nhm_sched_plugin.store.spool_file import FILE_NAME, identity
+from nhm_sched_plugin.store.segments import Place, Segments, Tally, used
+from nhm_sched_plugin.store.spool_file import FILE_NAME, identity, in_parts
 from nhm_sched_plugin.types import Decision, RewardedOutcome
 
-__all__ = ["Batch", "Quarantined", "Spool", "SpoolSink", "SpooledRecord"]
+if TYPE_CHECKING:
+    from nhm_sched_plugin.settings import Settings
+
+__all__ = ["Batch", "Quarantined", "Spool", "SpoolSink", "SpooledRecord", "spool_of"]
 
 log = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE: Final = (256, 32, 4, 1)
-"""Rows a statement. sqlite3 gives the interpreter lock up at each statement and has to win it back from a busy host, so
-few statements; and few different ones, since each prepared one keeps memory."""
 _LARGEST_FILE: Final = 64 * 1024 * 1024
 _SMALLEST_FILE: Final = 1024 * 1024
 _FILES: Final = 8
@@ -166,15 +166,12 @@ class Spool:
                 f"spool is full: {taken / 2**20:.1f} MB of recording.spool_max_mb "
                 f"{round(self.max_bytes / 2**20, 1):g} in {self.path}; run `nhm-sched drain` or raise the limit"
             )
-        first = 0
-        for size in _ROWS_AT_ONCE:
-            while len(rows) - first >= size:
-                values = ", ".join(["(?, ?, ?)"] * size)
-                connection.execute(
-                    f"INSERT INTO records (kind, id, frame) VALUES {values}",  # noqa: S608 - placeholders only
-                    [value for row in rows[first : first + size] for value in row],
-                )
-                first += size
+        for part in in_parts(rows):
+            values = ", ".join(["(?, ?, ?)"] * len(part))
+            connection.execute(
+                f"INSERT INTO records (kind, id, frame) VALUES {values}",  # noqa: S608 - placeholders only
+                [value for row in part for value in row],
+            )
         if bad:
             connection.executemany("INSERT INTO quarantine (kind, id, frame, reason, at) VALUES (?, ?, ?, ?, ?)", bad)
         connection.execute("COMMIT")
@@ -201,9 +198,14 @@ class Spool:
 
     # Reading
 
+    def tally(self) -> Tally:
+        """How many records wait for delivery (above 200,000 a file an upper bound, which costs no scan), and how many
+        are in quarantine."""
+        return self._files.tally()
+
     def pending(self) -> int:
-        """Records that wait for delivery; above 200,000 a file an upper bound, which costs no scan."""
-        return self._files.tally()[0]
+        """Of `tally`, those that wait."""
+        return self.tally().waiting
 
     def oldest(self) -> float | None:
         """When the oldest waiting record was written, Unix seconds; None for an empty spool."""
@@ -293,8 +295,8 @@ class Spool:
         return [Quarantined(*row) for name in self._files.names() for row in self._files.run(name, _put_aside, none)]
 
     def quarantined_count(self) -> int:
-        """How many records are in quarantine."""
-        return self._files.tally()[1]
+        """Of `tally`, those in quarantine."""
+        return self.tally().quarantined
 
     def retry_quarantined(self, ids: Collection[str] | None = None) -> int:
         """Put records from quarantine (all, or those of these ids) among the waiting ones again; how many.
@@ -325,6 +327,11 @@ class Spool:
     def close(self) -> None:
         """Close the files; the next use opens them again."""
         self._files.close()
+
+
+def spool_of(settings: Settings) -> Spool:
+    """The spool that the settings mean."""
+    return Spool(settings.spool_path, settings.recording.spool_max_mb * 1024 * 1024)
 
 
 class SpoolSink:

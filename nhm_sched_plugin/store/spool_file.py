@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
@@ -25,12 +25,15 @@ from nhm_sched_plugin.errors import NhmSchedError, SpoolError
 from nhm_sched_plugin.store.frames import describe
 from nhm_sched_plugin.store.salvage import UNSALVAGED, finish, move, readable_frames, set_aside, unlink
 
-__all__ = ["FILE_NAME", "SpoolFile", "identity"]
+__all__ = ["FILE_NAME", "SpoolFile", "identity", "in_parts"]
 
 log = logging.getLogger(__name__)
 
 FILE_NAME: Final = "spool.sqlite"
 _BUSY_S: Final = 5.0
+_ROWS_AT_ONCE: Final = (256, 32, 4, 1)
+"""Rows a statement. sqlite3 gives the interpreter lock up at each statement and has to win it back from a busy host, so
+few statements; and few different ones, since each prepared one keeps memory."""
 _CHECKED_UP_TO: Final = 128 * 1024 * 1024
 """Twice what a file grows to: only one of an earlier version is larger, and shows damage when it is read."""
 _SCHEMA: Final = """
@@ -328,6 +331,15 @@ class SpoolFile:
 def identity(connection: sqlite3.Connection) -> int:
     """A number that a file keeps when it is sealed under another name: `seq` counts within one file."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def in_parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """What goes into a statement each."""
+    first = 0
+    for size in _ROWS_AT_ONCE:
+        while len(items) - first >= size:
+            yield items[first : first + size]
+            first += size
 
 
 def _damage(message: str) -> sqlite3.DatabaseError:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from clickhouse_connect.driver.client import Client
 
-__all__ = ["RejectedRowsError", "Statements", "utc", "where"]
+__all__ = ["RejectedRowsError", "Statements", "code_of", "utc", "where"]
 
 _CODE: Final = re.compile(r"Code: (\d+)")
 _SETTINGS: Final = re.compile(r"(with url: /)\?\S*")
@@ -122,10 +122,8 @@ class Statements:
         except StoreError as error:
             # What the client cannot put into a column's type is the rows' fault, and what the engine says of values;
             # anything else is the database's.
-            code = _CODE.search(str(error))
-            if isinstance(error.__cause__, (DataError, TypeError, ValueError, OverflowError, AttributeError)) or (
-                code and int(code.group(1)) in _WRONG_VALUES
-            ):
+            wrong = (DataError, TypeError, ValueError, OverflowError, AttributeError)
+            if isinstance(error.__cause__, wrong) or code_of(error) in _WRONG_VALUES:
                 raise RejectedRowsError(str(error)) from error.__cause__
             raise
 
@@ -155,6 +153,12 @@ def _once(token: str | None = None) -> dict[str, str]:
     Tables are partitioned by month, and history in one insert may span any number of them.
     """
     return {"insert_deduplication_token": token or uuid.uuid4().hex, "max_partitions_per_insert_block": "0"}
+
+
+def code_of(error: BaseException) -> int | None:
+    """The engine's number of an error; None for one that is not the engine's."""
+    found = _CODE.search(str(error))
+    return int(found[1]) if found else None
 
 
 def where(

@@ -96,7 +96,7 @@ def test_records(nhm: Any, tickets: Path, folder: Path) -> None:
     with SchedulerHost.from_config() as host:
         decision = host.decide(Ticket(ticket_id="t1", task_type="late"), SchedulingState(queue_depth=3))
         host.finished(Outcome(decision_id=decision.decision_id, ticket_id="t1", status="success", sla_met=True))
-    assert "2 records wait" in nhm("doctor").out.replace("\n", " ")
+    assert "2 records waiting" in nhm("doctor").out.replace("\n", " ")
     drained = nhm("drain", "--log-tickets", "--json")
     assert (drained.json["decisions"], drained.json["outcomes"], drained.json["remaining"]) == (1, 1, 0)
     assert "delivered" in nhm("drain", "--batch", "100").out
@@ -332,7 +332,7 @@ def test_questions_about_records(nhm: Any, folder: Path, monkeypatch: pytest.Mon
 
     told = nhm("export", "scheduling_decisions", "decisions.csv", "--json")
     assert told.json["rows"] == 2
-    assert "2 rows of tickets are in t.parquet." in nhm("export", "tickets", "t.parquet").out
+    assert "2 rows of tickets written to t.parquet." in nhm("export", "tickets", "t.parquet").out
 
     assert nhm("erase", "ada", "--dry-run", "--json").json["left"] == 3
     erased = nhm("erase", "ada")

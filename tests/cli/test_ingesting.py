@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from benchmarks._kills import Server
+from nhm_sched_plugin.errors import StoreError
 
 
 def test_a_check_writes_nothing_and_its_exit_code_tells(nhm: Any, folder: Path) -> None:
@@ -16,6 +20,9 @@ def test_a_check_writes_nothing_and_its_exit_code_tells(nhm: Any, folder: Path) 
     assert (found.code, found.json["rows"], found.json["rejected"], found.json["gap_hours"]) == (0, 2, 1, 3)
     assert found.json["duplicates"]["tickets_within"] == 1
     assert not list(folder.rglob("clickhouse")), "no database was made"
+    one = folder / "one.csv"
+    one.write_text("timestamp,ticket_id\n2026-11-01 08:00,a\n", encoding="utf-8")
+    assert "would be written 1 row " in " ".join(nhm("ingest", one, "--check").out.split())
     shown = nhm(*asked)
     text = " ".join(shown.out.split())
     assert shown.code == 0
@@ -26,6 +33,7 @@ def test_a_check_writes_nothing_and_its_exit_code_tells(nhm: Any, folder: Path) 
     assert missing.code == 1
     assert "good.csv has no column 'timestamp'" in missing.said
     assert [path.name for path in folder.glob("good*")] == ["good.csv"]
+    assert "1 ticket, " in nhm("ingest", one).out
 
 
 def test_a_profile_is_saved_shown_and_used(nhm: Any, folder: Path) -> None:
@@ -76,6 +84,31 @@ def test_a_table_of_the_same_database(nhm: Any, folder: Path) -> None:
     away = nhm(*asked, "--dsn", "http://127.0.0.1:9000")
     assert away.code == 1
     assert "--dsn = 9000: that is ClickHouse's native port" in away.said
+
+
+def test_errors_of_the_own_database_are_not_the_sources(nhm: Any, folder: Path) -> None:
+    from nhm_sched_plugin.cli.ingesting import _table
+    from nhm_sched_plugin.settings import load_settings
+    from nhm_sched_plugin.store.client import open_store
+
+    (folder / "server").mkdir()
+    server = Server(folder / "server")
+    try:
+        with open_store(server.start()) as store:
+            store.command("CREATE TABLE records.old (timestamp DateTime) ENGINE = Memory")
+        ours = StoreError("ml.clickhouse.dsn: gone")
+
+        def failing() -> None:
+            with _table(load_settings({}), None, "records.old", server.dsn, None) as source:
+                assert source is not None
+                assert source.types == {"timestamp": "DateTime"}
+                raise ours
+
+        with pytest.raises(StoreError) as raised:
+            failing()
+        assert raised.value is ours
+    finally:
+        server.kill()
 
 
 def test_one_source_at_a_time(nhm: Any, folder: Path) -> None:

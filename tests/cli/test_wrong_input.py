@@ -206,7 +206,7 @@ def test_what_is_in_quarantine_is_shown_and_tried_again(nhm: Any, folder: Path) 
     assert "far" in nhm("quarantine", "show").out
     assert nhm("quarantine", "retry", "other", "--json").json == {"moved": 0, "left": 1}
     assert nhm("quarantine", "retry", "far", "--json").json == {"moved": 1, "left": 0}
-    assert "0 records wait for `nhm-sched drain` again; 0 stay" in nhm("quarantine", "retry").out
+    assert "0 records put back for `nhm-sched drain`; 0 left" in nhm("quarantine", "retry").out
     assert nhm("drain", "--json").json["quarantined"] == 1, "it is still no time of ours"
 
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
 from nhm_sched_plugin import SchedulerHost
-from nhm_sched_plugin.errors import ConfigError, StoreError
+from nhm_sched_plugin.errors import ConfigError, SpoolError, StoreError
 from nhm_sched_plugin.pseudonyms import Pseudonyms, pseudonyms
 from nhm_sched_plugin.settings import RecordingSettings
+from nhm_sched_plugin.store import erase as erasing
 from nhm_sched_plugin.store import export as exporting
+from nhm_sched_plugin.store.drain import drain
 from nhm_sched_plugin.store.erase import erase
 from nhm_sched_plugin.store.export import export
+from nhm_sched_plugin.store.frames import encode
 from nhm_sched_plugin.store.repository import Store
+from nhm_sched_plugin.store.segments import Segments
 from nhm_sched_plugin.store.spool import Spool
 from nhm_sched_plugin.types import Decision, Outcome, RewardedOutcome
 
@@ -50,8 +59,9 @@ def fill(store: Store, spool: Spool, hidden: Pseudonyms | None = None) -> None:
 def test_a_ticket_is_erased_everywhere_and_the_others_stay(store: Store, tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     fill(store, spool)
-    (tmp_path / "spool" / "spool-20260101T000000Z.corrupt").write_bytes(b"\0" * 100 + GONE.encode() + b"\0" * 100)
-    (tmp_path / "spool" / "spool-20260102T000000Z.corrupt").write_bytes(b"\0" * 100 + STAYS.encode())
+    for day, ticket in ((1, GONE), (2, STAYS)):
+        torn = encode(decision("d", ticket), 1.0)[:-20]
+        (tmp_path / "spool" / f"spool-2026010{day}T000000Z.corrupt").write_bytes(b"\0" * 100 + torn + b"\0" * 100)
 
     counted = erase(store, spool.path, [GONE], dry_run=True)
     places = {place.place: place.found for place in counted}
@@ -93,6 +103,145 @@ def test_names_that_try_to_be_sql_are_only_names(store: Store, tmp_path: Path) -
     fill(store, spool)
     assert erase(store, spool.path, ["' OR 1=1 --", "%", ""], dry_run=False) == []
     assert store.counts()["execution_logs"] == 4
+
+
+def test_a_record_without_a_decision_does_not_take_all_of_those_along(store: Store, tmp_path: Path) -> None:
+    """Ingested history has an empty `decision_id` in every row, and a record in quarantine may have one too."""
+    spool = Spool(tmp_path / "spool")
+    history = pd.DataFrame({"timestamp": [NOW, NOW, NOW], "ticket_id": ["a", "b", ""], "task_type": "x"})
+    store.insert_execution_logs(history)
+    store.insert_telemetry(
+        [{"timestamp": NOW, "service": "s", "metric_name": "m", "metric_value": 1.0, "labels": {"ticket": ""}}]
+    )
+    spool.append([decision("", GONE), outcome("", GONE), decision("", STAYS)])
+    drain(spool, store)
+    assert (spool.pending(), spool.quarantined_count()) == (0, 3)
+
+    (done,) = erase(store, spool.path, [GONE, ""])
+    assert (done.place, done.removed, done.left) == ("spool spool.sqlite", 2, 0)
+    assert spool.quarantined_count() == 1
+    assert (store.counts()["execution_logs"], store.counts()["telemetry_metrics"]) == (3, 1)
+
+
+def test_nothing_is_drained_while_it_erases(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool, host = Spool(tmp_path / "spool"), Spool(tmp_path / "spool")
+    spool.append([decision("d", GONE), decision("e", STAYS)])
+    tried: list[str] = []
+
+    class Watched(Store):
+        def command(self, sql: str, *arguments: Any, **options: Any) -> Any:
+            with pytest.raises(SpoolError, match=r"delivers from the spool .*, or erases in it") as refused:
+                drain(host, store)
+            tried.append(str(refused.value))
+            return super().command(sql, *arguments, **options)
+
+    store.insert_decisions([(decision("f", GONE), 1.0)])
+    done = erase(Watched(store.client, store.database), spool.path, [GONE])
+    assert tried
+    assert {place.place for place in done} == {
+        "spool spool.sqlite",
+        f"table {store.database}.scheduling_decisions_raw",
+    }
+    assert drain(host, store).delivered == 1
+    assert erase(store, spool.path, [GONE], dry_run=True) == []
+
+    monkeypatch.setattr(erasing, "_DRAIN_S", 0.1)
+    with host.only_drain(), pytest.raises(SpoolError, match="another process delivers"):
+        erase(store, spool.path, [STAYS])
+    with host.only_drain():
+        assert [place.found for place in erase(store, spool.path, [STAYS], dry_run=True)] == [1]
+
+
+def test_an_erasure_waits_for_a_drain_that_ends(store: Store, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.append([decision("d", GONE)])
+    with ThreadPoolExecutor(1) as pool:
+        with Spool(spool.path).only_drain():
+            done = pool.submit(erase, store, spool.path, [GONE])
+            time.sleep(0.3)
+            assert not done.done()
+        assert [place.removed for place in done.result(60)] == [1]
+
+
+def test_a_name_that_another_begins_with_is_not_meant(store: Store, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.append([decision("d1", "a1"), decision("d10", "a10")])
+    unwritable = [decision(f"u{ticket}", ticket) for ticket in ("a1", "a10")]
+    spool.append([msgspec.structs.replace(each, parameters={"x": object()}) for each in unwritable])
+    for ticket in ("a1", "a10"):
+        torn = encode(decision(f"t{ticket}", ticket), 1.0)[:-20]
+        (spool.path / f"spool-{ticket}.corrupt").write_bytes(torn)
+        frame = sqlite3.connect(spool.path / "spool.sqlite", isolation_level=None)
+        frame.execute("INSERT INTO quarantine (kind, id, frame, reason, at) VALUES ('', '', ?, 'torn', 0)", (torn,))
+        frame.close()
+    assert (spool.pending(), spool.quarantined_count()) == (2, 4)
+
+    done = erase(store, spool.path, ["a1"])
+    assert {place.place: place.removed for place in done} == {
+        "spool spool.sqlite": 3,
+        "damaged file spool-a1.corrupt": 1,
+    }
+    assert (spool.pending(), spool.quarantined_count()) == (1, 2)
+    assert [file.name for file in spool.path.glob("*.corrupt")] == ["spool-a10.corrupt"]
+
+
+def test_files_that_were_set_aside_go_with_their_logs(store: Store, tmp_path: Path) -> None:
+    """Not yet read ones are read first: they hold records of other tickets too."""
+    spool = Spool(tmp_path / "spool")
+    spool.append([decision("d", GONE), decision("e", STAYS)])
+    spool.close()
+    torn = encode(decision("t", GONE), 1.0)[:-20]
+    (spool.path / "spool.sqlite").rename(spool.path / "spool-1.unsalvaged")
+    (spool.path / "spool-2.corrupt").write_bytes(b"nothing")
+    (spool.path / "spool-2.corrupt-wal").write_bytes(torn)
+    (spool.path / "spool-3.corrupt-wal").write_bytes(torn)
+    (spool.path / "spool-4.unsalvaged-wal").write_bytes(torn)
+
+    done = erase(store, spool.path, [GONE])
+    assert {place.place for place in done} == {
+        "spool spool.sqlite",
+        *(f"damaged file spool-{what}" for what in ("1.corrupt", "2.corrupt", "3.corrupt", "4.unsalvaged")),
+    }
+    assert all(place.left == 0 for place in done)
+    assert spool.pending() == 1
+    spool.close()
+    names = {file.name for file in spool.path.iterdir()}
+    assert names == {"spool.sqlite", "spool.lock", "drain.lock"}
+    assert GONE.encode() not in (spool.path / "spool.sqlite").read_bytes()
+
+
+def test_the_bytes_of_what_was_delivered_long_ago_go_too(store: Store, tmp_path: Path) -> None:
+    """A drain only lets go of a record: its bytes stay until something else is written there."""
+    host, name = Spool(tmp_path / "spool"), GONE.encode()
+
+    def written() -> bytes:
+        return b"".join(file.read_bytes() for file in host.path.glob("spool.sqlite*"))
+
+    host.append([decision(f"d{n}", GONE if n == 7 else STAYS) for n in range(50)])
+    drain(host, store)
+    host.append([decision(f"e{n}", STAYS) for n in range(5)])
+    assert name in written()
+    done = erase(store, host.path, [GONE])
+    assert [place.place for place in done] == [f"table {store.database}.scheduling_decisions_raw"]
+    assert name not in written(), "while the host has the file open"
+    host.append([decision("f", STAYS)])
+    assert drain(host, store).delivered == 6
+
+
+def test_a_sealed_file_that_holds_nothing_more_is_gone(store: Store, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    for ticket in (GONE, STAYS):
+        spool.append([decision(f"d-{ticket}", ticket)])
+        Segments(spool.path, time.time).seal()
+    assert [place.removed for place in erase(store, spool.path, [GONE])] == [1]
+    assert [file.name for file in spool.path.glob("segment-*.sqlite")] == ["segment-00000002.sqlite"]
+    assert drain(spool, store).delivered == 1
+
+
+def test_where_there_is_no_spool_none_is_made(store: Store, tmp_path: Path) -> None:
+    store.insert_decisions([(decision("d", GONE), 1.0)])
+    assert [place.removed for place in erase(store, tmp_path / "spool", [GONE])] == [1]
+    assert not (tmp_path / "spool").exists()
 
 
 # Hashes

@@ -233,6 +233,7 @@ def test_what_the_server_finds_wrong_with_a_row_is_that_rows_fault(settings: Set
         assert set(stored(settings)) == kept
         assert {item.record_id for item in running.spool.quarantined()} == {"d7", "d33"}
         assert all("Constraint `few`" in item.reason for item in running.spool.quarantined())
+        assert running.value("nhm_sched_records_total", state="stored") == 118, "not what is in quarantine"
     finally:
         on(settings, "ALTER TABLE {db}.scheduling_decisions_raw DROP CONSTRAINT few")
     assert running.spool.retry_quarantined() == 2
@@ -280,7 +281,9 @@ def test_a_spool_that_cannot_be_read_is_waited_for(settings: Settings, tmp_path:
     (tmp_path / "spool").write_text("in the way")
     with Running(settings) as running:
         wait_for(lambda: running.failures("spool") >= 2)
+        assert not running.delivery.health()[0].ok
         (tmp_path / "spool").unlink()
+        wait_for(lambda: running.delivery.health()[0].ok, 20)  # with nothing to deliver
         running.spool.append(decisions(0, 5))
         running.empties()
     assert len(stored(settings)) == 5

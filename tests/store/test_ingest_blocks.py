@@ -132,6 +132,7 @@ NUMBERS = st.one_of(
     st.floats(-10, 1e12).map(str),
     st.integers(-5, 10**20).map(str),
     st.sampled_from(["", " 5 ", "+5", "nan", "inf", "0x1f", "1_000", "soon", "-0", ".5", "5.", "1e3", "NULL"]),
+    st.sampled_from(["3.4e38", "1e39", "-1e39", "1e308", "1e400"]),
 )
 WORDS = st.sampled_from(["", " ", "yes", "No ", "1", "0", "1.0", "TRUE", "perhaps", "2", "y"])
 TEXTS = st.sampled_from(["", " ", "a", " a ", "é", "17", "nan", "None"])
@@ -139,6 +140,7 @@ ROWS = st.lists(st.tuples(STAMPS, TEXTS, TEXTS, NUMBERS, NUMBERS, WORDS, NUMBERS
 NAMES = ["timestamp", "ticket_id", "task_type", "actual_duration_s", "resource_cpu", "sla_met", "queue_depth_at_start"]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @given(ROWS, st.sampled_from(["UTC", "America/New_York"]))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_short_way_gives_what_the_long_one_gives(tmp_path: Path, rows: list[tuple[str, ...]], zone: str) -> None:
@@ -161,6 +163,35 @@ def test_the_short_way_gives_what_the_long_one_gives(tmp_path: Path, rows: list[
     long = settle(FrameChunk(frame.mask(frame == ""), list(range(1, len(rows) + 1)), [], Position(), 0, None), how)
     assert [(bad.number, bad.reason) for bad in short.rejected] == [(bad.number, bad.reason) for bad in long.rejected]
     assert values(short.good.cast(long.good.schema)) == values(long.good)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("target", ["resource_cpu", "resource_memory", "queue_depth_at_start", "actual_duration_min"])
+@pytest.mark.parametrize("kind", [pa.float64(), pa.string()], ids=str)
+def test_a_number_that_no_column_holds_is_rejected_with_its_reason(target: str, kind: pa.DataType) -> None:
+    numbers = pa.array(["3e38", "1e39", None, "1e308"]).cast(pa.float64()).cast(kind)
+    table = pa.table({"timestamp": pa.array(["2013-03-10 12:00:00"] * 4), target: numbers})
+    how = plan(
+        table.column_names,
+        name="x",
+        mapping=None,
+        constants=None,
+        timezone="UTC",
+        timestamp_format=None,
+        sla_wait_s=None,
+        ticket_prefix="p",
+    )
+    for chunk in (
+        TableChunk(table, 1, Position(), 0, None),
+        FrameChunk(table.to_pandas(), [1, 2, 3, 4], [], Position(), 0, None),
+    ):
+        short = settle(chunk, how)
+        assert [(bad.number, bad.reason.split(" = ")[0], bad.reason[-15:]) for bad in short.rejected] == [
+            (number, target, "is out of range") for number in (2, 4)
+        ]
+        kept = short.good.column(target if target in short.good.column_names else "actual_duration_ms").to_pylist()
+        assert all(value is None or value < float("inf") for value in kept)
+        assert len(kept) == 2
 
 
 def values(table: pa.Table) -> list[str]:

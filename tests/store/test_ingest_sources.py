@@ -18,6 +18,7 @@ import pytest
 
 from nhm_sched_plugin.errors import IngestError, StoreError
 from nhm_sched_plugin.store.ingest import file_source, ingest, ingest_frame, ingest_table
+from nhm_sched_plugin.store.ingest.chunks import Position
 from nhm_sched_plugin.store.ingest.preview import Preview, preview
 from nhm_sched_plugin.store.ingest.profiles import Profile, load_profile, profile_path, saved_profiles
 from nhm_sched_plugin.store.ingest.tables_in import Table
@@ -161,6 +162,19 @@ def test_tables_that_cannot_work_are_explained(store: Store, other: str) -> None
         ingest_table(Table(store, other), store)
 
 
+def test_a_table_that_goes_away_is_named(store: Store, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is not taken for the table that the rows go to."""
+    monkeypatch.setattr("nhm_sched_plugin.store.ingest.tables_in._ROWS", 25)
+    chunks = Table(store, other).chunks(HOW, lambda columns, sample: {}, Position())
+    next(chunks)
+    store.command(f"RENAME TABLE {other} TO {other}_away")
+    try:
+        with pytest.raises(IngestError, match=f"^{other} cannot be read: .*UNKNOWN_TABLE"):
+            next(chunks)
+    finally:
+        store.command(f"RENAME TABLE {other}_away TO {other}")
+
+
 # Profiles
 
 
@@ -198,6 +212,13 @@ def test_a_profile_that_is_wrong_is_explained(tmp_path: Path, text: str, message
         load_profile(tmp_path, "bad")
     with pytest.raises(IngestError, match=r"no profile 'none'.*profiles: bad"):
         load_profile(tmp_path, "none")
+    path = tmp_path / "p.yaml"
+    Profile(timezone="UTC", mapping={"ticket_id": "old"}).save(path)
+    with path.open() as reader:
+        Profile(mapping={"ticket_id": "new"}).save(path)
+        assert "old" in reader.read(), "who reads sees the one or the other, whole"
+    assert "new" in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o644, "to share"
     with pytest.raises(IngestError, match="profile name"):
         profile_path(tmp_path, "a b")
 
@@ -234,7 +255,7 @@ def test_the_check_tells_what_would_happen_and_writes_nothing(store: Store, tmp_
     assert found.gaps[1].start == (RECENT + pd.Timedelta(hours=3)).to_pydatetime()
     twice = found.duplicates
     assert (twice.rows_within, twice.tickets_within) == (1, 2)
-    assert (twice.rows_elsewhere, twice.tickets_elsewhere) == (1, 1)
+    assert (twice.rows_elsewhere, twice.tickets_elsewhere) == (1, 2), "t10 of whatever time"
     assert found.task_types == {"x": 7, "y": 1}
     assert count(store)[0] == 2
     assert list(tmp_path.iterdir()) == [path]
@@ -250,10 +271,14 @@ def test_the_check_agrees_with_the_ingest(store: Store, tmp_path: Path) -> None:
         store,
         name="f",
     )
+    # Tickets that another source had long before and after, at no time that is in this one.
+    apart = pd.DataFrame({"timestamp": [at(-900), at(-900), at(90), at(91)], "ticket_id": ["é1", "é2", "é3", "new"]})
+    ingest_frame(apart, store, name="apart")
     before = checked(path, store)
     after = ingest(path, store)
     assert before.duplicates == after.duplicates
     assert min(after.duplicates.rows_within, after.duplicates.rows_elsewhere) > 0
+    assert after.duplicates.tickets_elsewhere == len({row.split(",")[1] for row in rows[:300]} | {"é1", "é2", "é3"})
     assert (before.rows, before.first, before.last) == (after.rows, after.first, after.last)
     assert before.task_types == after.task_types
     alone = checked(path)
@@ -277,10 +302,10 @@ def test_rows_and_tickets_that_repeat_are_counted(store: Store) -> None:
     frame = pd.DataFrame({"timestamp": [at(0), at(0), at(1), at(2)], "ticket_id": ["a", "a", "a", "b"]})
     report = ingest_frame(frame, store, name="one")
     assert (report.duplicates.rows_within, report.duplicates.tickets_within) == (1, 1)
-    assert "1 rows (same time, ticket and task type) repeat an earlier row of the same source" in report.warnings[0]
+    assert "1 row (same time, ticket and task type) repeated within the same source" in report.warnings[0]
     again = ingest_frame(pd.DataFrame({"timestamp": [at(5)], "ticket_id": ["b"]}), store, name="two")
     assert (again.duplicates.rows_elsewhere, again.duplicates.tickets_elsewhere) == (0, 1)
-    assert "1 ticket ids are in other sources too" in again.warnings[0]
+    assert "1 ticket id in other sources too" in again.warnings[0]
 
 
 # kill -9

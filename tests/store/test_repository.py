@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from nhm_sched_plugin.errors import StoreError
+from nhm_sched_plugin.store.answers import arms
 from nhm_sched_plugin.store.repository import Store
 from nhm_sched_plugin.store.schema import MIGRATIONS, RETENTION_DAYS, init
 from nhm_sched_plugin.store.statements import RejectedRowsError
@@ -273,7 +274,7 @@ def test_summaries(store: Store) -> None:
         {"action": "INCREASE_WORKER_POOL", "source": "policy", "arm": "treatment", "reason": "applied", "decisions": 2},
         {"action": "NO_ACTION", "source": "fallback", "arm": "control", "reason": "not_in_rollout", "decisions": 1},
     ]
-    silent, treated = store.reward_summary()
+    silent, treated = arms(store)
     assert (silent["arm"], silent["decisions"], silent["outcomes"], silent["mean_reward"]) == ("control", 1, 0, None)
     assert (treated["rewarded"], treated["mean_reward"], treated["sla_rate"]) == (2, 0.0, 0.5)
     assert store.decision_summary(until=dt.datetime(2010, 1, 1)) == []

@@ -168,7 +168,7 @@ def ingest_table(
     job = Run(
         store,
         table.name,
-        table.digest(how),
+        table.digest(),
         how,
         rejects=rejects or Path.cwd() / f"{table.name}.rejects.csv",
         keep_expired=keep_expired,

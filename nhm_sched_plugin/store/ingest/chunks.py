@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,7 +34,7 @@ class Broken(NamedTuple):
     reason: str
 
 
-class Chunk:
+class Chunk(ABC):
     """Some rows of the source, with its own columns. `done` of `total` bytes (or rows) have been read with it.
 
     Nothing is dropped: a row is among those that `full` gives, which have these `numbers` (1-based), or in `broken`.
@@ -48,9 +49,9 @@ class Chunk:
         """The columns that are needed, with types, where every row has them; None: look at `full`."""
         return None
 
+    @abstractmethod
     def full(self) -> pa.Table | pd.DataFrame:
         """All columns as the source has them."""
-        raise NotImplementedError
 
 
 class TableChunk(Chunk):

@@ -18,7 +18,7 @@ from nhm_sched_plugin.store.ingest.buckets import Buckets
 if TYPE_CHECKING:
     from nhm_sched_plugin.store.statements import Statements
 
-__all__ = ["Duplicates", "duplicates"]
+__all__ = ["Duplicates", "duplicates", "slices"]
 
 _SLICE: Final = 1_000_000
 
@@ -48,7 +48,7 @@ def duplicates(store: Statements, ingest_id: str, first: int, last: int, *, tick
     if not (ids_within or ids_elsewhere):
         return Duplicates()
     within = elsewhere = 0
-    for low, high in _slices(store, first, last):
+    for low, high in slices(store, first, last):
         ((again, known),) = store.rows(
             "SELECT sumIf(mine - 1, mine > 1), sumIf(mine, mine > 0 AND others > 0) FROM ("  # noqa: S608
             f"SELECT countIf(ingest_id = {{id:String}}) AS mine, count() - mine AS others FROM {logs} "
@@ -72,7 +72,7 @@ def _tickets(store: Statements, ingest_id: str) -> tuple[int, int]:
 
     with tempfile.TemporaryDirectory(prefix="nhm-sched-ingest-") as folder:
         buckets = Buckets(Path(folder))
-        for low, high in _slices(store, 0, 2**32 - 1):
+        for low, high in slices(store, 0, 2**32 - 1):
             body = store.raw(
                 "SELECT cityHash64(ticket_id) AS hash, ingest_id = {id:String} AS mine "  # noqa: S608
                 f"FROM {store.database}.execution_logs "
@@ -88,8 +88,8 @@ def _tickets(store: Statements, ingest_id: str) -> tuple[int, int]:
         return buckets.compared("mine", "others")
 
 
-def _slices(store: Statements, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """From the first second to the last of each, about so many rows together."""
+def slices(store: Statements, first: int, last: int, rows: int = _SLICE) -> Iterator[tuple[int, int]]:
+    """Parts of the table in order: from which second to which, about so many rows together, but whole hours."""
     hours = store.rows(
         f"SELECT intDiv(toUnixTimestamp(timestamp), 3600) AS h, count() FROM {store.database}.execution_logs "  # noqa: S608
         "WHERE timestamp >= toDateTime({low:UInt32}) AND timestamp <= toDateTime({high:UInt32}) GROUP BY h ORDER BY h",
@@ -99,7 +99,7 @@ def _slices(store: Statements, first: int, last: int) -> Iterator[tuple[int, int
     start: int | None = None
     held = end = 0
     for hour, count in hours:
-        if start is not None and held + count > _SLICE:
+        if start is not None and held + count > rows:
             yield start, end
             start, held = None, 0
         start = hour * 3600 if start is None else start

@@ -196,7 +196,7 @@ class _Look:
             task_types=dict(self.task_types.most_common()),
             gaps=tuple(sorted(gaps, key=lambda gap: (-gap.hours, gap.start))[:_GAPS]),
             gap_hours=sum(gap.hours for gap in gaps),
-            duplicates=self.seen.found(store, self.first, self.last),
+            duplicates=self.seen.found(store),
             expired=self.expired,
         )
 

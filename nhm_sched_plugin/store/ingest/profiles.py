@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from nhm_sched_plugin.errors import IngestError
+from nhm_sched_plugin.files import replace_file
 
 __all__ = ["Profile", "load_profile", "profile_path", "saved_profiles"]
 
@@ -50,14 +51,13 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return Profile(**values)
 
     def save(self, path: Path) -> None:
-        """Write it; what was there is replaced. Raises `IngestError`."""
+        """Write it; what was there is replaced as a whole. Raises `IngestError`, and what was there stays."""
         import yaml
 
         text = "# How `nhm-sched ingest --profile` reads a source. Edit and share it.\n"
         text += yaml.safe_dump(msgspec.to_builtins(self), sort_keys=False, allow_unicode=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            replace_file(path, text.encode(), mode=0o644)
         except OSError as error:
             raise IngestError(f"profile {path} cannot be written: {error.strerror or error}") from None
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from nhm_sched_plugin.store.ingest.shaping import DEFAULTS, DURATIONS, FALSE, MAX_MS, TEXTS, TRUE, WAITS, Plan, to_utc
+from nhm_sched_plugin.store.ingest.shaping import (
+    DEFAULTS,
+    DURATIONS,
+    FALSE,
+    LARGEST,
+    MAX_MS,
+    TEXTS,
+    TRUE,
+    WAITS,
+    Plan,
+    to_utc,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -282,8 +293,8 @@ def _numbers(raw: pa.Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.boo
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise _UnknownTypeError
     values = raw.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    known = (values >= 0) & (values < np.inf)
-    return values, known | absent
+    known = (values >= 0) & (values <= LARGEST)
+    return np.where(known, values, np.nan), known | absent
 
 
 def _unix(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

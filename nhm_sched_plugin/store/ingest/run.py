@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from nhm_sched_plugin.errors import IngestError
+from nhm_sched_plugin.observe.words import count
 from nhm_sched_plugin.store.ingest.chunks import Chunk, Position
 from nhm_sched_plugin.store.ingest.csv_blocks import Kinds
 from nhm_sched_plugin.store.ingest.duplicates import Duplicates, duplicates
@@ -152,7 +153,7 @@ class Run:
     def _nothing_new(self, earlier: Earlier) -> IngestReport:
         warning = (
             f"{self.name}: the same content was taken in on {earlier.at:%Y-%m-%d %H:%M} UTC as {earlier.file} "
-            f"({earlier.rows} rows); nothing was added (--replace takes it again)"
+            f"({count(earlier.rows, 'row')}); nothing was added (--replace takes it again)"
         )
         return IngestReport(source=self.name, ingest_id=self.ingest_id, already_ingested=True, warnings=(warning,))
 
@@ -184,7 +185,7 @@ class Run:
                 if self.rows is not None:
                     self.rows(state.rows, state.rejected)
             if not state.rows:
-                where = f"; all {rejects.count} rejected rows are in {rejects.path}" if rejects.count else ""
+                where = f"; {count(rejects.count, 'rejected row')} in {rejects.path}" if rejects.count else ""
                 raise IngestError(f"{self.name} holds no usable row ({rejects.first or 'no rows at all'}){where}")
         return self._finish(state, resumed or 0)
 
@@ -244,7 +245,7 @@ class Run:
         self.warnings += _doubled(twice)
         if state.rejected:
             place = f", see {self.rejects_path}" if self.rejects_path is not None else ""
-            self.warnings.append(f"{state.rejected} rows were rejected{place}; the first: {state.first_reject}")
+            self.warnings.append(f"{count(state.rejected, 'row')} rejected{place}; the first: {state.first_reject}")
         self.ledger.note(self._plan().sources, state, complete=True)
         return IngestReport(
             source=self.name,
@@ -286,9 +287,9 @@ class Run:
                 {"id": self.ingest_id},
                 name="ingest",
             )
-        old = f"{state.expired} of {state.rows} rows are older than the retention of {self.days} days"
+        old = f"{state.expired:,} of {count(state.rows, 'row')} older than the retention of {self.days} days"
         if self.keep_expired:
-            return [f"{old}: they are exempt from it and stay until they are deleted by hand"]
+            return [f"{old}: exempt from it, so that only deletion by hand removes them"]
         return [f"{old}: the database deletes them; --keep-expired (with --replace) keeps them"]
 
     def _cutoff(self) -> float:
@@ -301,9 +302,9 @@ def _doubled(found: Duplicates) -> list[str]:
     same = "(same time, ticket and task type)"
     warnings = []
     if found.rows_within:
-        warnings.append(f"{found.rows_within} rows {same} repeat an earlier row of the same source: counted twice")
+        warnings.append(f"{count(found.rows_within, 'row')} {same} repeated within the same source: counted twice")
     if found.rows_elsewhere:
-        warnings.append(f"{found.rows_elsewhere} rows {same} were there already from another source: counted twice")
+        warnings.append(f"{count(found.rows_elsewhere, 'row')} {same} there already from another source: counted twice")
     elif found.tickets_elsewhere:
-        warnings.append(f"{found.tickets_elsewhere} ticket ids are in other sources too, at other times or types")
+        warnings.append(f"{count(found.tickets_elsewhere, 'ticket id')} in other sources too, at other times or types")
     return warnings

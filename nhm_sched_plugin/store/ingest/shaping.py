@@ -33,6 +33,8 @@ DEFAULTS: Final = {"task_type": "default", "risk_band": "", "status": "", "worke
 DURATIONS: Final = {"actual_duration_ms": 1.0, "actual_duration_s": 1e3, "actual_duration_min": 60e3}
 WAITS: Final = {"wait_s": 1.0, "wait_min": 60.0}
 MAX_MS: Final = 2**32 - 1
+LARGEST: Final = (2 - 2**-23) * 2.0**127
+"""Of any number: what the table's columns (Float32) can hold."""
 _ZONE: Final = r"[T :]\d{2}.*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"
 _ISO: Final = r"^\d{4}-?\d{2}-?\d{2}"
 TRUE: Final = ("1", "true", "t", "yes", "y", "1.0")
@@ -169,7 +171,7 @@ class _Shaper:
         return texts if default is None else texts.fillna(default)
 
     def number(self, target: str) -> pd.Series[float]:
-        """Values >= 0, NaN where there is none; anything else rejects its row."""
+        """Values from 0 to `LARGEST`, NaN where there is none; anything else rejects its row."""
         import numpy as np
         import pandas as pd
 
@@ -179,8 +181,9 @@ class _Shaper:
         values = pd.to_numeric(raw, errors="coerce").astype("float64")
         shown = f"{target} = " + raw.astype("str")
         self.reject(raw.notna() & values.isna(), shown + " is no number")
-        self.reject((values < 0) | np.isinf(values), shown + " is out of range")
-        return values
+        wrong = (values < 0) | (values > LARGEST)
+        self.reject(wrong, shown + " is out of range")
+        return values.mask(wrong)
 
     def first_of(self, units: Mapping[str, float]) -> pd.Series[float]:
         """The first of the targets that is given, in the unit of the first."""

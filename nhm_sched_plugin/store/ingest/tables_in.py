@@ -7,6 +7,7 @@ an hour with too many rows in parts by a hash of the rows.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -44,15 +45,14 @@ class Table:
         store: the database it is in; only read from.
         name: `database.table`, or a table of the store's own database.
         where: SQL that rows must fulfil; it is run as it stands.
-        place: what tells this server from another, for the digest.
 
     Raises `IngestError` for a name that is none, and for a table that is not there.
     """
 
-    def __init__(self, store: Statements, name: str, *, where: str | None = None, place: str = "") -> None:
+    def __init__(self, store: Statements, name: str, *, where: str | None = None) -> None:
         if not _NAME.fullmatch(name):
             raise IngestError(f"--from-table {name!r}: write it as DATABASE.TABLE (letters, digits, underscore)")
-        self.store, self.where, self.place = store, where, place
+        self.store, self.where = store, where
         self.name = name if "." in name else f"{store.database}.{name}"
         database, _, table = self.name.partition(".")
         if (database, table) == (store.database, "execution_logs"):
@@ -67,7 +67,7 @@ class Table:
             raise IngestError(f"--from-table {self.name}: there is no such table, or the user may not read it")
         self.types = {str(column): str(kind) for column, kind in found}
 
-    def digest(self, how: Profile) -> str:
+    def digest(self) -> str:
         """Of the content, whatever the order of its rows."""
         columns = ", ".join(f"`{column}`" for column in self.types)
         ((count, total),) = self._asked(
@@ -137,11 +137,9 @@ class Table:
         import pyarrow as pa
 
         columns = ", ".join(self._selected(column, kind) for column, kind in self.types.items())
-        body = self.store.raw(
-            f"SELECT {columns} FROM {self.name} {self._filter(condition)}",  # noqa: S608
-            form="ArrowStream",
-            name="ingest",
-        )
+        sql = f"SELECT {columns} FROM {self.name} {self._filter(condition)}"  # noqa: S608
+        with self._explained():
+            body = self.store.raw(sql, form="ArrowStream", name="ingest")
         return pa.ipc.open_stream(body).read_all()
 
     @staticmethod
@@ -159,8 +157,14 @@ class Table:
         return "WHERE " + " AND ".join(conditions) if conditions else ""
 
     def _asked(self, sql: str) -> list[tuple[Any, ...]]:
-        try:
+        with self._explained():
             return self.store.rows(sql, name="ingest")
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Its own errors are told from those of the database that the rows go to."""
+        try:
+            yield
         except StoreError as error:
             hint = " (check --where)" if self.where else ""
             raise IngestError(f"{self.name} cannot be read{hint}: {error}") from None
