@@ -169,6 +169,6 @@ def _checked(kind: Any, raw: bytes, checks: Callable[[Any], Any]) -> tuple[Any, 
     try:
         return request, checks(request)
     except check.InvalidFieldError as error:
-        decision_id = getattr(request, "decision_id", "")[: MOST_NAME]
+        decision_id = getattr(request, "decision_id", "")[:MOST_NAME]
         code = grpc.StatusCode.INVALID_ARGUMENT
         raise Refusal(code, str(error), field=error.field, decision_id=decision_id) from None
