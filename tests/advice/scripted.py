@@ -40,7 +40,7 @@ def free_port() -> int:
 class ScriptedAgent:
     """Serves the tables under `folder`/snapshots. `mode` may change at any time.
 
-    Calls are answered in the order in which they come with one thread only.
+    Calls are answered in the order in which they come with one thread only; longer messages than `most_bytes` are not.
 
     Attributes:
         asked: every call, by the RPC's name, in order.
@@ -48,8 +48,11 @@ class ScriptedAgent:
         refuse: decision ids that it finds wrong.
     """
 
-    def __init__(self, folder: Path, port: int = 0, mode: str = "healthy", threads: int = 32) -> None:
+    def __init__(
+        self, folder: Path, port: int = 0, mode: str = "healthy", threads: int = 32, most_bytes: int = -1
+    ) -> None:
         self.folder, self.mode, self._threads = folder, mode, threads
+        self._options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", most_bytes)]
         self.asked: list[str] = []
         self.taken: list[pb.OutcomeRequest] = []
         self.refuse: set[str] = set()
@@ -62,7 +65,7 @@ class ScriptedAgent:
     def start(self) -> ScriptedAgent:
         self._let_go.clear()
         pool = futures.ThreadPoolExecutor(self._threads)
-        self._server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(pool, options=self._options)
         self._server.add_generic_rpc_handlers((_Handlers(self._answer),))
         until = time.monotonic() + 20
         while True:  # the port of a server that has just stopped may not be free at once

@@ -190,5 +190,5 @@ def _stops(answer: Any) -> AgentUnavailableError | None:
 
 
 _ABOUT_ONE_REQUEST: Final = frozenset(
-    {"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INTERNAL", "UNKNOWN", "garbage"}
+    {"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INTERNAL", "UNKNOWN", "garbage", "too_long"}
 )

@@ -20,6 +20,8 @@ RETRIED: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
 _ILL: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "DATA_LOSS"})
 """Codes of an address that is not well. With any other the agent there has answered: what it thinks of the caller."""
 
+_TOO_LONG: Final = "message larger than max"
+
 
 def ended(metrics: Metrics, chosen: Chosen, method: str, code: str, *, at_once: bool = False) -> None:
     """Count a call, and tell the breaker how it went.
@@ -41,7 +43,9 @@ def ended(metrics: Metrics, chosen: Chosen, method: str, code: str, *, at_once: 
 def unavailable(chosen: Chosen, error: Any) -> AgentUnavailableError:
     """What a caller gets for an `RpcError`; its details name the field that the agent complains about."""
     details = error.details() or "no details"
-    return AgentUnavailableError(error.code().name, f"{chosen.endpoint.address} says: {details}")
+    # gRPC has one code for "too many calls" and for "too long a message", of which only the first passes.
+    reason = "too_long" if _TOO_LONG in details else error.code().name
+    return AgentUnavailableError(reason, f"{chosen.endpoint.address} says: {details}")
 
 
 def explained(error: AgentUnavailableError, optimizer: OptimizerSettings) -> str:
@@ -69,6 +73,7 @@ def _unreachable(said: str, optimizer: OptimizerSettings) -> str:
 
 
 _ADVICE: Final = {
+    "too_long": "agent.max_message_bytes there says how long a message may be",
     "UNAUTHENTICATED": "optimizer.token_file names the file with the token",
     "UNIMPLEMENTED": "something else than an optimizer agent listens there",
     "garbage": "something else than an optimizer agent listens there",
