@@ -46,6 +46,7 @@ class ScriptedAgent:
         asked: every call, by the RPC's name, in order.
         taken: the outcomes that were confirmed, in order.
         refuse: decision ids that it finds wrong.
+        lose: how many of the next outcomes it takes without the answer's ever reaching the caller.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ScriptedAgent:
         self.asked: list[str] = []
         self.taken: list[pb.OutcomeRequest] = []
         self.refuse: set[str] = set()
+        self.lose = 0
         self.on_taken: Callable[[Any], None] = lambda request: None
         self.port = port
         self._let_go = threading.Event()
@@ -136,6 +138,9 @@ class ScriptedAgent:
         with self._lock:
             self.taken.append(request)
             self.on_taken(request)
+            if self.lose:
+                self.lose -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the answer is lost")
             return pb.OutcomeResponse(accepted=True, updates=len(self.taken), q_value=0.5)
 
     def GetPolicySnapshot(self, raw: bytes, context: grpc.ServicerContext) -> Any:  # noqa: N802
