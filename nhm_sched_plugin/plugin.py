@@ -16,7 +16,7 @@ import msgspec
 
 from nhm_sched_plugin.advice import gauges
 from nhm_sched_plugin.advice.defaults import DefaultHooks
-from nhm_sched_plugin.advice.protocols import PARTS, Forecaster, Policy, Sink
+from nhm_sched_plugin.advice.protocols import PARTS, Forecaster, Policy, Sink, health_of
 from nhm_sched_plugin.advice.snapshots import Snapshots
 from nhm_sched_plugin.background import FileWatch, Worker
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
@@ -232,7 +232,7 @@ class SchedulerPlugin:
     def nhm_sched_health(self) -> list[Health]:
         if not self._ready:
             return [Health(component="plugin", ok=False, detail="not started")]
-        parts = [_health(name, part) for name, part in (("forecaster", self.forecaster), ("policy", self.policy))]
+        parts = [health_of("forecaster", self.forecaster), health_of("policy", self.policy)]
         broken = "; ".join(f"{name}: {why}" for name, why in self.hooks.problems.items())
         return [
             *parts,
@@ -368,15 +368,6 @@ class SchedulerPlugin:
                     gauges.publish_live(self.metrics, self._defaults.live.slices)
         except Exception as error:  # noqa: BLE001 - also somebody else's forecaster, or a broken clock
             self.faults.report("gauges", error)
-
-
-def _health(name: str, part: Forecaster | Policy | None) -> Health:
-    if part is None:
-        return Health(component=name, ok=False, detail="rules only")
-    try:
-        return part.health()
-    except Exception as error:  # noqa: BLE001 - also somebody else's part
-        return Health(component=name, ok=False, detail=f"cannot tell: {error}")
 
 
 plugin: Final = SchedulerPlugin()

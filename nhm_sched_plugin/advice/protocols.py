@@ -16,7 +16,7 @@ from nhm_sched_plugin.types import (
     Ticket,
 )
 
-__all__ = ["PARTS", "Forecaster", "Policy", "Sink"]
+__all__ = ["PARTS", "Forecaster", "Policy", "Sink", "health_of"]
 
 
 @runtime_checkable
@@ -80,3 +80,13 @@ class Sink(Protocol):
 
 PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy": Policy}
 """What each factory hook has to make."""
+
+
+def health_of(name: str, part: Forecaster | Policy | None) -> Health:
+    """How the part is, whoever made it; without one there are only the rules. Never raises."""
+    if part is None:
+        return Health(component=name, ok=False, detail="rules only")
+    try:
+        return part.health()
+    except Exception as error:  # noqa: BLE001 - also somebody else's part
+        return Health(component=name, ok=False, detail=f"cannot tell: {error}")

@@ -17,7 +17,7 @@ import msgspec
 from nhm_sched_plugin.advice import gauges
 from nhm_sched_plugin.advice.bottleneck import Bottlenecks
 from nhm_sched_plugin.advice.defaults import DefaultHooks
-from nhm_sched_plugin.advice.protocols import PARTS, Forecaster, Policy
+from nhm_sched_plugin.advice.protocols import PARTS, Forecaster, Policy, health_of
 from nhm_sched_plugin.advice.snapshots import Snapshots
 from nhm_sched_plugin.agent.baseline import Baseline
 from nhm_sched_plugin.background import FileWatch
@@ -157,7 +157,7 @@ class Advisor:
         """Part by part, for `/healthz`."""
         if not self._opened.is_set():
             return [Health(component="models", ok=False, detail="being loaded")]
-        parts = [_health(name, part) for name, part in (("forecaster", self.forecaster), ("policy", self.policy))]
+        parts = [health_of("forecaster", self.forecaster), health_of("policy", self.policy)]
         return [*parts, Health(component="rules", ok=True, detail=str(self._defaults.rule_book_path))]
 
     # For callers
@@ -287,12 +287,3 @@ class Advisor:
         table = getattr(self.forecaster, "table", None)
         known = table is not None and slice_key(task_type, risk_band) in table.slices
         return task_type if task_type and known else _OTHER
-
-
-def _health(name: str, part: Forecaster | Policy | None) -> Health:
-    if part is None:
-        return Health(component=name, ok=False, detail="rules only")
-    try:
-        return part.health()
-    except Exception as error:  # noqa: BLE001 - also somebody else's part
-        return Health(component=name, ok=False, detail=f"cannot tell: {error}")

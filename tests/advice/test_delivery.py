@@ -20,6 +20,7 @@ from nhm_sched_plugin.advice.remote.outbox import Outbox, Waiting
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.types import Experience
+from tests.advice.conftest import finish, remote
 from tests.advice.scripted import AgentProcess, ScriptedAgent, free_port
 
 Ask = Callable[..., SchedulerHost]
@@ -27,19 +28,8 @@ ROOT = Path(__file__).parents[2]
 AFTER = SchedulingState(sla_compliance_rate=0.95)
 
 
-def finish(host: SchedulerHost, kit: Any, count: int = 1) -> list[str]:
-    """Decisions that have ended, by their ids."""
-    ids = []
-    for _ in range(count):
-        decision = host.decide(None, kit.BUSY)
-        host.applied(decision)
-        host.finished(Outcome(decision_id=decision.decision_id, state_after=AFTER))
-        ids.append(decision.decision_id)
-    return ids
-
-
 def outbox(host: SchedulerHost) -> Outbox:
-    return host._plugin._defaults._remote.delivery.outbox  # type: ignore[no-any-return, union-attr]
+    return remote(host).delivery.outbox  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -239,7 +229,7 @@ def test_a_disk_that_refuses_is_waited_for(agent: ScriptedAgent, ask: Ask, kit: 
 def test_what_waits_is_delivered_on_the_way_out(agent: ScriptedAgent, ask: Ask, kit: Any) -> None:
     host = ask(agent.address)
     host.decide(None, kit.BUSY)
-    kit.wait_for(lambda: host._plugin._defaults._remote._caller.endpoints.ready(), 20)
+    kit.wait_for(lambda: remote(host)._caller.endpoints.ready(), 20)
     ids = finish(host, kit, 30)
     host.close()
     assert [one.decision_id for one in agent.taken] == ids
@@ -301,7 +291,7 @@ def test_a_forked_child_decides_and_delivers(process: AgentProcess, ask: Ask, ki
     process.start()
     host = ask(process.address)
     host.decide(None, kit.BUSY)
-    kit.wait_for(lambda: host._plugin._defaults._remote.mirror.fresh, 20)
+    kit.wait_for(lambda: remote(host).mirror.fresh, 20)
     ids: list[str] = []
     for _ in range(10):
         ids += finish(host, kit, 5)
@@ -378,13 +368,12 @@ def test_two_hosts_of_one_folder_do_not_send_the_same(agent: ScriptedAgent, ask:
 
 def test_the_oldest_are_dropped_and_counted(ask: Ask, kit: Any) -> None:
     host = ask(f"127.0.0.1:{free_port()}", outbox_max_mb=1)
-    remote = host._plugin._defaults._remote
     state = SchedulingState(queue_depth=3.0, features={f"feature_{number}": 1.0 for number in range(60)})
     until = time.monotonic() + 60
     number = 0
     while not kit.counted(host, "nhm_sched_outcomes_sent_total", status="dropped"):
         assert time.monotonic() < until
-        remote.delivery.put(
+        remote(host).delivery.put(
             Experience(decision_id=f"d{number}", state=state, action=Action.NO_ACTION, reward=0.1, next_state=state)
         )
         number += 1

@@ -16,7 +16,7 @@ from nhm_sched_plugin import Outcome, Reason, SchedulerHost, SchedulingState, So
 from nhm_sched_plugin.advice.remote.outbox import Outbox
 from nhm_sched_plugin.errors import AgentUnavailableError, ConfigError, NhmSchedError
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
-from tests.advice.conftest import learn
+from tests.advice.conftest import learn, remote
 from tests.advice.scripted import ANSWER, ScriptedAgent, free_port
 
 Ask = Callable[..., SchedulerHost]
@@ -27,10 +27,6 @@ AFTER = SchedulingState(sla_compliance_rate=0.95)
 
 def mirror(host: SchedulerHost) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in host.settings.mirror_path.glob("*.json")}
-
-
-def remote(host: SchedulerHost) -> Any:
-    return host._plugin._defaults._remote
 
 
 def in_time(host: SchedulerHost, kit: Any, times: int = 50) -> list[Any]:
