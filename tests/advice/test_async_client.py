@@ -177,6 +177,21 @@ def test_retries_do_not_teach_the_same_twice(agent: ScriptedAgent) -> None:
     asyncio.run(main())
 
 
+def test_a_message_that_is_too_long_is_no_sign_of_an_agent_in_need(folder: Path) -> None:
+    async def main() -> None:
+        agent = ScriptedAgent(folder, most_bytes=1024).start()
+        metrics = Metrics()
+        async with client(agent.address, metrics=metrics) as optimizer:
+            for _ in range(5):
+                state = {**STATE, "features": {f"feature_{number}": 1.0 for number in range(60)}}
+                assert await optimizer.get_scheduling_recommendation(state) is None
+            assert metrics.registry.get_sample_value("nhm_sched_agent_breaker_open", {"address": agent.address}) == 0
+        assert agent.count("GetSchedulingRecommendation") == 0, "gRPC refused them"
+        agent.stop()
+
+    asyncio.run(main())
+
+
 def test_calls_go_round_and_past_the_dead_one(agent: ScriptedAgent, folder: Path) -> None:
     async def main() -> None:
         second = ScriptedAgent(folder).start()

@@ -133,6 +133,7 @@ def test_an_outcome_too_long_for_this_agent_holds_up_nobody(folder: Path, ask: A
         kit.wait_for(lambda: outbox(host).waiting() == 0)
         assert kit.counted(host, "nhm_sched_outcomes_sent_total", status="refused") == 10
         assert "larger than max" in outbox(host).refused()[0][1]
+        assert remote(host)._caller.endpoints.ready() is not None
     finally:
         agent.stop()
 
