@@ -232,7 +232,7 @@ class SchedulerPlugin:
     def nhm_sched_health(self) -> list[Health]:
         if not self._ready:
             return [Health(component="plugin", ok=False, detail="not started")]
-        parts = [health_of("forecaster", self.forecaster), health_of("policy", self.policy)]
+        parts = [health_of(name, part) for name, part in (("forecaster", self.forecaster), ("policy", self.policy))]
         broken = "; ".join(f"{name}: {why}" for name, why in self.hooks.problems.items())
         return [
             *parts,

@@ -83,7 +83,7 @@ PARTS: Final = {"nhm_sched_make_forecaster": Forecaster, "nhm_sched_make_policy"
 
 
 def health_of(name: str, part: Forecaster | Policy | None) -> Health:
-    """How the part is, whoever made it; without one there are only the rules. Never raises."""
+    """What the part says of itself; of None, that the rules answer in its place. Raises nothing."""
     if part is None:
         return Health(component=name, ok=False, detail="rules only")
     try:

@@ -157,7 +157,7 @@ class Advisor:
         """Part by part, for `/healthz`."""
         if not self._opened.is_set():
             return [Health(component="models", ok=False, detail="being loaded")]
-        parts = [health_of("forecaster", self.forecaster), health_of("policy", self.policy)]
+        parts = [health_of(name, part) for name, part in (("forecaster", self.forecaster), ("policy", self.policy))]
         return [*parts, Health(component="rules", ok=True, detail=str(self._defaults.rule_book_path))]
 
     # For callers
