@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,24 @@ that names the key, the value and what is allowed:
     (allowed: [0, 1]; default 0.7)
 
 A running host takes over changes of the file within a few seconds, also through the symbolic links of a mounted
-ConfigMap, in these sections: {hot}. The rest needs a restart. An invalid new file changes nothing and counts
+ConfigMap: the sections {hot}, and of `optimizer` {optimizer}.
+The rest needs a restart; the log names what has changed of it. An invalid new file changes nothing and counts
 (`nhm_sched_component_errors_total{{component="reload"}}`).
 """
 
 
 def page() -> str:
-    from nhm_sched_plugin.plugin import HOT_SECTIONS
+    from nhm_sched_plugin.settings import HOT_OPTIMIZER, HOT_SECTIONS
 
-    parts = [HEAD.format(hot=", ".join(f"`{name}`" for name in HOT_SECTIONS))]
+    parts = [HEAD.format(hot=_listed(HOT_SECTIONS), optimizer=_listed(HOT_OPTIMIZER))]
     simple = {name: field for name, field in Settings.model_fields.items() if _section(field) is None}
     parts.append(_table("Top level", Settings, simple))
     parts += [part for name, field in Settings.model_fields.items() for part in _sections(name, _section(field))]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _section(field: Any) -> type[BaseModel] | None:

@@ -32,7 +32,7 @@ from nhm_sched_plugin.observers import OBSERVER_TIMEOUT_S, Observers
 from nhm_sched_plugin.pipeline import Pipeline
 from nhm_sched_plugin.pseudonyms import pseudonyms
 from nhm_sched_plugin.recorder import Recorder
-from nhm_sched_plugin.settings import Settings, load_settings
+from nhm_sched_plugin.settings import Settings, load_settings, reloaded
 from nhm_sched_plugin.types import (
     Decision,
     Health,
@@ -52,8 +52,8 @@ logger = logging.getLogger(__name__)
 BUILT_IN: Final = "built-in"
 REFRESH_S: Final = 0.5
 """How often files (configuration, rule book, snapshots) are looked at."""
-HOT_SECTIONS: Final = ("optimizer", "rollout", "experiment", "limits", "fallback")
-"""What a reload of the configuration file changes; the rest needs a restart."""
+_UNDOING_S: Final = 1.0
+"""What a start that fails may take to end what it has begun."""
 
 
 class SchedulerPlugin:
@@ -78,16 +78,14 @@ class SchedulerPlugin:
             return
         try:
             self._build(config, host)
+            self._background.start()
+            if self._recorder is not None:
+                self._background.submit("recorder", self._recorder.open)
+            if self._delivery is not None:
+                self._delivery.start()
         except BaseException:
-            for made in (getattr(self, "hooks", None), getattr(self, "_snapshots", None)):
-                if made is not None:
-                    made.close()
+            self._close(time.monotonic() + _UNDOING_S)
             raise
-        self._background.start()
-        if self._recorder is not None:
-            self._background.submit("recorder", self._recorder.open)
-        if self._delivery is not None:
-            self._delivery.start()
         self._ready = True
 
     # Setting up
@@ -138,6 +136,7 @@ class SchedulerPlugin:
     def _made_recorder(self) -> Recorder | None:
         if not self.settings.recording.enabled:
             return None
+        hashed = pseudonyms(self.settings.recording)  # before there are sinks: it may raise
         hook: Any = self.hooks.hook
         made = [sink for sinks in hook.nhm_sched_make_sinks(settings=self.settings) for sink in sinks]
         for sink in made:
@@ -145,7 +144,7 @@ class SchedulerPlugin:
                 self.faults.report("recorder", f"{sink!r} is no sink (name, write, close) and gets no records")
         # The built-in spool was asked last; it comes first here, since it is what makes a record safe.
         sinks = [sink for sink in reversed(made) if isinstance(sink, Sink)]
-        return Recorder(sinks, self.settings.recording, self.metrics, self.faults, pseudonyms(self.settings.recording))
+        return Recorder(sinks, self.settings.recording, self.metrics, self.faults, hashed)
 
     def _drain_here(self) -> Delivery | None:
         if not self.settings.recording.enabled or self.settings.recording.drain == "off":
@@ -253,16 +252,27 @@ class SchedulerPlugin:
                 self.policy.save()
             except Exception as error:  # noqa: BLE001 - shutting down goes on
                 self.faults.report("policy", error)
-        if self._recorder is not None:
-            self._recorder.close(max(until - time.monotonic(), 0.1))
-        if self._delivery is not None:
-            self._delivery.close(max(until - time.monotonic(), 0.1))
-        self._snapshots.close(max(until - time.monotonic(), 0.1))
-        self._defaults.close(max(until - time.monotonic(), 0.1))
-        if self._listener is not None:
-            self._listener.close()
-        self.observers.close(max(until - time.monotonic(), 0.1))
-        self.hooks.close()
+        self._close(until)
+
+    def _close(self, until: float) -> None:
+        """End what has been made, each part as far as the time allows; a start that failed has not made them all."""
+        made = vars(self)
+        for name in (
+            "_background",
+            "_recorder",
+            "_delivery",
+            "_snapshots",
+            "_defaults",
+            "_listener",
+            "observers",
+            "hooks",
+        ):
+            if (part := made.get(name)) is None:
+                continue
+            try:
+                part.close() if name in ("_listener", "hooks") else part.close(max(until - time.monotonic(), 0.1))
+            except Exception as error:  # noqa: BLE001 - the others are closed all the same
+                self.faults.report(name.removeprefix("_"), error)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything so far is learned from, with every sink and with the observers."""
@@ -339,14 +349,13 @@ class SchedulerPlugin:
             self.faults.report("live forecast", error)
 
     def _reconfigure(self, fresh: Settings) -> None:
-        """Take over the hot sections; an error leaves everything as it was."""
-        settings = self.settings.model_copy(update={name: getattr(fresh, name) for name in HOT_SECTIONS})
+        """Take over what a running host can; an error leaves everything as it was."""
+        settings, cold = reloaded(self.settings, fresh)
         if settings == self.settings == fresh:
             return
         self._defaults.use(settings)
         self._watches["rules"] = FileWatch(self._defaults.rule_book_path)
         self.settings = settings
-        cold = [name for name in type(fresh).model_fields if getattr(fresh, name) != getattr(settings, name)]
         note = f"; restart for changes in: {', '.join(cold)}" if cold else ""
         logger.info("configuration reloaded, rollout at %d %%%s", settings.rollout.percentage, note)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from nhm_sched_plugin.errors import ConfigError
@@ -30,7 +30,18 @@ from nhm_sched_plugin.settings_ml import (
 )
 from nhm_sched_plugin.settings_problems import explain
 
-__all__ = ["AgentSettings", "ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings"]
+__all__ = ["AgentSettings", "ClickHouseSettings", "ProphetSettings", "Settings", "bundled", "load_settings", "reloaded"]
+
+HOT_SECTIONS: Final = ("rollout", "experiment", "limits", "fallback")
+"""What a running host takes over when the configuration file changes,"""
+HOT_OPTIMIZER: Final = (
+    "enabled",
+    "forecast_horizon_minutes",
+    "recommendation_confidence_threshold",
+    "forecast_volume_threshold",
+    "decision_budget_ms",
+)
+"""and of the section `optimizer` these keys. The rest, such as the agent's address, needs a restart."""
 
 
 def bundled(kind: Literal["hooks", "fallback"]) -> Path:
@@ -305,6 +316,22 @@ def load_settings(source: str | os.PathLike[str] | Mapping[str, Any] | Settings 
         raise ConfigError([explain(problem, spelling, Settings) for problem in error.errors()], name) from None
     except SettingsError as error:
         raise ConfigError([f"NHM_SCHED_* environment variables: {error}; lists are written as JSON"], name) from None
+
+
+def reloaded(running: Settings, fresh: Settings) -> tuple[Settings, list[str]]:
+    """What a running host takes over of fresh settings, and the names of what has changed beyond that."""
+    optimizer = running.optimizer.model_copy(update=_of(fresh.optimizer, HOT_OPTIMIZER))
+    taken = running.model_copy(update={"optimizer": optimizer, **_of(fresh, HOT_SECTIONS)})
+    cold = [name for name in _differing(fresh, taken) if name != "optimizer"]
+    return taken, cold + [f"optimizer.{name}" for name in _differing(fresh.optimizer, optimizer)]
+
+
+def _of(tree: BaseModel, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(tree, name) for name in names}
+
+
+def _differing(one: BaseModel, other: BaseModel) -> list[str]:
+    return [name for name in type(one).model_fields if getattr(one, name) != getattr(other, name)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

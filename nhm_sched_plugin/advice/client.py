@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from nhm_sched_plugin.advice.remote.calls import allowed, retry_policy
 from nhm_sched_plugin.advice.remote.endpoints import Chosen, Endpoint, Endpoints
-from nhm_sched_plugin.advice.remote.status import ended, parsed, unavailable
+from nhm_sched_plugin.advice.remote.status import ended, failed, parsed
 from nhm_sched_plugin.errors import AgentUnavailableError, ConfigError
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
@@ -196,8 +196,7 @@ class OptimizerGRPCClient:
             metadata = self._endpoints.credentials.call_metadata()
             raw = await call(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
-            ended(self._metrics, chosen, method, error.code().name)
-            raise unavailable(chosen, error) from None
+            raise failed(self._metrics, chosen, method, error) from None
         except asyncio.CancelledError:
             ended(self._metrics, chosen, method, "CANCELLED")
             raise

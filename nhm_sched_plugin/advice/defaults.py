@@ -57,12 +57,14 @@ class DefaultHooks:
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
-        """Take over limits and rule book from these settings. Raises `RuleBookError`; the old ones then stay."""
+        """Take over limits, rule book and budget from here. Raises `RuleBookError`; the old ones then stay."""
         path = resolve_rule_book(settings.fallback.rule_book)
         self.rule_book: RuleBook = RuleBook.load(path)
         self.rule_book_path: Path = path
         self.limits = Limits(settings.limits)
         self._last = None
+        if self._remote is not None:
+            self._remote.use(settings)
 
     def rules(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None) -> Recommendation:
         """What the rules would do, limits kept: the policy measures its confidence against this."""

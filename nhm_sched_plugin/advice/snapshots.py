@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ import msgspec
 from nhm_sched_plugin.background import Worker
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import file_lock, replace_file, stamp
-from nhm_sched_plugin.forecasting.table import TABLE_VERSION, read_table
+from nhm_sched_plugin.forecasting.table import TABLE_VERSION, parse_table
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.policy import qtable
@@ -47,8 +46,11 @@ class Group(NamedTuple):
     kind: Kind
     key: str
     """Names the files' format: hosts of another version look elsewhere."""
-    files: Mapping[Path, Callable[[Path], float]]
-    """How to read each: raises `ModelError`, or tells how far it has come. 0: not worth keeping."""
+    files: Mapping[Path, Callable[[bytes, str], float]]
+    """How to read each, from its content and name: raises `ModelError`, or tells how far it has come.
+
+    0: not worth keeping.
+    """
 
 
 def groups(settings: Settings) -> tuple[Group, Group]:
@@ -57,14 +59,14 @@ def groups(settings: Settings) -> tuple[Group, Group]:
         "q_table",
         f"policy-{qtable.VERSION}",
         {
-            settings.q_table_path: lambda path: qtable.QTable.load(path).updates,
-            settings.planner_path: lambda path: DemandModel.load(path).tickets,
+            settings.q_table_path: lambda raw, name: qtable.QTable.parse(raw, name).updates,
+            settings.planner_path: lambda raw, name: DemandModel.parse(raw, name).tickets,
         },
     )
     forecast = Group(
         "forecast",
         f"table-{TABLE_VERSION}",
-        {settings.forecast_table_path: lambda path: read_table(path).generated_at},
+        {settings.forecast_table_path: lambda raw, name: parse_table(raw, name).generated_at},
     )
     return learned, forecast
 
@@ -157,15 +159,7 @@ class Shelf:
         known = {path.name: read for path, read in self._group.files.items()}
         if self._first.name not in parts or not parts.keys() <= known.keys():
             raise ModelError(f"it holds {sorted(parts)}; expected {sorted(known)}")
-        with tempfile.TemporaryDirectory(prefix="nhm-sched-") as folder:
-            come = {}
-            for name, content in parts.items():
-                path = Path(folder, name)
-                path.write_bytes(content)
-                try:
-                    come[name] = known[name](path)
-                except ModelError as error:
-                    raise ModelError(str(error).replace(f"{path}", name)) from None
+        come = {name: known[name](content, name) for name, content in parts.items()}
         return come[self._first.name]
 
     def _write(self, parts: Mapping[str, bytes]) -> bool:

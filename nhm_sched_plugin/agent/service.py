@@ -21,6 +21,7 @@ from nhm_sched_plugin.ids import new_id
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 from nhm_sched_plugin.types import Forecast, Recommendation, SchedulingState, Ticket
 from nhm_sched_plugin.wire import check, convert
+from nhm_sched_plugin.wire.limits import MOST_NAME
 
 __all__ = ["SERVICE", "OptimizerService"]
 
@@ -172,6 +173,6 @@ def _checked(kind: Any, raw: bytes, checks: Callable[[Any], Any]) -> tuple[Any, 
     try:
         return request, checks(request)
     except check.InvalidFieldError as error:
-        decision_id = getattr(request, "decision_id", "")[: check.MOST_NAME]
+        decision_id = getattr(request, "decision_id", "")[:MOST_NAME]
         code = grpc.StatusCode.INVALID_ARGUMENT
         raise Refusal(code, str(error), field=error.field, decision_id=decision_id) from None

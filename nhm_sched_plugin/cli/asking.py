@@ -17,7 +17,7 @@ from nhm_sched_plugin.errors import AgentUnavailableError, NhmSchedError
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.settings_agent import OptimizerSettings
 from nhm_sched_plugin.types import STATE_FIELDS
-from nhm_sched_plugin.wire.check import STATE_LIMITS
+from nhm_sched_plugin.wire.limits import MOST_NUMBER, STATE_LIMITS
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.advice.remote.calls import Caller
@@ -137,7 +137,7 @@ def measured(given: list[str] | None, further: Sequence[str] = ()) -> dict[str, 
             found[name] = float(text)
         except ValueError:
             raise typer.BadParameter(f"--state {name}={text}: {text!r} is not a number") from None
-        most = STATE_LIMITS.get(name, 1e15)
+        most = STATE_LIMITS.get(name, MOST_NUMBER)
         if not 0 <= found[name] <= most:  # NaN is in no range
             raise typer.BadParameter(f"--state {name}={text}: is not in [0, {most:g}]")
     return found

@@ -33,6 +33,7 @@ __all__ = [
     "SliceForecast",
     "SnapshotForecaster",
     "hour_of",
+    "parse_table",
     "read_table",
     "slice_key",
     "write_table",
@@ -119,7 +120,7 @@ def write_table(path: Path, table: ForecastTable) -> ForecastTable:
 
     Raises `ModelError` for a table with unusable numbers, OSError when the folder cannot be written.
     """
-    _check(path, table)
+    _check(str(path), table)
     table = msgspec.structs.replace(table, version=TABLE_VERSION, digest="")
     table = msgspec.structs.replace(table, digest=_digest(table))
     replace_file(path, msgspec.json.encode(table, order="deterministic"))
@@ -132,16 +133,21 @@ def read_table(path: Path) -> ForecastTable:
         raw = path.read_bytes()
     except OSError as error:
         raise ModelError(f"forecast table {path} cannot be read ({error.strerror or error}); {_FIX}") from None
+    return parse_table(raw, str(path))
+
+
+def parse_table(raw: bytes, name: str) -> ForecastTable:
+    """The table in `raw`, checked. Raises `ModelError` that names `name` and the fix."""
     try:
         found = msgspec.json.decode(raw, type=_Header).version
         if found != TABLE_VERSION:
-            raise ModelError(f"forecast table {path} has version {found}, expected {TABLE_VERSION}; {_FIX}")
+            raise ModelError(f"forecast table {name} has version {found}, expected {TABLE_VERSION}; {_FIX}")
         table = msgspec.json.decode(raw, type=ForecastTable)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ModelError(f"forecast table {path} is damaged ({error}); {_FIX}") from None
+        raise ModelError(f"forecast table {name} is damaged ({error}); {_FIX}") from None
     if _digest(msgspec.structs.replace(table, digest="")) != table.digest:
-        raise ModelError(f"forecast table {path} does not match its digest; it was changed or cut off; {_FIX}")
-    _check(path, table)
+        raise ModelError(f"forecast table {name} does not match its digest; it was changed or cut off; {_FIX}")
+    _check(name, table)
     return table
 
 
@@ -149,14 +155,14 @@ def _digest(table: ForecastTable) -> str:
     return hashlib.sha256(msgspec.json.encode(table, order="deterministic")).hexdigest()
 
 
-def _check(path: Path, table: ForecastTable) -> None:
+def _check(name: str, table: ForecastTable) -> None:
     names = {str(level) for level in LEVELS}
     for key, entry in table.slices.items():
         rows = [entry.mean, *entry.quantiles.values()]
         if set(entry.quantiles) != names or not entry.mean or len({len(row) for row in rows}) != 1:
-            raise ModelError(f"forecast table {path}: slice {key!r} lacks hours or quantiles {sorted(names)}; {_FIX}")
+            raise ModelError(f"forecast table {name}: slice {key!r} lacks hours or quantiles {sorted(names)}; {_FIX}")
         if not all(math.isfinite(value) and value >= 0 for row in rows for value in row):
-            raise ModelError(f"forecast table {path}: slice {key!r} holds a negative or endless volume; {_FIX}")
+            raise ModelError(f"forecast table {name}: slice {key!r} holds a negative or endless volume; {_FIX}")
 
 
 class _Loaded:

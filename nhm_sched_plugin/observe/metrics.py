@@ -68,7 +68,7 @@ METRICS: Final = (
     Metric("mirror_age", Gauge, "nhm_sched_mirror_age_seconds", (), "Since the agent last said that this host's copy of its tables is the current one"),
     Metric("mirror_takeovers", Counter, "nhm_sched_mirror_takeovers_total", ("table", "status"), "Tables (policy or forecast) that came from the agent: success or refused"),
     Metric("outbox_waiting", Gauge, "nhm_sched_outbox_waiting", (), "Outcomes on disk that the agent does not have yet"),
-    Metric("outcomes_sent", Counter, "nhm_sched_outcomes_sent_total", ("status",), "Outcomes for the agent: delivered, refused by it, or dropped (the outbox was full)"),
+    Metric("outcomes_sent", Counter, "nhm_sched_outcomes_sent_total", ("status",), "Outcomes for the agent: delivered, refused by it, unwritable (never sent), or dropped (no room left on disk or in memory)"),
     # What happened to the records, and what broke.
     Metric("records", Counter, "nhm_sched_records_total", ("state",), "Records: queued, spooled, stored or dropped"),
     Metric("drops", Counter, "nhm_sched_records_dropped_total", ("cause",), "Records dropped, by cause: queue_full, spool_full, disk, sink, closed, shutdown or background"),

@@ -1,6 +1,6 @@
 """What a caller may send. Everything else is the caller's mistake, answered with the name of the field.
 
-The limits keep one caller from filling the agent's memory; they are far above what any host has to say.
+The limits (`limits`) keep one caller from filling the agent's memory.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import Any, Final
 
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
-from nhm_sched_plugin.types import STATE_FIELDS, Action, Arm
+from nhm_sched_plugin.types import Action, Arm
+from nhm_sched_plugin.wire.limits import (
+    LONGEST_HORIZON_MINUTES,
+    MOST_ENTRIES,
+    MOST_NAME,
+    MOST_NUMBER,
+    MOST_TEXT,
+    STATE_LIMITS,
+)
 
 __all__ = [
-    "LONGEST_HORIZON_MINUTES",
-    "MOST_ENTRIES",
-    "MOST_NAME",
-    "MOST_TEXT",
-    "STATE_LIMITS",
     "InvalidFieldError",
     "check_forecast_request",
     "check_outcome_request",
@@ -23,18 +26,6 @@ __all__ = [
     "check_state_request",
 ]
 
-LONGEST_HORIZON_MINUTES: Final = 10_080
-MOST_NAME: Final = 256
-"""Characters of a name: a task type, a decision id, a parameter."""
-MOST_TEXT: Final = 2000
-"""Characters of a sentence."""
-MOST_ENTRIES: Final = 64
-"""Entries of a map."""
-
-_SHARES: Final = ("sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg")
-_MOST_COUNT: Final = 1e15
-STATE_LIMITS: Final = {field: 1.0 if field in _SHARES else _MOST_COUNT for field in STATE_FIELDS}
-"""The largest number that a field of the state may hold; the smallest is 0."""
 _STATE: Final = {field: (field.name, STATE_LIMITS.get(field.name)) for field in pb.StateRequest.DESCRIPTOR.fields}
 """Name of each field, and the most that a number may be."""
 _ARMS: Final = ("", *Arm)
@@ -81,8 +72,8 @@ def _features(field: str, entries: Any) -> dict[str, float]:
     _entries(field, entries)
     features = dict(entries)
     for name, value in features.items():
-        if not -_MOST_COUNT <= value <= _MOST_COUNT:  # NaN is in no range
-            expected = f"expected a number in [-{_MOST_COUNT:g}, {_MOST_COUNT:g}]"
+        if not -MOST_NUMBER <= value <= MOST_NUMBER:  # NaN is in no range
+            expected = f"expected a number in [-{MOST_NUMBER:g}, {MOST_NUMBER:g}]"
             raise InvalidFieldError(field, f"{name!r} is {value}; {expected}")
     return features
 

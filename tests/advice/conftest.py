@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nhm_sched_plugin import SchedulerHost
+from nhm_sched_plugin import Outcome, SchedulerHost, SchedulingState
 from nhm_sched_plugin.policy.qtable import QTable
 from tests.advice.scripted import ScriptedAgent
 
@@ -28,6 +28,22 @@ def learn(folder: Path, updates: int) -> None:
     for _ in range(updates):
         table.update("u2-b1-s0-t1", "NO_ACTION", 0.5, 0.1)
     table.save(folder / "snapshots" / "q_table.json")
+
+
+def remote(host: SchedulerHost) -> Any:
+    """What the host has of its agent."""
+    return host._plugin._defaults._remote
+
+
+def finish(host: SchedulerHost, kit: Any, count: int = 1) -> list[str]:
+    """Decisions that have ended, by their ids."""
+    ids = []
+    for _ in range(count):
+        decision = host.decide(None, kit.BUSY)
+        host.applied(decision)
+        host.finished(Outcome(decision_id=decision.decision_id, state_after=SchedulingState(sla_compliance_rate=0.95)))
+        ids.append(decision.decision_id)
+    return ids
 
 
 @pytest.fixture

@@ -40,19 +40,24 @@ def free_port() -> int:
 class ScriptedAgent:
     """Serves the tables under `folder`/snapshots. `mode` may change at any time.
 
-    Calls are answered in the order in which they come with one thread only.
+    Calls are answered in the order in which they come with one thread only; longer messages than `most_bytes` are not.
 
     Attributes:
         asked: every call, by the RPC's name, in order.
         taken: the outcomes that were confirmed, in order.
         refuse: decision ids that it finds wrong.
+        lose: how many of the next outcomes it takes without the answer's ever reaching the caller.
     """
 
-    def __init__(self, folder: Path, port: int = 0, mode: str = "healthy", threads: int = 32) -> None:
+    def __init__(
+        self, folder: Path, port: int = 0, mode: str = "healthy", threads: int = 32, most_bytes: int = -1
+    ) -> None:
         self.folder, self.mode, self._threads = folder, mode, threads
+        self._options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", most_bytes)]
         self.asked: list[str] = []
         self.taken: list[pb.OutcomeRequest] = []
         self.refuse: set[str] = set()
+        self.lose = 0
         self.on_taken: Callable[[Any], None] = lambda request: None
         self.port = port
         self._let_go = threading.Event()
@@ -62,7 +67,7 @@ class ScriptedAgent:
     def start(self) -> ScriptedAgent:
         self._let_go.clear()
         pool = futures.ThreadPoolExecutor(self._threads)
-        self._server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(pool, options=self._options)
         self._server.add_generic_rpc_handlers((_Handlers(self._answer),))
         until = time.monotonic() + 20
         while True:  # the port of a server that has just stopped may not be free at once
@@ -133,6 +138,9 @@ class ScriptedAgent:
         with self._lock:
             self.taken.append(request)
             self.on_taken(request)
+            if self.lose:
+                self.lose -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the answer is lost")
             return pb.OutcomeResponse(accepted=True, updates=len(self.taken), q_value=0.5)
 
     def GetPolicySnapshot(self, raw: bytes, context: grpc.ServicerContext) -> Any:  # noqa: N802

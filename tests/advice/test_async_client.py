@@ -162,20 +162,32 @@ def test_an_agent_that_is_away_is_none_and_found_again(agent: ScriptedAgent, mod
 
 
 def test_retries_do_not_teach_the_same_twice(agent: ScriptedAgent) -> None:
-    """Without a decision id the call has one of its own, the same in each attempt."""
+    """Without a decision id the call has one of its own, the same in each attempt: by it the agent counts once."""
 
     async def main() -> None:
         async with client(agent.address) as optimizer:
-            agent.mode = "unavailable"
-            sent = asyncio.create_task(optimizer.record_action_outcome(STATE, "NO_ACTION", 0.1))
-            while not agent.count("RecordActionOutcome"):
-                await asyncio.sleep(0)
-            agent.mode = "healthy"
-            await sent
-            await optimizer.record_action_outcome(STATE, "NO_ACTION", 0.1)
-            ids = [one.decision_id for one in agent.taken]
-            assert len(ids) == len(set(ids)) >= 1
-            assert all(ids)
+            agent.lose = 2
+            for _ in range(2):
+                assert await optimizer.record_action_outcome(STATE, "NO_ACTION", 0.1)
+        ids = [one.decision_id for one in agent.taken]
+        assert ids == [ids[0]] * 3 + [ids[3]]
+        assert len(set(ids)) == 2
+        assert all(ids)
+
+    asyncio.run(main())
+
+
+def test_a_message_that_is_too_long_is_no_sign_of_an_agent_in_need(folder: Path) -> None:
+    async def main() -> None:
+        agent = ScriptedAgent(folder, most_bytes=1024).start()
+        metrics = Metrics()
+        async with client(agent.address, metrics=metrics) as optimizer:
+            for _ in range(5):
+                state = {**STATE, "features": {f"feature_{number}": 1.0 for number in range(60)}}
+                assert await optimizer.get_scheduling_recommendation(state) is None
+            assert metrics.registry.get_sample_value("nhm_sched_agent_breaker_open", {"address": agent.address}) == 0
+        assert agent.count("GetSchedulingRecommendation") == 0, "gRPC refused them"
+        agent.stop()
 
     asyncio.run(main())
 

@@ -13,9 +13,14 @@ from typing import Any
 
 import pytest
 
-from nhm_sched_plugin import Action, Outcome, SchedulerHost, SchedulingState
-from nhm_sched_plugin.advice.remote.outbox import Outbox
+from nhm_sched_plugin import Action, Outcome, SchedulerHost, SchedulingState, load_settings
+from nhm_sched_plugin.advice.remote.calls import Caller
+from nhm_sched_plugin.advice.remote.delivery import BATCH, Delivery
+from nhm_sched_plugin.advice.remote.outbox import Outbox, Waiting
+from nhm_sched_plugin.observe.faults import Faults
+from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.types import Experience
+from tests.advice.conftest import finish, remote
 from tests.advice.scripted import AgentProcess, ScriptedAgent, free_port
 
 Ask = Callable[..., SchedulerHost]
@@ -23,19 +28,8 @@ ROOT = Path(__file__).parents[2]
 AFTER = SchedulingState(sla_compliance_rate=0.95)
 
 
-def finish(host: SchedulerHost, kit: Any, count: int = 1) -> list[str]:
-    """Decisions that have ended, by their ids."""
-    ids = []
-    for _ in range(count):
-        decision = host.decide(None, kit.BUSY)
-        host.applied(decision)
-        host.finished(Outcome(decision_id=decision.decision_id, state_after=AFTER))
-        ids.append(decision.decision_id)
-    return ids
-
-
 def outbox(host: SchedulerHost) -> Outbox:
-    return host._plugin._defaults._remote.delivery.outbox  # type: ignore[no-any-return, union-attr]
+    return remote(host).delivery.outbox  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -94,6 +88,56 @@ def test_a_refused_outcome_holds_up_nobody(agent: ScriptedAgent, ask: Ask, kit: 
     assert "decision_id: is not welcome" in refused[0][1]
 
 
+def outcome(number: int = 0, **given: Any) -> Experience:
+    usual = {"decision_id": f"d{number}", "state": AFTER, "action": Action.NO_ACTION, "reward": 0.1}
+    return Experience(**{**usual, **given})
+
+
+def test_a_whole_batch_that_is_refused_holds_up_nobody(agent: ScriptedAgent, ask: Ask, kit: Any) -> None:
+    host = ask(agent.address)
+    agent.refuse = {f"d{number}" for number in range(BATCH + 10)}
+    for number in range(BATCH + 11):
+        host._plugin.policy.learn(outcome(number))  # type: ignore[union-attr]
+    kit.wait_for(lambda: [one.decision_id for one in agent.taken] == [f"d{BATCH + 10}"], 30)
+    kit.wait_for(lambda: outbox(host).waiting() == 0, 30)
+
+
+@pytest.mark.parametrize("wrong", [{"decision_id": "\ud800"}, {"parameters": {"target_workers": 1 << 70}}])
+def test_what_cannot_be_written_down_is_refused_at_once(
+    agent: ScriptedAgent, ask: Ask, kit: Any, caplog: pytest.LogCaptureFixture, wrong: dict[str, Any]
+) -> None:
+    host = ask(agent.address)
+    learn = host._plugin.policy.learn  # type: ignore[union-attr]
+    for number in range(3):
+        learn(outcome(number, **wrong))
+        learn(outcome(number))
+    kit.wait_for(lambda: len(agent.taken) == 3, 30)
+    assert [one.decision_id for one in agent.taken] == ["d0", "d1", "d2"]
+    assert kit.counted(host, "nhm_sched_outcomes_sent_total", status="unwritable") == 3
+    assert outbox(host).refused() == []
+    said = [
+        one for one in caplog.records if "cannot be written down" in one.getMessage() and one.levelname == "WARNING"
+    ]
+    assert len(said) == 1
+
+
+def test_an_outcome_too_long_for_this_agent_holds_up_nobody(folder: Path, ask: Ask, kit: Any) -> None:
+    agent = ScriptedAgent(folder, threads=1, most_bytes=1024).start()
+    try:
+        host = ask(agent.address)
+        learn = host._plugin.policy.learn  # type: ignore[union-attr]
+        for number in range(10):
+            learn(outcome(number, parameters={f"p{each}": "x" * 200 for each in range(10)}))
+        learn(outcome(10))
+        kit.wait_for(lambda: agent.taken, 30)
+        kit.wait_for(lambda: outbox(host).waiting() == 0, 30)
+        assert kit.counted(host, "nhm_sched_outcomes_sent_total", status="refused") == 10
+        assert "larger than max" in outbox(host).refused()[0][1]
+        assert remote(host)._caller.endpoints.ready() is not None
+    finally:
+        agent.stop()
+
+
 def test_a_state_that_no_agent_would_take_is_sent_without_what_is_wrong(
     agent: ScriptedAgent, ask: Ask, kit: Any
 ) -> None:
@@ -143,12 +187,13 @@ def test_nothing_is_lost_when_the_host_is_killed(process: AgentProcess, ask: Ask
 import sys
 from pathlib import Path
 from nhm_sched_plugin import Action, SchedulingState
-from nhm_sched_plugin.advice.remote.outbox import Outbox
+from nhm_sched_plugin.advice.remote.outbox import Outbox, written
 from nhm_sched_plugin.types import Experience
 outbox = Outbox(Path({str(tmp_path / "host" / "outbox")!r}), 1 << 20)
 state = SchedulingState(queue_depth=3.0)
 for number in range(100_000):
-    outbox.put([Experience(decision_id=f"d{{number}}", state=state, action=Action.NO_ACTION, reward=0.1)])
+    outcome = Experience(decision_id=f"d{{number}}", state=state, action=Action.NO_ACTION, reward=0.1)
+    outbox.put([written(outcome, 0.0)])
     print(number, flush=True)
 """
     other = subprocess.Popen(
@@ -182,13 +227,71 @@ def test_a_disk_that_refuses_is_waited_for(agent: ScriptedAgent, ask: Ask, kit: 
     assert [one.decision_id for one in agent.taken] == ids
 
 
-def test_what_waits_is_delivered_on_the_way_out(agent: ScriptedAgent, ask: Ask, kit: Any) -> None:
-    host = ask(agent.address)
+def test_what_waits_is_delivered_on_the_way_out(
+    agent: ScriptedAgent, ask: Ask, kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A busy machine may need longer than a host waits; what is left then stays on disk.
+    monkeypatch.setattr("nhm_sched_plugin.advice.remote.agent._LAST_DELIVERY_S", 30.0)
+    host = ask(agent.address, grpc_timeout=30)
     host.decide(None, kit.BUSY)
-    kit.wait_for(lambda: host._plugin._defaults._remote._caller.endpoints.ready(), 20)
+    kit.wait_for(
+        lambda: remote(host).mirror.fresh, 20
+    )  # no decision calls the agent: a late answer would end the calls
     ids = finish(host, kit, 30)
-    host.close()
+    host.close(60.0)
     assert [one.decision_id for one in agent.taken] == ids
+    assert outbox(host).waiting() == 0
+
+
+class LateOutbox(Outbox):
+    """In which something comes just after a look has found nothing more."""
+
+    late: Callable[[], None] | None = None
+
+    def first(self, count: int, after: int = 0) -> list[Waiting]:
+        found = super().first(count, after)
+        if not found and self.late is not None:
+            late, self.late = self.late, None
+            late()
+        return found
+
+
+def test_what_comes_at_the_end_of_a_look_is_waited_for(agent: ScriptedAgent, tmp_path: Path) -> None:
+    metrics, box = Metrics(), LateOutbox(tmp_path / "outbox", 1 << 20)
+    caller = Caller(load_settings({"endpoint": agent.address}).optimizer, metrics)
+    delivery = Delivery(box, caller, metrics, Faults(metrics))
+    try:
+        assert not delivery.wait(0), "nobody has looked yet"
+        box.late = lambda: delivery.put(outcome(1))
+        delivery.deliver()
+        assert not agent.taken
+        assert not delivery.wait(0)
+        delivery.deliver()
+        assert [one.decision_id for one in agent.taken] == ["d1"]
+        assert delivery.wait(0)
+    finally:
+        caller.close()
+        delivery.close()
+
+
+def test_what_the_disk_refuses_to_the_end_is_counted(ask: Ask, kit: Any, tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "outbox").write_text("a file where the folder belongs")
+    host = ask(f"127.0.0.1:{free_port()}")
+    finish(host, kit, 3)
+    host.close()
+    assert kit.counted(host, "nhm_sched_outcomes_sent_total", status="dropped") == 3
+
+
+def test_what_the_disk_takes_again_at_the_end_is_kept(ask: Ask, kit: Any, tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "outbox").write_text("a file where the folder belongs")
+    host = ask(f"127.0.0.1:{free_port()}")
+    finish(host, kit, 3)
+    assert host.flush(20)
+    (tmp_path / "host" / "outbox").unlink()
+    host.close()
+    assert outbox(host).waiting() == 3
 
 
 def test_a_forked_child_decides_and_delivers(process: AgentProcess, ask: Ask, kit: Any) -> None:
@@ -196,7 +299,7 @@ def test_a_forked_child_decides_and_delivers(process: AgentProcess, ask: Ask, ki
     process.start()
     host = ask(process.address)
     host.decide(None, kit.BUSY)
-    kit.wait_for(lambda: host._plugin._defaults._remote.mirror.fresh, 20)
+    kit.wait_for(lambda: remote(host).mirror.fresh, 20)
     ids: list[str] = []
     for _ in range(10):
         ids += finish(host, kit, 5)
@@ -273,13 +376,12 @@ def test_two_hosts_of_one_folder_do_not_send_the_same(agent: ScriptedAgent, ask:
 
 def test_the_oldest_are_dropped_and_counted(ask: Ask, kit: Any) -> None:
     host = ask(f"127.0.0.1:{free_port()}", outbox_max_mb=1)
-    remote = host._plugin._defaults._remote
     state = SchedulingState(queue_depth=3.0, features={f"feature_{number}": 1.0 for number in range(60)})
     until = time.monotonic() + 60
     number = 0
     while not kit.counted(host, "nhm_sched_outcomes_sent_total", status="dropped"):
         assert time.monotonic() < until
-        remote.delivery.put(
+        remote(host).delivery.put(
             Experience(decision_id=f"d{number}", state=state, action=Action.NO_ACTION, reward=0.1, next_state=state)
         )
         number += 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from nhm_sched_plugin import Reason, SchedulerHost
 from nhm_sched_plugin.advice.remote import gate
 from nhm_sched_plugin.errors import AgentUnavailableError
+from tests.advice.conftest import remote
 from tests.advice.scripted import ScriptedAgent
 
 Ask = Callable[..., SchedulerHost]
@@ -37,6 +39,26 @@ def in_child(check: Callable[[], bool]) -> bool:
         finally:
             os._exit(code)
     return os.waitpid(child, 0)[1] == 0
+
+
+@contextlib.contextmanager
+def somebody_stuck() -> Iterator[None]:
+    """A thread inside that cannot be called out."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def stubborn() -> None:
+        with gate.inside():
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=stubborn)
+    thread.start()
+    assert entered.wait(10)
+    try:
+        yield
+    finally:
+        leave.set()
+        thread.join()
 
 
 def usable() -> bool:
@@ -77,21 +99,10 @@ def test_a_call_that_begins_during_a_fork_is_cancelled_at_once() -> None:
 
 
 def test_a_child_forked_in_the_middle_of_a_call_leaves_grpc_alone() -> None:
-    entered, leave = threading.Event(), threading.Event()
-
-    def stubborn() -> None:
-        with gate.inside():
-            entered.set()
-            leave.wait(30)
-
-    thread = threading.Thread(target=stubborn)
-    thread.start()
-    assert entered.wait(10)
     began = time.monotonic()
-    assert in_child(lambda: not usable() and in_child(lambda: not usable())), "nor do its own children use it"
-    assert time.monotonic() - began < 20
-    leave.set()
-    thread.join()
+    with somebody_stuck():
+        assert in_child(lambda: not usable() and in_child(lambda: not usable())), "nor do its own children use it"
+        assert time.monotonic() - began < 20
     assert usable()
     assert in_child(usable)
 
@@ -99,25 +110,14 @@ def test_a_child_forked_in_the_middle_of_a_call_leaves_grpc_alone() -> None:
 def test_such_a_child_decides_from_the_mirror(agent: ScriptedAgent, ask: Ask, kit: Any) -> None:
     host = ask(agent.address)
     host.decide(None, kit.BUSY)
-    kit.wait_for(lambda: host._plugin._defaults._remote.mirror.fresh, 20)
-    entered, leave = threading.Event(), threading.Event()
-
-    def stubborn() -> None:
-        with gate.inside():
-            entered.set()
-            leave.wait(30)
-
-    thread = threading.Thread(target=stubborn)
-    thread.start()
-    assert entered.wait(10)
+    kit.wait_for(lambda: remote(host).mirror.fresh, 20)
 
     def decides() -> bool:
         decision = host.decide(None, kit.BUSY)
         return decision.forecast is not None and decision.reason is not Reason.OPTIMIZER_UNAVAILABLE
 
-    assert in_child(decides)
-    leave.set()
-    thread.join()
+    with somebody_stuck():
+        assert in_child(decides)
 
 
 def test_the_gate_waits_for_nobody_who_is_not_there() -> None:

@@ -7,12 +7,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from nhm_sched_plugin import Action, SchedulingState
-from nhm_sched_plugin.advice.remote.outbox import Outbox, batches
+from nhm_sched_plugin.advice.remote.outbox import LARGEST, Outbox, batches, written
 from nhm_sched_plugin.errors import SpoolError
 from nhm_sched_plugin.types import Experience
 
@@ -31,13 +34,17 @@ def experience(number: int) -> Experience:
     )
 
 
+def put(outbox: Outbox, numbers: Iterable[int]) -> int:
+    return outbox.put([written(experience(number), 0.0) for number in numbers])
+
+
 def ids(outbox: Outbox) -> list[str]:
     return [one.experience.decision_id for batch in batches(outbox, 7) for one in batch]
 
 
 def test_first_in_first_out_and_whole(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox", MB)
-    assert outbox.put([experience(n) for n in range(10)]) == 0
+    assert put(outbox, range(10)) == 0
     again = Outbox(tmp_path / "outbox", MB)  # as another process, or this one after a restart
     assert ids(again) == [f"d{n}" for n in range(10)]
     assert again.first(1)[0].experience == experience(0)
@@ -48,16 +55,59 @@ def test_first_in_first_out_and_whole(tmp_path: Path) -> None:
 
 def test_the_oldest_go_when_it_is_full(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox", MB)
-    dropped = sum(outbox.put([experience(n + i) for i in range(100)]) for n in range(0, 6000, 100))
+    dropped = sum(put(outbox, range(n, n + 100)) for n in range(0, 6000, 100))
     left = ids(outbox)
     assert dropped > 0
     assert left == [f"d{n}" for n in range(dropped, 6000)], "the newest, and every dropped one is counted"
     assert (tmp_path / "outbox" / "spool.sqlite").stat().st_size < 2 * MB
 
 
+def test_the_number_of_those_that_wait_is_kept_and_right(tmp_path: Path) -> None:
+    """Whoever puts in, takes out, sets aside or drops; and without going through all of them each time."""
+    outbox, other = Outbox(tmp_path / "outbox", MB), Outbox(tmp_path / "outbox", MB)
+    assert outbox.waiting() == 0
+    asked: list[str] = []
+    outbox._file.run(lambda connection: connection.set_trace_callback(asked.append))
+
+    def right() -> bool:
+        return outbox.waiting() == len(ids(other))
+
+    put(outbox, range(20))
+    assert right()
+    put(other, range(20, 30))
+    outbox.done([one.seq for one in outbox.first(7)])
+    outbox.done([1, 2, 3])  # gone already
+    outbox.set_aside({outbox.first(1)[0].seq: "no", 2: "gone already"})
+    assert outbox.waiting() == 22
+    assert right()
+    put(other, range(30, 35))
+    assert right()
+    counts = [query for query in asked if "count(*)" in query]
+    assert len(counts) >= 6
+    assert [query for query in counts if "seq > 0" in query] == counts[:1], "all of them were counted once"
+    while not put(outbox, range(100)):
+        pass
+    assert right()
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"decision_id": "\ud800"}, "UnicodeEncodeError"),
+        ({"state": SchedulingState(features={"\udfff": 1.0})}, "UnicodeEncodeError"),
+        ({"parameters": {"target_workers": 1 << 64}}, "OverflowError"),
+        ({"parameters": {"target_workers": object()}}, "TypeError"),
+        ({"parameters": {"note": "x" * LARGEST}}, "at most"),
+    ],
+)
+def test_what_cannot_be_written_down_says_why(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        written(msgspec.structs.replace(experience(1), **given), 0.0)
+
+
 def test_what_is_set_aside_is_out_of_the_way(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox", MB)
-    outbox.put([experience(n) for n in range(3)])
+    put(outbox, range(3))
     outbox.set_aside({outbox.first(1)[0].seq: "the agent said no"})
     assert ids(outbox) == ["d1", "d2"]
     assert outbox.refused() == [("d0", "the agent said no")]
@@ -65,7 +115,7 @@ def test_what_is_set_aside_is_out_of_the_way(tmp_path: Path) -> None:
 
 def test_a_damaged_record_holds_up_nobody(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox", MB)
-    outbox.put([experience(n) for n in range(3)])
+    put(outbox, range(3))
     outbox.close()
     with sqlite3.connect(tmp_path / "outbox" / "spool.sqlite") as connection:
         connection.execute("UPDATE records SET frame = x'00ff' WHERE id = 'd1'")
@@ -76,7 +126,7 @@ def test_a_damaged_record_holds_up_nobody(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_set_aside_and_the_good_records_are_saved(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox", MB)
-    outbox.put([experience(n) for n in range(50)])
+    put(outbox, range(50))
     outbox.close()
     file = tmp_path / "outbox" / "spool.sqlite"
     raw = bytearray(file.read_bytes())
@@ -91,10 +141,10 @@ def test_a_disk_that_refuses_says_so_and_may_come_back(tmp_path: Path) -> None:
     (tmp_path / "outbox").write_text("a file where the folder belongs")
     outbox = Outbox(tmp_path / "outbox", MB)
     with pytest.raises(SpoolError, match="outbox"):
-        outbox.put([experience(1)])
+        put(outbox, [1])
     assert not outbox.take_turn()
     (tmp_path / "outbox").unlink()
-    outbox.put([experience(1)])
+    put(outbox, [1])
     assert ids(outbox) == ["d1"]
     assert outbox.take_turn()
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from nhm_sched_plugin import Outcome, SchedulerHost, SchedulingState
+from nhm_sched_plugin import SchedulerHost
 from nhm_sched_plugin.policy.qtable import QTable
+from tests.advice.conftest import finish, remote
 from tests.advice.scripted import free_port
 
 Ask = Callable[..., SchedulerHost]
 ROOT = Path(__file__).parents[2]
-AFTER = SchedulingState(sla_compliance_rate=0.95)
 
 
 class Served:
@@ -66,22 +66,15 @@ def served(folder: Path) -> Iterator[Served]:
     made.stop(signal.SIGKILL)
 
 
-def finish(host: SchedulerHost, kit: Any, count: int) -> None:
-    for _ in range(count):
-        decision = host.decide(None, kit.BUSY)
-        host.applied(decision)
-        host.finished(Outcome(decision_id=decision.decision_id, state_after=AFTER))
-    assert host.flush(20)
-
-
 def waiting(host: SchedulerHost) -> int:
-    return host._plugin._defaults._remote.delivery.outbox.waiting()  # type: ignore[no-any-return, union-attr]
+    return int(remote(host).delivery.outbox.waiting())
 
 
 def test_what_hosts_live_through_comes_back_as_policy(served: Served, ask: Ask, kit: Any) -> None:
     host = ask(served.address)
     kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q2-3", 60)
     finish(host, kit, 120)
+    assert host.flush(20)
     version = kit.wait_for(
         lambda: (found := host.decide(None, kit.BUSY).policy_version) not in ("", "q2-3") and found, 60
     )
@@ -97,9 +90,11 @@ def test_nothing_is_lost_or_counted_twice_while_the_agent_is_killed(
     kit.wait_for(lambda: host.decide(None, kit.BUSY).forecast, 60)
     for _ in range(3):
         finish(host, kit, 40)
+        assert host.flush(20)
         kit.wait_for(lambda: waiting(host) < 40, 60)
         served.stop(signal.SIGKILL)
         finish(host, kit, 10)
+        assert host.flush(20)
         served.start()
     kit.wait_for(lambda: waiting(host) == 0, 60)
     served.stop()
@@ -113,6 +108,7 @@ def test_an_edge_hands_on_both_ways(served: Served, folder: Path, tmp_path: Path
         host = ask(edge.address)
         kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q2-3", 60)
         finish(host, kit, 30)
+        assert host.flush(20)
         kit.wait_for(lambda: waiting(host) == 0, 60)
     finally:
         edge.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from nhm_sched_plugin import Outcome, Reason, SchedulerHost, SchedulingState, Source, load_settings
-from nhm_sched_plugin.errors import ConfigError, NhmSchedError
-from tests.advice.conftest import learn
+from nhm_sched_plugin.advice.remote.outbox import Outbox
+from nhm_sched_plugin.errors import AgentUnavailableError, ConfigError, NhmSchedError
+from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
+from tests.advice.conftest import learn, remote
 from tests.advice.scripted import ANSWER, ScriptedAgent, free_port
 
 Ask = Callable[..., SchedulerHost]
@@ -24,10 +27,6 @@ AFTER = SchedulingState(sla_compliance_rate=0.95)
 
 def mirror(host: SchedulerHost) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in host.settings.mirror_path.glob("*.json")}
-
-
-def remote(host: SchedulerHost) -> Any:
-    return host._plugin._defaults._remote
 
 
 def in_time(host: SchedulerHost, kit: Any, times: int = 50) -> list[Any]:
@@ -234,6 +233,41 @@ def test_calls_are_counted_by_code(agent: ScriptedAgent, ask: Ask, kit: Any) -> 
     agent.mode = "full"
     kit.wait_for(lambda: calls("GetPolicySnapshot", "ResourceExhausted") >= 1, 20)
     assert 0 <= kit.counted(host, "nhm_sched_mirror_age_seconds") < 60
+
+
+def test_another_budget_holds_for_calls_too(agent: ScriptedAgent, ask: Ask, kit: Any) -> None:
+    host = ask(agent.address)
+    mirrored(host, kit)
+    longer = host.settings.optimizer.model_copy(update={"decision_budget_ms": 2.5 * BUDGET_S * 1000})
+    host._plugin._reconfigure(host.settings.model_copy(update={"optimizer": longer}))
+    agent.mode = "hang"
+    began = time.perf_counter()
+    with pytest.raises(AgentUnavailableError):
+        remote(host).ask("GetLoadForecast", lambda: pb.ForecastRequest(horizon_minutes=60))
+    assert time.perf_counter() - began > BUDGET_S
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"recording": {"hash_fields": ["ticket_id"], "hash_key_file": "none"}},
+        {"metrics": {"enabled": True, "port": 0, "token_file": "none"}},
+    ],
+)
+def test_a_start_that_fails_leaves_no_thread_and_no_lock(
+    agent: ScriptedAgent, kit: Any, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    def threads() -> set[threading.Thread]:
+        return {one for one in threading.enumerate() if one.name.startswith("nhm-sched")}
+
+    before = threads()
+    data = tmp_path / "host"
+    with pytest.raises(ConfigError):
+        kit.start({"data_dir": str(data), "optimizer": {"endpoint": agent.address}, **wrong}, built_in=True)
+    kit.wait_for(lambda: threads() <= before)
+    outbox = Outbox(data / "outbox", 1 << 20)
+    assert outbox.take_turn()
+    outbox.close()
 
 
 def test_a_token_in_plain_text_is_a_wrong_setting(tmp_path: Path, ask: Ask) -> None:

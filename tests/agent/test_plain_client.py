@@ -9,80 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from specified import AGREED
 
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 from nhm_sched_plugin.pb import optimizer_agent_pb2_grpc as services
 
 PATIENCE_S = 120.0
-PROTO = """
-syntax = "proto3";
-
-service OptimizerAgent {
-    rpc GetLoadForecast(ForecastRequest) returns (ForecastResponse);
-    rpc GetSchedulingRecommendation(StateRequest) returns (RecommendationResponse);
-    rpc RecordActionOutcome(OutcomeRequest) returns (OutcomeResponse);
-}
-
-message ForecastRequest {
-    int32 horizon_minutes = 1;
-    string task_type = 2;
-    string risk_band = 3;
-}
-
-message ForecastResponse {
-    int32 predicted_volume = 1;
-    float confidence = 2;
-    int32 forecast_horizon_minutes = 3;
-    float resource_demand_cpu = 4;
-    float resource_demand_memory = 5;
-    float bottleneck_probability = 6;
-    int64 timestamp = 7;
-}
-
-message StateRequest {
-    optional double queue_depth = 1;
-    optional double active_workers = 2;
-    optional double avg_task_duration_ms = 3;
-    optional double sla_compliance_rate = 4;
-    optional double predicted_load_1h = 5;
-    optional double predicted_load_6h = 6;
-    optional double resource_cpu_avg = 7;
-    optional double resource_memory_avg = 8;
-    string task_type = 9;
-    string risk_band = 10;
-}
-
-message RecommendationResponse {
-    string action = 1;
-    float confidence = 2;
-    map<string, string> parameters = 3;
-    string justification = 4;
-    float expected_improvement = 5;
-    float risk_score = 6;
-    bool is_exploration = 7;
-    string decision_id = 8;
-    string policy_version = 9;
-    string state_hash = 10;
-    int64 timestamp = 11;
-}
-
-message OutcomeRequest {
-    StateRequest state = 1;
-    string action = 2;
-    double reward = 3;
-    optional StateRequest next_state = 4;
-    string decision_id = 5;
-    bool applied = 6;
-    string rejection_reason = 7;
-    string arm = 8;
-}
-
-message OutcomeResponse {
-    bool accepted = 1;
-    int64 updates = 2;
-    double q_value = 3;
-}
-"""
 CLIENT = """
 import json, sys
 folder, libraries, address = sys.argv[1:]
@@ -131,7 +63,7 @@ def test_the_printed_interface_is_enough(kit: Any, command: Any, tmp_path: Path)
     libraries.mkdir()
     for name in LIBRARIES:
         (libraries / name).symlink_to(Path(grpc.__file__).parents[1] / name)
-    (folder / "client.proto").write_text(PROTO)
+    (folder / "client.proto").write_text(AGREED)
     # Isolated: no variables, no current folder, no site-packages; of them the libraries above, nothing of ours.
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", CLIENT, str(folder), str(libraries), agent.address],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from nhm_sched_plugin import Action, Arm, Reason
+from nhm_sched_plugin.settings import HOT_OPTIMIZER
+from nhm_sched_plugin.settings_agent import OptimizerSettings
 
 WITHIN_S = 5.0
 
@@ -106,6 +109,37 @@ def test_what_needs_a_restart_stays_and_the_rest_is_taken_over(kit: Any, config:
     kit.wait_for(lambda: host.decide(kit.TICKET, kit.BUSY).reason is Reason.VETOED, WITHIN_S)
     assert host._plugin.settings.recording.enabled is True
     assert host._plugin.settings.hooks_dir is None
+
+
+COLD = {
+    "endpoint": "127.0.0.1:9",
+    "grpc_timeout": 1,
+    "mirror_interval_s": 2,
+    "mirror_max_age_s": 9,
+    "outbox_max_mb": 1,
+    "token_file": "token",
+    "tls": True,
+    "tls_ca_file": "ca.pem",
+    "tls_cert_file": "cert.pem",
+    "tls_key_file": "key.pem",
+    "tls_server_name": "agent",
+}
+
+
+def test_how_the_agent_is_reached_needs_a_restart_and_is_named(
+    kit: Any, config: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert {*COLD, *HOT_OPTIMIZER} == set(OptimizerSettings.model_fields), "a new key: does a running host follow it?"
+    caplog.set_level("INFO", "nhm_sched_plugin")
+    host = kit.start(config(0))
+    before = host._plugin.settings.optimizer
+    hot = {"recommendation_confidence_threshold": 0.95, "forecast_volume_threshold": 7, "forecast_horizon_minutes": 120}
+    config(100, f"optimizer: {json.dumps(COLD | hot)}\nrecording: {{enabled: false}}\n")
+    kit.wait_for(lambda: host.decide(kit.TICKET, kit.BUSY).reason is Reason.CONFIDENCE_BELOW_THRESHOLD, WITHIN_S)
+    said = next(one.getMessage() for one in caplog.records if "configuration reloaded" in one.getMessage())
+    named = said.partition("restart for changes in: ")[2].split(", ")
+    assert named == ["recording", *(f"optimizer.{name}" for name in before.model_dump() if name in COLD)]
+    assert host._plugin.settings.optimizer == before.model_copy(update=hot)
 
 
 BOOK = """

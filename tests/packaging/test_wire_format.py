@@ -10,40 +10,12 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from grpc_tools import protoc
+from specified import PRINTED
 
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 from nhm_sched_plugin.types import STATE_FIELDS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-
-# The interface as the specification prints it, word for word; the two messages that it names without printing them
-# are empty here, as a client built from nothing else would have them.
-SPECIFIED = """
-syntax = "proto3";
-message StateRequest {}
-message RecommendationResponse {}
-
-service OptimizerAgent {
-    rpc GetLoadForecast(ForecastRequest) returns (ForecastResponse);
-    rpc GetSchedulingRecommendation(StateRequest) returns (RecommendationResponse);
-}
-
-message ForecastRequest {
-    int32 horizon_minutes = 1;
-    string task_type = 2;
-    string risk_band = 3;
-}
-
-message ForecastResponse {
-    int32 predicted_volume = 1;
-    float confidence = 2;
-    int32 forecast_horizon_minutes = 3;
-    float resource_demand_cpu = 4;
-    float resource_demand_memory = 5;
-    float bottleneck_probability = 6;
-    int64 timestamp = 7;
-}
-"""
 
 
 def load_generator() -> ModuleType:
@@ -58,7 +30,7 @@ def load_generator() -> ModuleType:
 @pytest.fixture(scope="module")
 def specified(tmp_path_factory: pytest.TempPathFactory) -> descriptor_pool.DescriptorPool:
     folder = tmp_path_factory.mktemp("specified")
-    (folder / "client.proto").write_text(SPECIFIED)
+    (folder / "client.proto").write_text(PRINTED)
     compiled = folder / "client.bin"
     assert protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={compiled}", "client.proto"]) == 0
     pool = descriptor_pool.DescriptorPool()

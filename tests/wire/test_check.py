@@ -10,15 +10,13 @@ import pytest
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
 from nhm_sched_plugin.types import STATE_FIELDS, Action, Arm
 from nhm_sched_plugin.wire.check import (
-    MOST_ENTRIES,
-    MOST_NAME,
-    MOST_TEXT,
     InvalidFieldError,
     check_forecast_request,
     check_outcome_request,
     check_snapshot_request,
     check_state_request,
 )
+from nhm_sched_plugin.wire.limits import MOST_ENTRIES, MOST_NAME, MOST_TEXT
 
 SHARES = ("sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg")
 STATE = pb.StateRequest(queue_depth=3, active_workers=2)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["RemoteAgent"]
 
 CALLS_SHARE = 0.6
-"""Of a decision's budget may go to calls; the rules need the rest when they are in vain."""
+"""Of a decision's budget may go to one call; the rules need the rest when it is in vain."""
 _LAST_DELIVERY_S = 2.0
 
 
@@ -34,7 +34,7 @@ class RemoteAgent:
 
     def __init__(self, settings: Settings, metrics: Metrics, faults: Faults) -> None:
         self._faults = faults
-        self._budget_s = settings.optimizer.decision_budget_ms / 1000 * CALLS_SHARE
+        self.use(settings)
         self.addresses = ", ".join(settings.optimizer.endpoint or ())
         self._caller = Caller(settings.optimizer, metrics)
         self._readers: list[Callable[[], None]] = []
@@ -43,6 +43,10 @@ class RemoteAgent:
         self.delivery = Delivery(outbox, self._caller, metrics, faults)
         self._mirroring = Loop("nhm-sched-mirror", self.mirror.look, self._failed)
         self._delivering = Loop("nhm-sched-outbox", self.delivery.deliver, self._failed)
+
+    def use(self, settings: Settings) -> None:
+        """Take over the budget of decisions: of what is set here, the only thing that may change in a running host."""
+        self._budget_s = settings.optimizer.decision_budget_ms / 1000 * CALLS_SHARE
 
     def read_by(self, refresh: Callable[[], None]) -> None:
         """Have this called, in the mirror's thread, after the files were replaced."""

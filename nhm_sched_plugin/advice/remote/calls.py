@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.advice.remote.endpoints import Chosen, Endpoint, Endpoints
 from nhm_sched_plugin.advice.remote.gate import cancellable, inside
-from nhm_sched_plugin.advice.remote.status import RETRIED, ended, parsed, unavailable
+from nhm_sched_plugin.advice.remote.status import RETRIED, ended, failed, parsed
 from nhm_sched_plugin.errors import AgentUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ class Caller:
         try:
             raw = call(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
-            ended(self._metrics, chosen, method, error.code().name, at_once=True)
-            raise unavailable(chosen, error) from None
+            raise failed(self._metrics, chosen, method, error, at_once=True) from None
         return parsed(self._metrics, chosen, method, raw, at_once=True)
 
     def _taken(self, chosen: Chosen, method: str, sent: Any) -> Any:
@@ -138,8 +137,7 @@ class Caller:
             ended(self._metrics, chosen, method, "CANCELLED")
             return AgentUnavailableError("CANCELLED", "interrupted by a fork of this process")
         except grpc.RpcError as error:
-            ended(self._metrics, chosen, method, error.code().name)
-            return unavailable(chosen, error)
+            return failed(self._metrics, chosen, method, error)
         except AgentUnavailableError as error:
             return error
 
@@ -190,5 +188,5 @@ def _stops(answer: Any) -> AgentUnavailableError | None:
 
 
 _ABOUT_ONE_REQUEST: Final = frozenset(
-    {"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INTERNAL", "UNKNOWN", "garbage"}
+    {"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "INTERNAL", "UNKNOWN", "garbage", "too_long"}
 )

@@ -1,20 +1,21 @@
 """Brings the outcomes in the outbox to the agent: in order, several under way at a time, until it has them.
 
 An outcome leaves the outbox when the agent has confirmed it, so after a crash some are sent twice; the agent counts
-each decision once. One that the agent refuses as wrong is set aside and holds up nobody. One process of a host
-delivers; when it ends, another takes over.
+each decision once. One that the agent refuses as wrong is set aside and holds up nobody; one that cannot even be
+written down never gets in. One process of a host delivers; when it ends, another takes over.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.advice.remote.calls import Caller
-from nhm_sched_plugin.advice.remote.outbox import Outbox, Waiting, batches
-from nhm_sched_plugin.errors import AgentUnavailableError
+from nhm_sched_plugin.advice.remote.outbox import Outbox, Waiting, Written, batches, written
+from nhm_sched_plugin.errors import AgentUnavailableError, SpoolError
 from nhm_sched_plugin.forks import renew_after_fork
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ _LOOK_S: Final = 1.0
 _SOON_S: Final = 0.05
 _IN_MEMORY: Final = 10_000
 """Outcomes kept while the disk refuses; beyond them the oldest go."""
-_WRONG: Final = frozenset({"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION"})
-"""Codes that say that this outcome will never be taken."""
+_WRONG: Final = frozenset({"INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "too_long"})
+"""Reasons that say that this outcome will never be taken."""
 
 
 class Delivery:
@@ -41,7 +42,7 @@ class Delivery:
     def __init__(self, outbox: Outbox, caller: Caller, metrics: Metrics, faults: Faults) -> None:
         self.outbox, self._caller, self._metrics, self._faults = outbox, caller, metrics, faults
         self._at_once = 1
-        self._held: deque[Experience] = deque(maxlen=_IN_MEMORY)
+        self._held: deque[Written] = deque(maxlen=_IN_MEMORY)
         self.after_fork()
         renew_after_fork(self)
 
@@ -49,15 +50,26 @@ class Delivery:
         """What the disk would not take in the parent is the parent's."""
         self._lock = threading.Lock()
         self._held.clear()
-        self._idle = threading.Event()
+        self._settled = threading.Condition()
+        self._came, self._seen_to = 0, -1
+        """Outcomes put in here, and how many of them had come when a look last left nothing to do."""
 
     def put(self, experience: Experience) -> None:
-        """Keep it on disk. Raises `SpoolError` while the disk refuses; it is kept in memory then."""
+        """Keep it on disk. Raises `SpoolError` while the disk refuses; it is kept in memory then.
+
+        One that cannot be written down is refused: counted, and logged once for each cause.
+        """
+        try:
+            outcome = written(experience, time.time())
+        except ValueError as error:
+            self._metrics.child("outcomes_sent", "unwritable").inc()
+            self._faults.report("outbox", f"an outcome is not sent, since it cannot be written down: {error}")
+            return
         with self._lock:
             if len(self._held) == _IN_MEMORY:
                 self._metrics.child("outcomes_sent", "dropped").inc()
-            self._held.append(experience)
-            self._idle.clear()
+            self._held.append(outcome)
+            self._came += 1
             self._write()
 
     def save(self) -> None:
@@ -78,13 +90,14 @@ class Delivery:
 
     def deliver(self) -> float:
         """Send what waits; returns the seconds until the next look. Raises `SpoolError`."""
-        self.save()
+        with self._lock:
+            came = self._came
+            self._write()
         if not self.outbox.take_turn():
-            self._idle.set()  # what is on disk is another process' to deliver
+            self._settle(came)  # what is on disk is another process' to deliver
             return _LOOK_S
         self._metrics.child("outbox_waiting").set(self.outbox.waiting())
         for batch in batches(self.outbox, BATCH):
-            self._idle.clear()
             try:
                 problem = self._send(batch)
             except AgentUnavailableError as error:
@@ -96,12 +109,18 @@ class Delivery:
                 self._faults.report("outbox", str(problem))
                 return min(max(self._caller.endpoints.wait_s(), _SOON_S), _LOOK_S)
             self._at_once = min(2 * self._at_once, MOST_AT_ONCE)
-        self._idle.set()
+        self._settle(came)
         return _LOOK_S
 
+    def _settle(self, came: int) -> None:
+        with self._settled:
+            self._seen_to = came
+            self._settled.notify_all()
+
     def wait(self, timeout_s: float) -> bool:
-        """Wait until nothing is left to do for this process; False when that took longer."""
-        return self._idle.wait(timeout_s)
+        """Wait until nothing that was put in is left to do for this process; False when that took longer."""
+        with self._settled:
+            return self._settled.wait_for(lambda: self._seen_to >= self._came, timeout_s)
 
     def _send(self, batch: Sequence[Waiting]) -> AgentUnavailableError | None:
         """One batch; the error that keeps some of it here, if any. Raises `AgentUnavailableError`."""
@@ -132,6 +151,15 @@ class Delivery:
         self._metrics.child("outbox_waiting").set(self.outbox.waiting())
 
     def close(self) -> None:
+        """Whatever the agent does not have yet waits on disk; what that still refuses is lost, counted and told."""
+        try:
+            self.save()
+        except SpoolError as error:
+            with self._lock:
+                lost = len(self._held)
+                self._held.clear()
+            self._metrics.child("outcomes_sent", "dropped").inc(lost)
+            self._faults.report("outbox", f"{lost} outcomes are lost, since the host ends: {error}")
         self.outbox.close()
 
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nhm_sched_plugin.advice.remote.calls import Caller
 from nhm_sched_plugin.errors import AgentUnavailableError, ModelError
 from nhm_sched_plugin.files import replace_file, stamp
-from nhm_sched_plugin.forecasting.table import read_table
+from nhm_sched_plugin.forecasting.table import parse_table
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.qtable import QTable
@@ -195,27 +194,14 @@ class Mirror:
         if hashlib.sha256(content).hexdigest() != etag:
             raise ModelError("it does not match its etag (damaged on its way)")
         if table.name == "forecast":
-            self._replace({self.forecast_path: content}, {self.forecast_path: read_table})
+            parse_table(content, self.forecast_path.name)
+            replace_file(self.forecast_path, content)
             return
         q_table, planner = unpack_policy(content)
-        parts = (
-            {self.q_table_path: q_table}
-            if planner is None
-            else {self.planner_path: planner, self.q_table_path: q_table}
-        )
-        self._replace(parts, {self.q_table_path: QTable.load, self.planner_path: DemandModel.load})
+        QTable.parse(q_table, self.q_table_path.name)
+        if planner is not None:
+            DemandModel.parse(planner, self.planner_path.name)
+            replace_file(self.planner_path, planner)
+        replace_file(self.q_table_path, q_table)
         if planner is None:
             self.planner_path.unlink(missing_ok=True)
-
-    def _replace(self, contents: Mapping[Path, bytes], readers: Mapping[Path, Callable[[Path], object]]) -> None:
-        """All of them, in this order, or none. Raises `ModelError` where one cannot be read as its readers will."""
-        with tempfile.TemporaryDirectory(prefix="nhm-sched-") as folder:
-            for path, content in contents.items():
-                copy = Path(folder, path.name)
-                copy.write_bytes(content)
-                try:
-                    readers[path](copy)
-                except ModelError as error:
-                    raise ModelError(str(error).replace(str(copy), path.name)) from None
-        for path, content in contents.items():
-            replace_file(path, content)

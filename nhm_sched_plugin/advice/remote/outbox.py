@@ -21,16 +21,49 @@ from nhm_sched_plugin.store.frames import decode_experience, encode
 from nhm_sched_plugin.store.spool_file import SpoolFile
 from nhm_sched_plugin.types import Experience
 
-__all__ = ["Outbox", "Waiting"]
+__all__ = ["Outbox", "Waiting", "Written", "written"]
 
 KEPT_ASIDE: Final = 1000
 """Outcomes that the agent refused; of more, the oldest are forgotten."""
+LARGEST: Final = 512 * 1024
+"""Bytes of one outcome, more than the agent takes of any: a larger one would cost many others their place."""
 _DROPPED_AT_ONCE: Final = 256
+_COUNTED_FOR_S: Final = 60.0
+
+
+class Written(NamedTuple):
+    """An outcome as it is kept."""
+
+    decision_id: str
+    frame: bytes
 
 
 class Waiting(NamedTuple):
     seq: int
     experience: Experience
+
+
+class _Count(NamedTuple):
+    inode: tuple[int, int]
+    until: float
+    """Monotonic seconds: then it is counted again, since other processes may have dropped some."""
+    waiting: int
+    last: int
+    """What has a higher `seq` is not counted yet."""
+
+
+_NOTHING: Final = _Count((0, 0), 0.0, 0, 0)
+
+
+def written(experience: Experience, now: float) -> Written:
+    """The outcome as it is kept; `now` in Unix seconds. Raises `ValueError` that says why it cannot be written down."""
+    try:
+        frame = encode(experience, now)
+    except (TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if len(frame) > LARGEST:
+        raise ValueError(f"it takes {len(frame)} bytes; at most {LARGEST} are kept")
+    return Written(experience.decision_id, frame)
 
 
 class Outbox:
@@ -45,6 +78,7 @@ class Outbox:
         self.path, self._max_bytes, self._clock = path, max_bytes, clock
         self._file = SpoolFile(path, clock)
         self._turn: int | None = None
+        self._counted = _NOTHING
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -53,10 +87,9 @@ class Outbox:
         if turn is not None:
             os.close(turn)
 
-    def put(self, experiences: Sequence[Experience]) -> int:
+    def put(self, outcomes: Sequence[Written]) -> int:
         """Keep them; when this returns they survive `kill -9`. Returns how many older ones had to go for them."""
-        now = self._clock()
-        rows = [("experience", one.decision_id, encode(one, now)) for one in experiences]
+        rows = [("experience", *one) for one in outcomes]
         more = sum(len(row[2]) for row in rows)
 
         def write(connection: sqlite3.Connection) -> int:
@@ -72,6 +105,8 @@ class Outbox:
                 dropped += gone
             connection.executemany("INSERT INTO records (kind, id, frame) VALUES (?, ?, ?)", rows)
             connection.execute("COMMIT")
+            if dropped:
+                self._counted = _NOTHING
             return dropped
 
         return self._file.run(write)
@@ -99,8 +134,10 @@ class Outbox:
 
         def delete(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("DELETE FROM records WHERE seq = ?", [(seq,) for seq in seqs])
+            self._count(connection)
+            gone = connection.executemany("DELETE FROM records WHERE seq = ?", [(seq,) for seq in seqs]).rowcount
             connection.execute("COMMIT")
+            self._gone(gone)
             if connection.execute("SELECT 1 FROM records LIMIT 1").fetchone() is None:
                 connection.execute("PRAGMA incremental_vacuum").fetchall()
 
@@ -112,33 +149,43 @@ class Outbox:
 
         def move(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN IMMEDIATE")
+            self._count(connection)
+            gone = 0
             for seq, reason in reasons.items():
                 connection.execute(
                     "INSERT INTO quarantine (kind, id, frame, reason, at) "
                     "SELECT kind, id, frame, ?, ? FROM records WHERE seq = ?",
                     (reason, self._clock(), seq),
                 )
-                connection.execute("DELETE FROM records WHERE seq = ?", (seq,))
+                gone += connection.execute("DELETE FROM records WHERE seq = ?", (seq,)).rowcount
             connection.execute(
                 "DELETE FROM quarantine WHERE seq <= (SELECT max(seq) FROM quarantine) - ?", (KEPT_ASIDE,)
             )
             connection.execute("COMMIT")
+            self._gone(gone)
 
         self._file.run(move)
 
     def waiting(self) -> int:
-        """How many there are."""
-        return self._count("records")
+        """How many there are. Cheap: what is new is counted, and all of them once a minute."""
+        return self._file.run(self._count)
+
+    def _count(self, connection: sqlite3.Connection) -> int:
+        known, now = self._counted, time.monotonic()
+        if known.inode != self._file.inode or now > known.until:
+            known = _Count(self._file.inode, now + _COUNTED_FOR_S, 0, 0)
+        new, last = connection.execute("SELECT count(*), max(seq) FROM records WHERE seq > ?", (known.last,)).fetchone()
+        self._counted = known._replace(waiting=known.waiting + new, last=known.last if last is None else last)
+        return self._counted.waiting
+
+    def _gone(self, number: int) -> None:
+        self._counted = self._counted._replace(waiting=self._counted.waiting - number)
 
     def refused(self) -> list[tuple[str, str]]:
         """Decision id and reason of those set aside, oldest first."""
         return self._file.run(
             lambda connection: connection.execute("SELECT id, reason FROM quarantine ORDER BY seq").fetchall()
         )
-
-    def _count(self, table: str) -> int:
-        query = f"SELECT count(*) FROM {table}"  # noqa: S608 - one of our own two names
-        return self._file.run(lambda connection: int(connection.execute(query).fetchone()[0]))
 
     def take_turn(self) -> bool:
         """Be the one process that takes out; False while it is another's. Kept until `close` or the process ends."""

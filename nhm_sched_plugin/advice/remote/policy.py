@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,18 +14,15 @@ from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.errors import AgentUnavailableError
 from nhm_sched_plugin.hookchecks import accepted_from_part
 from nhm_sched_plugin.policy.learning import Baseline, QPolicy
-from nhm_sched_plugin.types import STATE_FIELDS, Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
+from nhm_sched_plugin.types import Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
+from nhm_sched_plugin.wire.limits import MOST_ENTRIES, MOST_NUMBER, STATE_LIMITS, is_name
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.policy.demand import DemandModel
     from nhm_sched_plugin.policy.qtable import QTable
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["RemotePolicy"]
-
-_SHARES: Final = frozenset({"sla_compliance_rate", "resource_cpu_avg", "resource_memory_avg"})
-_MOST_FEATURES: Final = 64
-_MOST: Final = 1e15
+__all__ = ["RemotePolicy", "sendable"]
 
 
 class RemotePolicy:
@@ -77,8 +75,8 @@ class RemotePolicy:
         def request() -> Any:
             from nhm_sched_plugin.wire.convert import state_request
 
-            about = (None, None) if ticket is None else (ticket.task_type, ticket.risk_band)
-            return state_request(_sendable(state), *about)
+            about = () if ticket is None else (ticket.task_type, ticket.risk_band)
+            return state_request(sendable(state), *(name if is_name(name) else None for name in about))
 
         answer = self._agent.ask("GetSchedulingRecommendation", request)
         from nhm_sched_plugin.wire.convert import recommendation_of
@@ -103,7 +101,7 @@ class RemotePolicy:
         """Have the agent learn it, as soon as it can be reached. Raises `SpoolError` while the disk refuses."""
         after = experience.next_state
         clean = msgspec.structs.replace(
-            experience, state=_sendable(experience.state), next_state=None if after is None else _sendable(after)
+            experience, state=sendable(experience.state), next_state=None if after is None else sendable(after)
         )
         try:
             self._agent.delivery.put(clean)
@@ -126,17 +124,17 @@ class RemotePolicy:
         )
 
 
-def _sendable(state: SchedulingState) -> SchedulingState:
-    """The state as the agent takes it: what it would refuse is not known."""
-    given: Mapping[str, Any] = {
-        name: _within(getattr(state, name), 1.0 if name in _SHARES else _MOST) for name in STATE_FIELDS
-    }
-    features = {name: number for name, value in state.features.items() if (number := known(value)) is not None}
-    if len(features) > _MOST_FEATURES:
-        features = dict(list(features.items())[:_MOST_FEATURES])
-    return SchedulingState(**given, features=features)
+def sendable(state: SchedulingState) -> SchedulingState:
+    """The state as the agent takes it: what it would refuse is not known. Never raises."""
+    given: dict[str, Any] = {name: _within(getattr(state, name), 0.0, most) for name, most in STATE_LIMITS.items()}
+    features = (
+        (name, number)
+        for name, value in state.features.items()
+        if is_name(name) and (number := _within(value, -MOST_NUMBER, MOST_NUMBER)) is not None
+    )
+    return SchedulingState(**given, features=dict(islice(features, MOST_ENTRIES)))
 
 
-def _within(value: Any, most: float) -> float | None:
+def _within(value: Any, least: float, most: float) -> float | None:
     number = known(value)
-    return number if number is not None and 0.0 <= number <= most else None
+    return number if number is not None and least <= number <= most else None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nhm_sched_plugin.observe.metrics import Metrics
     from nhm_sched_plugin.settings_agent import OptimizerSettings
 
-__all__ = ["RETRIED", "SERVICE", "ended", "explained", "parsed", "unavailable"]
+__all__ = ["RETRIED", "SERVICE", "ended", "explained", "failed", "parsed"]
 
 SERVICE: Final = "OptimizerAgent"
 RETRIED: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
@@ -20,28 +20,41 @@ RETRIED: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"})
 _ILL: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "DATA_LOSS"})
 """Codes of an address that is not well. With any other the agent there has answered: what it thinks of the caller."""
 
+_TOO_LONG: Final = "message larger than max"
 
-def ended(metrics: Metrics, chosen: Chosen, method: str, code: str, *, at_once: bool = False) -> None:
+
+def ended(
+    metrics: Metrics, chosen: Chosen, method: str, code: str, *, at_once: bool = False, well: bool = False
+) -> None:
     """Count a call, and tell the breaker how it went.
 
     Args:
         code: the gRPC status' name.
         at_once: one failure is enough to open.
+        well: the agent has answered, whatever the code says.
     """
     metrics.child("agent_calls", "unary", SERVICE, method, _as_written(code)).inc()
     breaker = chosen.endpoint.breaker
     if code == "CANCELLED":  # by ourselves
         breaker.undecided(chosen.permit)
-    elif code in _ILL:
+    elif code in _ILL and not well:
         breaker.failed(chosen.permit, at_once=at_once)
     else:
         breaker.succeeded()
 
 
-def unavailable(chosen: Chosen, error: Any) -> AgentUnavailableError:
-    """What a caller gets for an `RpcError`; its details name the field that the agent complains about."""
-    details = error.details() or "no details"
-    return AgentUnavailableError(error.code().name, f"{chosen.endpoint.address} says: {details}")
+def failed(
+    metrics: Metrics, chosen: Chosen, method: str, error: Any, *, at_once: bool = False
+) -> AgentUnavailableError:
+    """What a caller gets for an `RpcError`; ends the call as above.
+
+    The details name the field that the agent complains about.
+    """
+    code, details = error.code().name, error.details() or "no details"
+    # gRPC has one code for "too many calls" and for "too long a message"; the second is no sign of an agent in need.
+    too_long = _TOO_LONG in details
+    ended(metrics, chosen, method, code, at_once=at_once, well=too_long)
+    return AgentUnavailableError("too_long" if too_long else code, f"{chosen.endpoint.address} says: {details}")
 
 
 def explained(error: AgentUnavailableError, optimizer: OptimizerSettings) -> str:
@@ -69,6 +82,7 @@ def _unreachable(said: str, optimizer: OptimizerSettings) -> str:
 
 
 _ADVICE: Final = {
+    "too_long": "agent.max_message_bytes there says how long a message may be",
     "UNAUTHENTICATED": "optimizer.token_file names the file with the token",
     "UNIMPLEMENTED": "something else than an optimizer agent listens there",
     "garbage": "something else than an optimizer agent listens there",
