@@ -19,9 +19,11 @@ from nhm_sched_plugin.types import Forecast, Recommendation, SchedulingState, Ti
 if TYPE_CHECKING:
     from nhm_sched_plugin.advice.live import LiveFeed
     from nhm_sched_plugin.advice.remote.agent import RemoteAgent
+    from nhm_sched_plugin.advice.remote.policy import RemotePolicy
     from nhm_sched_plugin.observe.faults import Faults
     from nhm_sched_plugin.observe.metrics import Metrics
     from nhm_sched_plugin.policy.demand import DemandModel
+    from nhm_sched_plugin.policy.learning import QPolicy
     from nhm_sched_plugin.settings import Settings
 
 __all__ = ["DefaultHooks"]
@@ -49,6 +51,7 @@ class DefaultHooks:
         self._clock, self._on_load = clock, on_load
         self._metrics, self._faults = metrics, faults
         self._remote: RemoteAgent | None = None
+        self._own_policy: QPolicy | RemotePolicy | None = None
         self.policy: Policy | None = None
         self.arrivals = ArrivalCounter(settings.planner.startup_s)
         self.live: LiveFeed | None = None
@@ -65,6 +68,8 @@ class DefaultHooks:
         self._last = None
         if self._remote is not None:
             self._remote.use(settings)
+        if self._own_policy is not None:
+            self._own_policy.use(settings.limits)
 
     def rules(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None) -> Recommendation:
         """What the rules would do, limits kept: the policy measures its confidence against this."""
@@ -108,7 +113,7 @@ class DefaultHooks:
         if settings.optimizer.endpoint is not None:
             from nhm_sched_plugin.advice.remote.policy import RemotePolicy
 
-            return RemotePolicy(
+            self._own_policy = RemotePolicy(
                 self._agent(settings),
                 settings,
                 self.rules,
@@ -116,13 +121,15 @@ class DefaultHooks:
                 last_change=lambda: self.last_pool_action_at,
                 on_calibration=self._remember,
             )
-        return QPolicy(
+            return self._own_policy
+        self._own_policy = QPolicy(
             settings,
             self.rules,
             now=self._clock,
             last_change=lambda: self.last_pool_action_at,
             on_calibration=self._remember,
         )
+        return self._own_policy
 
     def _remember(self, model: DemandModel) -> None:
         self.arrivals.remember(model.crowds)

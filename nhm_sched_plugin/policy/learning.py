@@ -32,7 +32,7 @@ from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
 from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.situations import Said, Situations
 from nhm_sched_plugin.policy.steps import Steps, arm_of
-from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.settings import LimitSettings, Settings
 from nhm_sched_plugin.types import Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
 
 __all__ = ["Baseline", "QPolicy", "arm_of"]
@@ -99,6 +99,11 @@ class QPolicy:
             self.refresh()
         except ModelError as error:
             _log.error("%s. Until then the policy starts without experience.", error)
+
+    def use(self, limits: LimitSettings) -> None:
+        """Recommend within these from now on."""
+        self.planner.use(limits)
+        self._situations = Situations(self.planner)
 
     def after_fork(self) -> None:
         """What was learned and not saved yet is the parent's to save; the child saves its own, on top of the file."""

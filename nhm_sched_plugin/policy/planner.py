@@ -35,7 +35,7 @@ from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.demand import ARRIVED, DemandModel
 from nhm_sched_plugin.policy.queueing import workers_for
 from nhm_sched_plugin.policy.state_key import SLA_TARGET
-from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.settings import LimitSettings, Settings
 from nhm_sched_plugin.types import Action, Forecast, ForecastPoint, SchedulingState
 
 __all__ = ["Candidate", "Plan", "Planner", "explain"]
@@ -108,14 +108,17 @@ class Planner:
         self._stamp: tuple[int, int, int] | None = None
         self.startup_s = settings.planner.startup_s
         self.wait_s = settings.planner.sla_wait_s
-        limits = settings.limits
-        self._low, self._high, self._cooldown_s = limits.min_workers, limits.max_workers, limits.cooldown_s
-        self._step = limits.max_step if limits.max_step is not None else limits.max_workers
+        self.use(settings.limits)
         # The hours that begin before a worker ordered now can start.
         self._lead_points = 1 + math.ceil(self.startup_s / 3600)
         # By identity; the forecast is kept beside its rates, so its id cannot be taken by another.
         self._known_rates: dict[int, tuple[tuple[ForecastPoint, ...], tuple[float | None, float | None]]] = {}
         self.refresh()
+
+    def use(self, limits: LimitSettings) -> None:
+        """Plan within these from now on."""
+        self._low, self._high, self._cooldown_s = limits.min_workers, limits.max_workers, limits.cooldown_s
+        self._step = limits.max_step if limits.max_step is not None else limits.max_workers
 
     def refresh(self) -> None:
         """Take over the calibration when its file is new. Never raises."""

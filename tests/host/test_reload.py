@@ -49,6 +49,19 @@ def test_the_percentage_is_taken_over_from_the_file(kit: Any, config: Any) -> No
     kit.wait_for(lambda: host.decide(kit.TICKET, kit.BUSY).arm is Arm.SHADOW, WITHIN_S)
 
 
+def test_new_limits_reach_the_policy_too(kit: Any, config: Any) -> None:
+    """Its target would otherwise stay under the old roof until the next start."""
+    host = kit.start(config(0, "limits: {max_workers: 12, max_step: 200}\n"), built_in=True)
+
+    def target() -> int:
+        said = host._plugin.policy.recommend(kit.TICKET, kit.BUSY, None)
+        return int(said.parameters["target_workers"])
+
+    assert target() == 12
+    config(0, "limits: {max_workers: 200, max_step: 200}\n")
+    kit.wait_for(lambda: target() > 12, WITHIN_S)
+
+
 def test_the_percentage_is_taken_over_from_a_mounted_config_map(kit: Any, config: Any, tmp_path: Path) -> None:
     """The kubelet writes a new folder and swaps the link `..data` in one step; the file's own link stays."""
     mount = tmp_path / "mount"

@@ -20,7 +20,7 @@ from nhm_sched_plugin.wire.limits import MOST_ENTRIES, MOST_NUMBER, STATE_LIMITS
 if TYPE_CHECKING:
     from nhm_sched_plugin.policy.demand import DemandModel
     from nhm_sched_plugin.policy.qtable import QTable
-    from nhm_sched_plugin.settings import Settings
+    from nhm_sched_plugin.settings import LimitSettings, Settings
 
 __all__ = ["RemotePolicy", "sendable"]
 
@@ -55,6 +55,10 @@ class RemotePolicy:
             autosave=False,
         )
         agent.read_by(self.local.refresh)
+
+    def use(self, limits: LimitSettings) -> None:
+        """Recommend within these from now on."""
+        self.local.use(limits)
 
     @property
     def version(self) -> str:
