@@ -31,6 +31,7 @@ from nhm_sched_plugin.decision.rulebook_plain import plain
 from nhm_sched_plugin.decision.rulebook_source import BookSource
 from nhm_sched_plugin.decision.rulebook_variables import VARIABLES, Sentence, VariableReader
 from nhm_sched_plugin.errors import RuleBookError
+from nhm_sched_plugin.recurring import Recurring
 from nhm_sched_plugin.settings import bundled
 from nhm_sched_plugin.types import Action, Forecast, Recommendation, SchedulingState, Ticket
 
@@ -112,7 +113,7 @@ class RuleBook:
         self._choices = (*self._rules, self._otherwise)
         self._reader = VariableReader((text for rule in self._rules for text in rule.texts), shown)
         self._memo: _Memo | None = None
-        self._answers: dict[tuple[Any, ...], Recommendation] = {}
+        self._answers: Recurring[tuple[Any, ...], Recommendation] = Recurring(_MOST_ANSWERS)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RuleBook:
@@ -169,9 +170,7 @@ class RuleBook:
             failed = self._failed_evaluations
             found = self._answer(values)
             if failed == self._failed_evaluations:
-                if len(self._answers) >= _MOST_ANSWERS:
-                    self._answers.clear()
-                self._answers[asked] = found
+                self._answers.keep(asked, found)
         return found
 
     def _answer(self, values: dict[str, Any]) -> Recommendation:

@@ -1,9 +1,9 @@
 """Conditions that are plain arithmetic, in Python: CEL's evaluator takes ten times as long for the same few operations.
 
 What is translated means the same in both: comparisons and arithmetic of doubles and texts, `&&`, `||`, `!`, `? :`,
-`known.NAME`, `math.greatest`, `math.least` and `math.sqrt`. Whole numbers (CEL's overflow), `features` and everything else
-stay CEL's. So do the odd cases of what is translated: a variable that is not known and a division by zero raise here,
-and CEL is asked what they come to.
+`known.NAME`, `math.greatest`, `math.least` and `math.sqrt`. Whole numbers (CEL's overflow), `features` and whatever
+else there is stay CEL's. So do the odd cases of what is translated: a variable that is not known and a division by
+zero raise here, and CEL is asked what they come to.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.situations import Said, Situation
 from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.policy.steps import Steps, arm_of
+from nhm_sched_plugin.recurring import Recurring
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Experience, Forecast, Health, Recommendation, SchedulingState, Ticket
 
@@ -85,7 +86,7 @@ class QPolicy:
         self.version = QTable().version
         self.explores = True
         """Whether the caller ever asks `explore`: where it does not, every propensity is 1."""
-        self._situations: dict[tuple[Any, ...], Situation] = {}
+        self._situations: Recurring[tuple[Any, ...], Situation] = Recurring(_MOST_SITUATIONS)
         self._lock = threading.Lock()
         self._forked = self._handed_over = False
         renew_after_fork(self)
@@ -121,8 +122,8 @@ class QPolicy:
         """The best known action and P(it is at least as good as the baseline's). Never explores, takes no lock.
 
         `propensity` is 1 - epsilon when `explore` has something else to offer, else 1 (also without `explores`); where
-        exploration is off for one decision alone, the caller records 1. What nothing has changed for since it was last
-        asked is answered with the very same object.
+        exploration is off for one decision alone, the caller records 1. What is asked again and again, and nothing has
+        changed for, is answered with the very same object.
         """
         return self._answer(ticket, state, forecast)[0]
 
@@ -218,9 +219,7 @@ class QPolicy:
         key = state_key(state, None if forecast is None else forecast.predicted_volume)
         plan = self.planner.plan(state, forecast)
         found = Situation(forecast, key, plan, self.planner.candidates(plan, state))
-        if len(self._situations) >= _MOST_SITUATIONS:
-            self._situations.clear()
-        self._situations[same] = found
+        self._situations.keep(same, found)
         return found
 
     def _choose(
@@ -309,7 +308,7 @@ class QPolicy:
         before = self.planner.model
         self.planner.refresh()
         if self.planner.model is not before:
-            self._situations = {}
+            self._situations = Recurring(_MOST_SITUATIONS)
             if self.planner.model is not None:
                 self._on_calibration(self.planner.model)
         if self._handed_over:

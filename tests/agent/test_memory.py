@@ -87,7 +87,7 @@ def test_remembered_recommendations_are_those_that_would_be_made(kit: Any, tmp_p
     remembering, plain = advisor(tmp_path / "remembering", clock), advisor(tmp_path / "plain", clock)
     policies: list[Any] = [remembering.policy, plain.policy]
     assert (policies[0].planner.model is not None) is calibrated
-    asked, hits = states(draw, 400), 0
+    asked, hits = states(draw, 80), 0
     last: dict[int, Recommendation] = {}
     for number in range(3000):
         if number % 50 == 0:
