@@ -150,7 +150,8 @@ class RuleBook:
                 and not self._reader.uses_clock
             ):
                 return memo.answer
-            answer = self._remembered(self._reader.read(ticket, state, forecast, reason, now))
+            values = self._reader.read(ticket, state, forecast, reason, now)
+            answer = self._in_python(values) or self._remembered(values)
             # One assignment: never seen half done.
             self._memo = _Memo(ticket, state, forecast, reason, answer)
             return answer
@@ -158,8 +159,19 @@ class RuleBook:
             self._failed("(book)")
             return LAST_RESORT
 
+    def _in_python(self, values: dict[str, Any]) -> Recommendation | None:
+        """The answer as far as it takes plain arithmetic only; made quicker than remembered."""
+        if self._plain is None:
+            return None
+        try:
+            fires, computed = self._plain(values)
+            rule = self._choices[fires]
+            return rule.fixed or _recommendation(rule, _parameters(rule, computed), values)
+        except Exception:  # noqa: BLE001 - something is not known, or not plain: CEL says what it comes to
+            return None
+
     def _remembered(self, values: dict[str, Any]) -> Recommendation:
-        """The answer to these values, which depends on nothing else; one with a failure is made, and counted, anew."""
+        """CEL's answer to these values, which depends on nothing else; one with a failure is made and counted anew."""
         features = values.get("features")
         if features is None:
             asked = (*values, *values.values())
@@ -174,25 +186,18 @@ class RuleBook:
         return found
 
     def _answer(self, values: dict[str, Any]) -> Recommendation:
-        fired, computed = self._first(values)
-        return fired.fixed or _recommendation(fired, fired.constants | computed, values)
+        fired, parameters = self._first(values)
+        return fired.fixed or _recommendation(fired, parameters, values)
 
     def _first(self, values: dict[str, Any]) -> tuple[_Rule, dict[str, Parameter]]:
-        """The first rule that fires, with its computed parameters; else `otherwise`."""
-        if self._plain is not None:
-            try:
-                fires, computed = self._plain(values)
-                rule = self._choices[fires]
-                return rule, _parameters(rule, computed)
-            except Exception:  # noqa: BLE001, S110 - something is not known, or not plain: CEL says what it comes to
-                pass
+        """The first rule that fires, with its parameters; else `otherwise`."""
         values = values | self._reader.booleans(values)
         for expression, rules in self._chunks:
             found = None if expression is None else expression.eval(data=values).plain_value()
             if found == -1:
                 continue
             if type(found) is int:
-                return rules[found], {}
+                return rules[found], rules[found].constants
             if type(found) is list:
                 rule = rules[found[0]]
                 try:
@@ -202,7 +207,7 @@ class RuleBook:
             fired = self._one_by_one(rules, values)
             if fired is not None:
                 return fired
-        return self._otherwise, {}
+        return self._otherwise, self._otherwise.constants
 
     def _one_by_one(self, rules: Sequence[_Rule], values: dict[str, Any]) -> tuple[_Rule, dict[str, Parameter]] | None:
         activation = self._env.Activation(values)
@@ -271,7 +276,10 @@ def _sentence(source: BookSource, text: str, parameters: set[str], at: Sequence[
 
 
 def _parameters(rule: _Rule, computed: Sequence[Any]) -> dict[str, Parameter]:
-    return {name: _checked(name, value) for (name, _), value in zip(rule.computed, computed, strict=True)}
+    found = dict(rule.constants)
+    for (name, _), value in zip(rule.computed, computed, strict=True):
+        found[name] = _checked(name, value)
+    return found
 
 
 def _recommendation(rule: _Rule, parameters: dict[str, Parameter], values: Mapping[str, Any]) -> Recommendation:
