@@ -113,7 +113,9 @@ def _derive(values: dict[str, Any], wanted: frozenset[str], state: SchedulingSta
             if duration_ms is not None:
                 _put_number(values, "offered_load", volume * duration_ms / MS_PER_HOUR)
     if "capacity" in wanted:
-        _put_number(values, "capacity", capacity(state))
+        most = capacity(state)
+        if most is not None:
+            values["capacity"] = most
     if "forecast_confidence" in wanted and forecast is not None:
         _put_number(values, "forecast_confidence", forecast.confidence)
     if "backlog_ratio" in wanted:
