@@ -83,6 +83,7 @@ class Advisor:
         self._hooks = HookManager(ExtensionSpecs, settings.hooks, faults, PARTS)
         self._baseline = Baseline(self._defaults.arrivals, clock)
         self._with_bottleneck = Bottlenecks().filled
+        self._ahead = settings.optimizer.forecast_horizon_minutes
         self._horizons = {minutes: str(minutes) for minutes in settings.ml.forecasting.horizons}
         self._latest: SchedulingState | None = None
         self.pool: float | None = None
@@ -187,7 +188,7 @@ class Advisor:
         counts_itself = bool(given.features) and not ARRIVED.keys().isdisjoint(given.features)
         if ticket is not None and ticket.task_type and not counts_itself:
             self._baseline.observe(now, ticket.task_type)
-        forecast = self._foreseen(self._settings.optimizer.forecast_horizon_minutes, now)
+        forecast = self._foreseen(self._ahead, now)
         state = self._completed(ticket, given, forecast, now, counts_itself=counts_itself)
         pool = capacity(state)
         if pool is not None:

@@ -7,8 +7,10 @@ made, not at each call: the wrapping of an `aio.ServerInterceptor` would be made
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple
 
@@ -186,27 +188,32 @@ class _Count:
 
     def __init__(self, counts: Counts, method: Method) -> None:
         self._counts, self._labels = counts, (method.kind, method.service, method.name)
-        self._begun, self._took = ("rpc_started", *self._labels), ("rpc_seconds", *self._labels)
-        self._ok = ("rpc_handled", *self._labels, "OK")
-        counts.show(self._begun, self._took, self._ok)
-
-    def started(self) -> None:
-        self._counts.count(self._begun)
+        begun = ("rpc_started", *self._labels)
+        counts.show(begun)
+        self.started = functools.partial(counts.count, begun)
+        self._ended: dict[str, deque[float]] = {}
+        self._answered = self._seconds("OK")
 
     def answered(self, began: float) -> None:
         """The call that began then (`perf_counter`) ends now, with an answer."""
-        self._ended(self._ok, began)
+        answered = self._answered
+        answered.append(time.perf_counter() - began)
+        if len(answered) > _MOST_WAITING:
+            self._counts.settle()
 
     def handled(self, code: grpc.StatusCode, began: float) -> None:
         """The same for any other end."""
-        self._ended(("rpc_handled", *self._labels, _go_name(code)), began)
+        seconds = self._seconds(_go_name(code))
+        seconds.append(time.perf_counter() - began)
+        if len(seconds) > _MOST_WAITING:
+            self._counts.settle()
 
-    def _ended(self, how: tuple[str, ...], began: float) -> None:
-        counts = self._counts
-        counts.count(how)
-        counts.observe((self._took, time.perf_counter() - began))
-        if counts.waiting() > _MOST_WAITING:
-            counts.settle()
+    def _seconds(self, code: str) -> deque[float]:
+        found = self._ended.get(code)
+        if found is None:
+            found = self._counts.observed(("rpc_seconds", *self._labels), ("rpc_handled", *self._labels, code))
+            self._ended[code] = found
+        return found
 
 
 def _go_name(code: grpc.StatusCode) -> str:

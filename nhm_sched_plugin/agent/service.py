@@ -19,6 +19,7 @@ from nhm_sched_plugin.background import Pool
 from nhm_sched_plugin.extension import deadline
 from nhm_sched_plugin.ids import new_id
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
+from nhm_sched_plugin.recurring import Recurring
 from nhm_sched_plugin.types import Forecast, Recommendation, SchedulingState, Ticket
 from nhm_sched_plugin.wire import check, convert
 from nhm_sched_plugin.wire.limits import MOST_NAME
@@ -32,8 +33,6 @@ _MOST_REQUESTS: Final = 1024
 """That are kept as they were read,"""
 _LONGEST_REQUEST: Final = 512
 """bytes each at most."""
-_MOST_RECOMMENDATIONS: Final = 1024
-"""That are kept as they are sent, each some 500 bytes."""
 _SLOW_PARTS_S: Final = 5.0
 """What parts that are not ours get for an answer,"""
 _SHARE: Final = 0.7
@@ -63,8 +62,7 @@ class OptimizerService:
         self._threads = Pool(threads, "nhm-sched-advice", wait_in_line=True)
         self._hours = 0
         # Many tickets come between two measurements of a pool: the same bytes.
-        self._requests: dict[bytes, tuple[Ticket | None, SchedulingState]] = {}
-        self._recommendations: dict[int, tuple[Recommendation, bytes]] = {}
+        self._requests: Recurring[bytes, tuple[Ticket | None, SchedulingState]] = Recurring(_MOST_REQUESTS)
         self._answers: dict[tuple[int, str, str], tuple[Forecast, float | None, bytes]] = {}
 
     def methods(self) -> list[Method]:
@@ -110,9 +108,7 @@ class OptimizerService:
         request, given = _checked(pb.StateRequest, raw, check.check_state_request)
         read = convert.ticket_of(request), SchedulingState(**given)
         if len(raw) <= _LONGEST_REQUEST:
-            if len(self._requests) >= _MOST_REQUESTS:
-                self._requests.clear()
-            self._requests[raw] = read
+            self._requests.keep(raw, read)
         return read
 
     async def _said_in_thread(self, context: Any, ticket: Ticket | None, state: SchedulingState) -> bytes:
@@ -121,15 +117,7 @@ class OptimizerService:
     def _said(self, said: Recommendation) -> bytes:
         decision_id = new_id()
         self._tracing.annotate(decision_id=decision_id, action=said.action, confidence=said.confidence)
-        # The policy says the same with the very same object; it is kept beside its bytes, so its id stays its own.
-        known = self._recommendations.get(id(said))
-        if known is None or known[0] is not said:
-            if len(self._recommendations) >= _MOST_RECOMMENDATIONS:
-                self._recommendations.clear()
-            known = said, convert.recommendation_response(said).SerializeToString()
-            self._recommendations[id(said)] = known
-        stamp: bytes = convert.answer_stamp(decision_id, self._clock()).SerializeToString()
-        return known[1] + stamp
+        return convert.recommendation_bytes(said, decision_id, self._clock())
 
     async def outcome(self, raw: bytes, context: Any) -> bytes:
         request, _ = _checked(pb.OutcomeRequest, raw, check.check_outcome_request)

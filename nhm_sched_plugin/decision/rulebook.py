@@ -3,8 +3,7 @@
 All conditions of a book are compiled into one CEL expression, `c1 ? [0, p1...] : c2 ? 1 : ... : -1` (the index of the
 rule that fires, with its computed parameters), so that a decision costs one evaluation. CEL answers with an error
 value when it meets a variable that is not known; only then are the rules asked one by one, so that a rule on something
-unknown is passed over and the next can still fire. Most often all is known that the book asks `known.NAME` of; for that
-there is a second expression with `true` in their place, since every variable costs as much as a comparison.
+unknown is passed over and the next can still fire. Plain arithmetic is tried in Python first (`rulebook_plain`).
 
     python -m nhm_sched_plugin.decision.rulebook > fallback/rulebook.schema.json      writes the JSON schema
     python -m nhm_sched_plugin.decision.rulebook FILE                                 checks a book
@@ -28,9 +27,11 @@ from cel_expr_python import cel
 from nhm_sched_plugin.decision.cel_check import Compiler
 from nhm_sched_plugin.decision.last_resort import LAST_RESORT
 from nhm_sched_plugin.decision.rulebook_model import CelParameter, RuleModel, json_schema
+from nhm_sched_plugin.decision.rulebook_plain import plain
 from nhm_sched_plugin.decision.rulebook_source import BookSource
-from nhm_sched_plugin.decision.rulebook_variables import VARIABLES, Sentence, VariableReader, when_known
+from nhm_sched_plugin.decision.rulebook_variables import VARIABLES, Sentence, VariableReader
 from nhm_sched_plugin.errors import RuleBookError
+from nhm_sched_plugin.recurring import Recurring
 from nhm_sched_plugin.settings import bundled
 from nhm_sched_plugin.types import Action, Forecast, Recommendation, SchedulingState, Ticket
 
@@ -75,11 +76,6 @@ class _Rule(NamedTuple):
             return f"({when}\n) ? dyn({index})"
         return f"({when}\n) ? dyn([" + ", ".join([f"dyn({index})", *(f"dyn({text}\n)" for text in parameters)]) + "])"
 
-    def when_known(self) -> _Rule | None:
-        """The rule where everything is known that its book asks that of; None: it cannot be told what that is."""
-        texts = [text for text in map(when_known, self.texts) if text is not None]
-        return self._replace(texts=tuple(texts)) if len(texts) == len(self.texts) else None
-
 
 class _Chunk(NamedTuple):
     """Some rules in a row and the one expression that asks them all (None: too deep for CEL, ask one by one)."""
@@ -105,8 +101,7 @@ class RuleBook:
         self._rules = tuple(_compiled(compiler, source, index, rule) for index, rule in enumerate(model.rules))
         self._env = compiler.env
         self._chunks = tuple(_chunks(compiler.env, self._rules))
-        known = tuple(rule for rule in map(_Rule.when_known, self._rules) if rule is not None)
-        self._when_known = tuple(_chunks(compiler.env, known)) if len(known) == len(self._rules) else ()
+        self._plain = plain(rule.texts for rule in self._rules)
         otherwise = model.otherwise
         sentence = _sentence(source, otherwise.because, set(otherwise.parameters), (OTHERWISE, "because"))
         try:
@@ -115,9 +110,10 @@ class RuleBook:
             raise source.error(str(error), (OTHERWISE, "parameters", "target_workers")) from None
         self._otherwise = _fixed(_Rule(OTHERWISE, otherwise.action, None, constants, (), sentence, ()))
         shown = frozenset().union(*(rule.sentence.names for rule in (*self._rules, self._otherwise)))
+        self._choices = (*self._rules, self._otherwise)
         self._reader = VariableReader((text for rule in self._rules for text in rule.texts), shown)
         self._memo: _Memo | None = None
-        self._answers: dict[tuple[Any, ...], Recommendation] = {}
+        self._answers: Recurring[tuple[Any, ...], Recommendation] = Recurring(_MOST_ANSWERS)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RuleBook:
@@ -154,7 +150,8 @@ class RuleBook:
                 and not self._reader.uses_clock
             ):
                 return memo.answer
-            answer = self._remembered(self._reader.read(ticket, state, forecast, reason, now))
+            values = self._reader.read(ticket, state, forecast, reason, now)
+            answer = self._in_python(values) or self._remembered(values)
             # One assignment: never seen half done.
             self._memo = _Memo(ticket, state, forecast, reason, answer)
             return answer
@@ -162,8 +159,19 @@ class RuleBook:
             self._failed("(book)")
             return LAST_RESORT
 
+    def _in_python(self, values: dict[str, Any]) -> Recommendation | None:
+        """The answer as far as it takes plain arithmetic only; made quicker than remembered."""
+        if self._plain is None:
+            return None
+        try:
+            fires, computed = self._plain(values)
+            rule = self._choices[fires]
+            return rule.fixed or _recommendation(rule, _parameters(rule, computed), values)
+        except Exception:  # noqa: BLE001 - something is not known, or not plain: CEL says what it comes to
+            return None
+
     def _remembered(self, values: dict[str, Any]) -> Recommendation:
-        """The answer to these values, which depends on nothing else; one with a failure is made, and counted, anew."""
+        """CEL's answer to these values, which depends on nothing else; one with a failure is made and counted anew."""
         features = values.get("features")
         if features is None:
             asked = (*values, *values.values())
@@ -174,26 +182,22 @@ class RuleBook:
             failed = self._failed_evaluations
             found = self._answer(values)
             if failed == self._failed_evaluations:
-                if len(self._answers) >= _MOST_ANSWERS:
-                    self._answers.clear()
-                self._answers[asked] = found
+                self._answers.keep(asked, found)
         return found
 
     def _answer(self, values: dict[str, Any]) -> Recommendation:
-        fired, computed = self._first(values)
-        return fired.fixed or _recommendation(fired, fired.constants | computed, values)
+        fired, parameters = self._first(values)
+        return fired.fixed or _recommendation(fired, parameters, values)
 
     def _first(self, values: dict[str, Any]) -> tuple[_Rule, dict[str, Parameter]]:
-        """The first rule that fires, with its computed parameters; else `otherwise`."""
-        chunks = self._when_known
-        if not chunks or not self._reader.asked <= values.keys():
-            chunks, values = self._chunks, values | self._reader.booleans(values)
-        for expression, rules in chunks:
+        """The first rule that fires, with its parameters; else `otherwise`."""
+        values = values | self._reader.booleans(values)
+        for expression, rules in self._chunks:
             found = None if expression is None else expression.eval(data=values).plain_value()
             if found == -1:
                 continue
             if type(found) is int:
-                return rules[found], {}
+                return rules[found], rules[found].constants
             if type(found) is list:
                 rule = rules[found[0]]
                 try:
@@ -203,10 +207,10 @@ class RuleBook:
             fired = self._one_by_one(rules, values)
             if fired is not None:
                 return fired
-        return self._otherwise, {}
+        return self._otherwise, self._otherwise.constants
 
     def _one_by_one(self, rules: Sequence[_Rule], values: dict[str, Any]) -> tuple[_Rule, dict[str, Parameter]] | None:
-        activation = self._env.Activation(values | self._reader.booleans(values))
+        activation = self._env.Activation(values)
         for rule in rules:
             held = rule.when.eval(activation).plain_value()
             if held is True:
@@ -272,7 +276,10 @@ def _sentence(source: BookSource, text: str, parameters: set[str], at: Sequence[
 
 
 def _parameters(rule: _Rule, computed: Sequence[Any]) -> dict[str, Parameter]:
-    return {name: _checked(name, value) for (name, _), value in zip(rule.computed, computed, strict=True)}
+    found = dict(rule.constants)
+    for (name, _), value in zip(rule.computed, computed, strict=True):
+        found[name] = _checked(name, value)
+    return found
 
 
 def _recommendation(rule: _Rule, parameters: dict[str, Parameter], values: Mapping[str, Any]) -> Recommendation:

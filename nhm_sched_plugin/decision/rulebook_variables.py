@@ -12,7 +12,7 @@ from nhm_sched_plugin.decision.gate import MS_PER_HOUR, capacity
 from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.types import STATE_FIELDS, Forecast, SchedulingState, Ticket
 
-__all__ = ["VARIABLES", "Sentence", "Variable", "VariableReader", "when_known", "words"]
+__all__ = ["VARIABLES", "Sentence", "Variable", "VariableReader", "words"]
 
 
 class Variable(NamedTuple):
@@ -55,17 +55,10 @@ def words(expression: str) -> frozenset[str]:
     return _NAMES.intersection(_WORD.findall(expression))
 
 
-def when_known(expression: str) -> str | None:
-    """The expression where all that it asks `known.NAME` of is known; None: a text in it may look like that."""
-    if "known" in expression and ("'" in expression or '"' in expression):
-        return None
-    return _KNOWN.sub(lambda found: "true" if found[1] in _NAMES else found[0], expression)
-
-
 class VariableReader:
     """Fills the variables that some expressions really use, and no others: on the hot path each one costs 0.7 us."""
 
-    __slots__ = ("_derived", "_fields", "_ticket", "asked", "uses_clock", "uses_features", "uses_reason")
+    __slots__ = ("_asked", "_derived", "_fields", "_ticket", "uses_clock", "uses_features", "uses_reason")
 
     def __init__(self, expressions: Iterable[str] = (), names: Iterable[str] = ()) -> None:
         texts = list(expressions)
@@ -76,8 +69,7 @@ class VariableReader:
         self.uses_features = "features" in wanted
         self.uses_reason = "reason" in wanted
         self.uses_clock = not wanted.isdisjoint(("hour", "weekday"))
-        self.asked = _NAMES.intersection(name for text in texts for name in _KNOWN.findall(text))
-        """Of which the expressions ask `known.NAME`."""
+        self._asked = _NAMES.intersection(name for text in texts for name in _KNOWN.findall(text))
 
     def read(
         self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, reason: str, now: float
@@ -106,7 +98,7 @@ class VariableReader:
 
     def booleans(self, values: Mapping[str, Any]) -> dict[str, bool]:
         """`known.NAME` for each that the expressions ask of."""
-        return {f"known.{name}": name in values for name in self.asked}
+        return {f"known.{name}": name in values for name in self._asked}
 
 
 def _derive(values: dict[str, Any], wanted: frozenset[str], state: SchedulingState, forecast: Forecast | None) -> None:
@@ -121,7 +113,9 @@ def _derive(values: dict[str, Any], wanted: frozenset[str], state: SchedulingSta
             if duration_ms is not None:
                 _put_number(values, "offered_load", volume * duration_ms / MS_PER_HOUR)
     if "capacity" in wanted:
-        _put_number(values, "capacity", capacity(state))
+        most = capacity(state)
+        if most is not None:
+            values["capacity"] = most
     if "forecast_confidence" in wanted and forecast is not None:
         _put_number(values, "forecast_confidence", forecast.confidence)
     if "backlog_ratio" in wanted:

@@ -72,14 +72,14 @@ class Tally:
 class Counts:
     """Of counters and histograms by their row and labels. Thread-safe; `settle` as of `Tally`.
 
-    `count(("rpc_handled", *labels))` counts one, `observe((key, value))` puts a value into a histogram.
+    `count(("rpc_handled", *labels))` counts one.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._counted: deque[tuple[str, ...]] = deque()
-        self._observed: deque[tuple[tuple[str, ...], float]] = deque()
-        self.count, self.observe = self._counted.append, self._observed.append
+        self._observed: list[tuple[tuple[str, ...], tuple[str, ...], deque[float]]] = []
+        self.count = self._counted.append
         self._lock = threading.Lock()
         metrics.before_reading(self.settle)
 
@@ -88,17 +88,23 @@ class Counts:
         for attribute, *labels in keys:
             self._metrics.child(attribute, *labels)
 
-    def waiting(self) -> int:
-        """How much has been noted since the last `settle`."""
-        return len(self._counted)
+    def observed(self, histogram: tuple[str, ...], counter: tuple[str, ...]) -> deque[float]:
+        """What is appended is put into the histogram, and counted in the counter; both are shown from now on."""
+        self.show(histogram, counter)
+        values: deque[float] = deque()
+        self._observed.append((histogram, counter, values))
+        return values
 
     def settle(self) -> None:
         """Put everything noted so far into the metrics."""
         child = self._metrics.child
         with self._lock:
             counted = Counter(self._counted.popleft() for _ in range(len(self._counted)))
-            observed = [self._observed.popleft() for _ in range(len(self._observed))]
+            for histogram, counter, values in self._observed:
+                if values:
+                    observe = child(*histogram).observe
+                    counted[counter] += len(values)
+                    for _ in range(len(values)):
+                        observe(values.popleft())
         for (attribute, *labels), number in counted.items():
             child(attribute, *labels).inc(number)
-        for (attribute, *labels), value in observed:
-            child(attribute, *labels).observe(value)

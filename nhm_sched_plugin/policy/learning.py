@@ -124,8 +124,8 @@ class QPolicy:
         """The best known action and P(it is at least as good as the baseline's). Never explores, takes no lock.
 
         `propensity` is 1 - epsilon when `explore` has something else to offer, else 1 (also without `explores`); where
-        exploration is off for one decision alone, the caller records 1. What nothing has changed for since it was last
-        asked is answered with the very same object.
+        exploration is off for one decision alone, the caller records 1. What is asked again and again, and nothing has
+        changed for, is answered with the very same object.
         """
         return self._answer(ticket, state, forecast)[0]
 

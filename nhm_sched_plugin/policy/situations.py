@@ -10,6 +10,7 @@ import msgspec
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner
 from nhm_sched_plugin.policy.qtable import Cell, QTable
 from nhm_sched_plugin.policy.state_key import state_key
+from nhm_sched_plugin.recurring import Recurring
 from nhm_sched_plugin.types import Forecast, Recommendation, SchedulingState
 
 __all__ = ["Said", "Situation", "Situations"]
@@ -46,7 +47,7 @@ class Situations:
 
     def __init__(self, planner: Planner) -> None:
         self._planner = planner
-        self._kept: dict[tuple[Any, ...], Situation] = {}
+        self._kept: Recurring[tuple[Any, ...], Situation] = Recurring(_MOST)
 
     def of(self, state: SchedulingState, forecast: Forecast | None) -> Situation:
         """State key, plan and candidates."""
@@ -68,11 +69,5 @@ class Situations:
         key = state_key(state, None if forecast is None else forecast.predicted_volume)
         plan = self._planner.plan(state, forecast)
         found = Situation(forecast, key, plan, self._planner.candidates(plan, state))
-        if len(self._kept) >= _MOST:
-            self._kept.clear()
-        self._kept[same] = found
+        self._kept.keep(same, found)
         return found
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()

@@ -62,7 +62,8 @@ def check_state_request(request: Any, outer: str = "") -> dict[str, Any]:
                 raise InvalidFieldError(f"{outer}{name}", f"{value} is not in [0, {most:g}]")
             given[name] = value
         elif type(value) is str:
-            _name(f"{outer}{name}", value)
+            if len(value) > MOST_NAME:
+                _name(f"{outer}{name}", value)
         else:
             given[name] = _features(f"{outer}{name}", value)
     return given

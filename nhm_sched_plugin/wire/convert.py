@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
@@ -23,11 +24,11 @@ from nhm_sched_plugin.types import (
 )
 
 __all__ = [
-    "answer_stamp",
     "experience_of",
     "forecast_of",
     "forecast_response",
     "outcome_request",
+    "recommendation_bytes",
     "recommendation_of",
     "recommendation_response",
     "state_of",
@@ -113,12 +114,64 @@ def forecast_of(response: Any) -> Forecast:
 # Recommendations
 
 
-def answer_stamp(decision_id: str, now: float) -> Any:
-    """What differs between two answers that recommend the same, as a `RecommendationResponse` without the rest.
+def recommendation_bytes(recommendation: Recommendation, decision_id: str, now: float) -> bytes:
+    """A `RecommendationResponse`, serialised; `now` in Unix seconds.
 
-    Messages whose bytes follow each other are read as one. `now` in Unix seconds.
+    In pieces, of which most have been made before: messages whose bytes follow each other are read as one.
     """
-    return pb.RecommendationResponse(decision_id=decision_id, timestamp=int(now * 1000))
+    told = recommendation.parameters
+    try:
+        parameters = _parameters(*told, *told.values())
+        rest = _judgement(
+            recommendation.action,
+            recommendation.confidence,
+            recommendation.expected_improvement,
+            recommendation.risk_score,
+            recommendation.is_exploration,
+            recommendation.policy_version,
+            recommendation.state_hash,
+            recommendation.propensity,
+        )
+    except TypeError:  # what cannot be hashed, of somebody else's policy
+        found: bytes = recommendation_response(recommendation, decision_id, now).SerializeToString()
+        return found
+    own: bytes = pb.RecommendationResponse(
+        justification=recommendation.justification, decision_id=decision_id, timestamp=int(now * 1000)
+    ).SerializeToString()
+    return rest + parameters + own
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _parameters(*told: Any) -> bytes:
+    """The names, then the values."""
+    half = len(told) // 2
+    texts = dict(zip(told[:half], map(str, told[half:]), strict=True))
+    found: bytes = pb.RecommendationResponse(parameters=texts).SerializeToString()
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _judgement(
+    action: str,
+    confidence: float,
+    expected_improvement: float | None,
+    risk_score: float | None,
+    is_exploration: bool,
+    policy_version: str,
+    state_hash: str,
+    propensity: float,
+) -> bytes:
+    found: bytes = pb.RecommendationResponse(
+        action=action,
+        confidence=confidence,
+        expected_improvement=expected_improvement,
+        risk_score=risk_score,
+        is_exploration=is_exploration,
+        policy_version=policy_version,
+        state_hash=state_hash,
+        propensity=propensity,
+    ).SerializeToString()
+    return found
 
 
 def recommendation_response(recommendation: Recommendation, decision_id: str = "", now: float = 0.0) -> Any:

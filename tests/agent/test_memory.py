@@ -14,7 +14,7 @@ from nhm_sched_plugin.agent.service import OptimizerService
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
 from nhm_sched_plugin.pb import optimizer_agent_pb2 as pb
-from nhm_sched_plugin.settings import load_settings
+from nhm_sched_plugin.settings import LimitSettings, load_settings
 from nhm_sched_plugin.types import Action, Experience, Recommendation, SchedulingState, Ticket
 from nhm_sched_plugin.wire import convert
 from nhm_sched_plugin.wire.check import check_state_request
@@ -41,7 +41,7 @@ def advisor(folder: Path, clock: Clock) -> Advisor:
 def forgetful(one: Advisor) -> None:
     """As if it had never been asked anything."""
     policy: Any = one.policy
-    policy._situations.clear()
+    policy.use(LimitSettings())
     book = one._defaults.rule_book
     book._answers.clear()
     book._memo = None
@@ -88,7 +88,7 @@ def test_remembered_recommendations_are_those_that_would_be_made(kit: Any, tmp_p
     remembering, plain = advisor(tmp_path / "remembering", clock), advisor(tmp_path / "plain", clock)
     policies: list[Any] = [remembering.policy, plain.policy]
     assert (policies[0].planner.model is not None) is calibrated
-    asked, hits = states(draw, 400), 0
+    asked, hits = states(draw, 80), 0
     last: dict[int, Recommendation] = {}
     for number in range(3000):
         if number % 50 == 0:

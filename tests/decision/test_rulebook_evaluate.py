@@ -10,6 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nhm_sched_plugin.decision import rulebook_plain
 from nhm_sched_plugin.decision.rulebook import LAST_RESORT, RuleBook, resolve_rule_book
 from nhm_sched_plugin.types import STATE_FIELDS, Action, Forecast, Recommendation, SchedulingState, Ticket
 
@@ -278,13 +279,17 @@ def test_what_is_no_state_at_all_gets_the_last_resort() -> None:
     assert LAST_RESORT.action is Action.NO_ACTION
 
 
+def in_cel(the_book: RuleBook) -> RuleBook:
+    assert the_book._plain is not None
+    the_book._plain = None
+    return the_book
+
+
 @pytest.fixture(scope="module", params=["default", "conservative"])
 def twice(request: pytest.FixtureRequest) -> tuple[RuleBook, RuleBook]:
-    """A book, and itself without the expression for when all is known that it asks that of."""
-    quick, plain = (RuleBook.load(resolve_rule_book(request.param)) for _ in range(2))
-    assert quick._when_known
-    plain._when_known = ()
-    return quick, plain
+    """A book, and itself asked in CEL alone."""
+    quick, slow = (RuleBook.load(resolve_rule_book(request.param)) for _ in range(2))
+    return quick, in_cel(slow)
 
 
 AMOUNTS = st.none() | st.floats(0, 200)
@@ -301,11 +306,104 @@ AMOUNTS = st.none() | st.floats(0, 200)
         resource_cpu_avg=st.none() | st.floats(0, 1),
     )
 )
-def test_the_expression_for_when_all_is_known_changes_nothing(
-    twice: tuple[RuleBook, RuleBook], state: SchedulingState
+def test_what_python_says_is_what_cel_says(twice: tuple[RuleBook, RuleBook], state: SchedulingState) -> None:
+    quick, slow = twice
+    assert ask(quick, state) == ask(slow, state)
+
+
+NAMES = st.sampled_from(["queue_depth", "active_workers", "resource_cpu_avg", "offered_load", "backlog_ratio"])
+NUMBERS = st.recursive(
+    NAMES | st.sampled_from(["0.0", "1.0", "2.5", "1.0e3", "1.0e300"]),
+    lambda inner: (
+        st.builds("({} {} {})".format, inner, st.sampled_from("+-*/"), inner)
+        | st.builds("{} {} {}".format, inner, st.sampled_from("+-*/"), inner)
+        | st.builds("-{}".format, inner)
+        | st.builds("math.{}({}, {})".format, st.sampled_from(["greatest", "least"]), inner, inner)
+        | st.builds("math.sqrt({})".format, inner)
+        | st.builds("(known.{} ? {} : {})".format, NAMES, inner, inner)
+    ),
+    max_leaves=6,
+)
+CONDITIONS = st.recursive(
+    st.builds("{} {} {}".format, NUMBERS, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), NUMBERS)
+    | st.builds("known.{}".format, NAMES)
+    | st.sampled_from(["task_type == 'x'", 'task_type != "x"', "true", "false"]),
+    lambda inner: (
+        st.builds("{} && {}".format, inner, inner)
+        | st.builds("{} || {}".format, inner, inner)
+        | st.builds("!({})".format, inner)
+        | st.builds("({} ? {} : {})".format, inner, inner, inner)
+        | st.builds("({}) == ({})".format, inner, inner)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    conditions=st.tuples(CONDITIONS, CONDITIONS),
+    number=NUMBERS,
+    states=st.lists(
+        st.builds(
+            SchedulingState,
+            queue_depth=st.none() | st.sampled_from([0.0, 5.0, 1e300]) | st.floats(0, 200),
+            active_workers=AMOUNTS,
+            avg_task_duration_ms=st.none() | st.floats(1e3, 1e6),
+            predicted_load_1h=AMOUNTS,
+            resource_cpu_avg=st.none() | st.floats(0, 1),
+        ),
+        min_size=3,
+        max_size=6,
+    ),
+    task_type=st.sampled_from([None, "x", "y"]),
+)
+def test_any_plain_rule_means_in_python_what_it_means_in_cel(
+    tmp_path: Path, conditions: tuple[str, str], number: str, states: list[SchedulingState], task_type: str | None
 ) -> None:
-    quick, plain = twice
-    assert ask(quick, state) == ask(plain, state)
+    first = {"when": conditions[0], "parameters": {"much": {"cel": number}}}
+    rules = [first, {"when": conditions[1], "because": "{queue_depth:.3f}"}]
+    quick, slow = book(tmp_path, *rules), in_cel(book(tmp_path, *rules))
+    ticket = Ticket(ticket_id="t1", task_type=task_type)
+    for state in states:
+        assert ask(quick, state, ticket=ticket) == ask(slow, state, ticket=ticket)
+    assert quick.failures == slow.failures
+
+
+@pytest.mark.parametrize("numbers", ["{}, 1.0", "1.0, {}", "1.0, {}, 2.0", "{}, 1.0, 2.0"])
+@pytest.mark.parametrize("which", ["greatest", "least"])
+def test_what_is_no_number_is_in_the_same_order_in_python(tmp_path: Path, which: str, numbers: str) -> None:
+    nan = "(1.0e300 * 1.0e300 - 1.0e300 * 1.0e300)"
+    rule = {"when": f"math.{which}({numbers.format(nan)}) == 1.0"}
+    assert ask(book(tmp_path, rule)) == ask(in_cel(book(tmp_path, rule)))
+
+
+@pytest.mark.parametrize(
+    ("when", "plain"),
+    [
+        ("queue_depth > 1.0", True),
+        ("queue_depth >\n  1.0e-1", True),
+        ("risk_band == 'high' || risk_band == \"\"", True),
+        ("queue_depth > 1.0 // a comment", False),
+        ("hour > 3", False),
+        ("hour * 9223372036854775807 > 3", False),
+        ("features.x > 1.0", False),
+        ("task_type.startsWith('x')", False),
+        ("task_type in ['x']", False),
+        (r"task_type == 'a\'b'", False),
+        (r"task_type == r'a\b'", False),
+        ("task_type == '''x'''", False),
+        ("task_type == b'x' || true", False),
+    ],
+)
+def test_what_is_more_than_plain_is_left_to_cel(when: str, plain: bool) -> None:
+    assert (rulebook_plain.plain([[when]]) is not None) is plain
+
+
+def test_rules_before_one_that_is_not_plain_are_asked_in_python(tmp_path: Path) -> None:
+    rules = book(tmp_path, {"when": "queue_depth > 9.0"}, {"when": "hour == 5"}, {"when": "queue_depth > 1.0"})
+    rules._chunks = ()  # nobody to ask in CEL
+    assert ask(rules, SchedulingState(queue_depth=10.0)).source == "r1"
+    assert ask(rules, SchedulingState(queue_depth=5.0)).source == "otherwise", "not r3: the second comes before it"
 
 
 def test_a_text_that_looks_like_a_question_is_left_alone(tmp_path: Path) -> None:

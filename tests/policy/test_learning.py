@@ -422,17 +422,20 @@ def test_a_calibrated_plan_follows_what_is_counted(tmp_path: Path) -> None:
     assert target() == steady
 
 
-def test_a_plan_is_made_once_for_what_it_does_not_depend_on(tmp_path: Path) -> None:
+def test_a_plan_that_is_asked_for_again_is_made_once_for_what_it_does_not_depend_on(tmp_path: Path) -> None:
+    """The first time it is only noted that it was asked for."""
     chosen = settings(tmp_path)
     policy = QPolicy(chosen, keep)
-    counts = [msgspec.structs.replace(STATE, features={"arrivals_15s": count, "mine": 1.0}) for count in (1.0, 50.0)]
+    shown = [{"arrivals_15s": count, "mine": 1.0} for count in (1.0, 50.0, 9.0)]
+    counts = [msgspec.structs.replace(STATE, features=features) for features in shown]
     plans = [policy._situations.of(state, FORECAST).plan for state in counts]
-    assert plans[0] is plans[1], "without a calibration"
+    assert plans[1] is plans[2], "without a calibration"
     calibration().save(chosen.planner_path)
     policy.refresh()
-    others = [msgspec.structs.replace(counts[0], features={"arrivals_15s": 1.0, "mine": mine}) for mine in (1.0, 2.0)]
+    shown = [{"arrivals_15s": 1.0, "mine": mine} for mine in (1.0, 2.0, 3.0)]
+    others = [msgspec.structs.replace(counts[0], features=features) for features in shown]
     plans = [policy._situations.of(state, FORECAST).plan for state in others]
-    assert plans[0] is plans[1], "with one"
+    assert plans[1] is plans[2], "with one"
     assert plans[0].basis == "calibrated"
 
 

@@ -103,6 +103,29 @@ def test_recommendations_come_back_to_six_digits(action: Action, parameters: dic
     assert (came.risk_score, came.propensity) == (0.5, 0.95)
 
 
+NUMBERS = st.sampled_from([1, 1.0, True, 2, 2.0, "1", "1.0", 0.5])
+
+
+@given(st.sampled_from(Action), st.dictionaries(st.sampled_from("ab"), NUMBERS), st.sampled_from([None, 0.0, 0.25]))
+def test_an_answer_in_pieces_is_the_same_message(
+    action: Action, parameters: dict[str, Any], improvement: float | None
+) -> None:
+    """Also where a piece looks like one that has been made before: 1 and 1.0 are not the same text."""
+    went = Recommendation(
+        action=action, parameters=parameters, confidence=0.7, justification="why", expected_improvement=improvement,
+        risk_score=improvement, policy_version="q2-1", state_hash="u1", source="policy",
+    )  # fmt: skip
+    came = pb.RecommendationResponse.FromString(convert.recommendation_bytes(went, "d1", 1.5))
+    assert came == convert.recommendation_response(went, "d1", 1.5)
+
+
+def test_an_answer_with_what_cannot_be_hashed_is_a_message() -> None:
+    odd: dict[str, Any] = {"pools": ["a", "b"]}
+    went = Recommendation(action=Action.NO_ACTION, parameters=odd)
+    came = pb.RecommendationResponse.FromString(convert.recommendation_bytes(went, "d1", 1.5))
+    assert came == convert.recommendation_response(went, "d1", 1.5)
+
+
 def test_an_unknown_action_is_an_error() -> None:
     with pytest.raises(ValueError, match="SELL"):
         convert.recommendation_of(pb.RecommendationResponse(action="SELL"))
