@@ -176,14 +176,16 @@ def train_for_ever() -> None:
 def memory(folder: Path, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     states, rows, done = recommendations(10_000), [], 0
     steps = [10_000] + [arguments.requests // 10] * 10
-    with agent(folder) as (address, process):
+    with echo() as (plain, rival), agent(folder) as (address, ours):
         for step in steps:
+            load(plain, _echo.METHOD, states, calls=step, clients=CLIENTS)
             result = load(address, RECOMMEND, states, calls=step, clients=CLIENTS)
             load(address, OUTCOME, outcomes(1000, f"memory-{done}"), calls=1000, clients=8, warm=0)
             done += step
-            rows.append({"requests": done, "MiB": resident_mb(process.pid), "requests/s": step / result["seconds"]})
+            sizes = {"MiB": resident_mb(ours.pid), "echo MiB": resident_mb(rival.pid)}
+            rows.append({"requests": done, **sizes, "requests/s": step / result["seconds"]})
     for row in rows:
-        row["beside the first"] = row["MiB"] / rows[0]["MiB"]
+        row["grown by"], row["echo by"] = row["MiB"] - rows[0]["MiB"], row["echo MiB"] - rows[0]["echo MiB"]
     return rows, "10,000 distinct states, 1,000 outcomes with each step; must: no growth after the first 10,000"
 
 
