@@ -4,7 +4,10 @@ Cost is worker-seconds plus `late_cost` tickets' worth of work for each late tic
 clairvoyant oracle. It is measured by running the pool, with its start-up time, cooldown and limits, and minimised by
 CMA-ES (Hansen & Ostermeier 2001; the `cmaes` library), since a simulated cost has no gradient worth following.
 Training sees the trace itself, a busier overlay of it, the trace with flash crowds, and with crowds that come back
-(`scenarios`).
+(`scenarios`). Crowds are few and differ much, so coefficients that suit those of one draw suit no other: every
+generation meets crowds drawn anew, and the answer is not the best candidate, who was lucky with his, but the mean of
+where the search stood in its last generations (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
+averaging").
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GENERATIONS", "calibrate", "dispersion"]
 
-GENERATIONS: Final = 40
+GENERATIONS: Final = 80
+_AVERAGED: Final = 0.25
+"""Share of the generations, the last ones, whose centres are averaged."""
 _MOST_TICKETS: Final = 300_000
 """The most recent ones; more cost time and say little new of the next minutes."""
 _MOST_DAYS: Final = 28
@@ -93,21 +98,13 @@ def calibrate(
     crowds = CrowdsAhead(trace, settings.planner.startup_s).seen
     trace = _recent(trace)
     planner = settings.planner
-    scenes = [
-        _scene(variation, planner.startup_s)
-        for variation in (
-            trace,
-            overlaid(trace, _COPIES),
-            with_flash_crowds(trace, seed),
-            with_daily_crowds(trace, seed),
-        )
-    ]
+    own, busier = _scene(trace, planner.startup_s), _scene(overlaid(trace, _COPIES), planner.startup_s)
     spread = dispersion(trace)
 
     def run(scene: _Scene, coefficients: NDArray[np.float64]) -> _Outcome:
         return _run(settings, scene, coefficients, spread, tick_s)
 
-    def loss(coefficients: NDArray[np.float64]) -> float:
+    def loss(coefficients: NDArray[np.float64], scenes: Sequence[_Scene]) -> float:
         total = 0.0
         for scene in scenes:
             outcome = run(scene, coefficients)
@@ -117,34 +114,30 @@ def calibrate(
     origin = np.array(_START if warm is None else warm, np.float64)
     scale = np.array(_SCALE) + 0.1 * np.abs(origin)
     search = CMA(mean=np.zeros(len(COEFFICIENTS)), sigma=1.0, seed=seed)
-    best, least = origin, loss(origin)
+    centres = []
     for generation in range(generations):
-        told = []
-        for _ in range(search.population_size):
-            asked = search.ask()
-            found = loss(origin + scale * asked)
-            told.append((asked, found))
-            if found < least:
-                best, least = origin + scale * asked, found
-        search.tell(told)
+        drawn = seed * generations + generation
+        crowded = [crowds_of(trace, drawn) for crowds_of in (with_flash_crowds, with_daily_crowds)]
+        scenes = [own, busier, *(_scene(variation, planner.startup_s) for variation in crowded)]
+        asked = [search.ask() for _ in range(search.population_size)]
+        search.tell([(each, loss(origin + scale * each, scenes)) for each in asked])
+        centres.append(search.mean.copy())  # `tell` moves it in place
         if progress is not None:
             progress((generation + 1) / generations)
-    centre = origin + scale * search.mean
-    if loss(centre) < least:
-        best = centre
-    own = run(scenes[0], best)
+    found = origin + scale * np.mean(centres[-math.ceil(_AVERAGED * generations) :], axis=0)
+    outcome = run(own, found)
     return DemandModel(
-        coefficients=tuple(best.tolist()),
+        coefficients=tuple(found.tolist()),
         dispersion=spread,
         startup_s=planner.startup_s,
         sla_wait_s=planner.sla_wait_s,
         late_cost=planner.late_cost,
-        service_s=scenes[0].work_s,
+        service_s=own.work_s,
         tickets=len(trace),
         start=trace.start,
         end=trace.end,
-        sla=1.0 - own.late,
-        cost=own.cost,
+        sla=1.0 - outcome.late,
+        cost=outcome.cost,
         crowds=crowds,
         version=VERSION,
     )

@@ -13,7 +13,7 @@ from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout
 from nhm_sched_plugin.twin.crowds import CrowdsAhead
 from nhm_sched_plugin.twin.forecasts import SeasonalGuess
-from nhm_sched_plugin.twin.scenarios import overlaid, with_flash_crowds
+from nhm_sched_plugin.twin.scenarios import overlaid, with_daily_crowds, with_flash_crowds
 from nhm_sched_plugin.twin.traces import Trace
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Window", "Windows"]
 
 _COPIES: Final = 2
+_DRAWS: Final = 3
+"""Of crowds, which are few and differ much: with one, a single crowd may decide what is learned."""
 _NO_CROWDS: Final = np.zeros(1)
 _FIRST_POOL: Final = (0.3, 2.0)
 """Times the load expected at the start."""
@@ -64,21 +66,25 @@ class Window(NamedTuple):
 
 
 class Windows:
-    """Draws windows of the trace itself and, for a `varied` share, of busier and burstier variations of it."""
+    """Draws windows of the trace itself and, for a `varied` share, of its variations: those that calibration weighs."""
 
     def __init__(self, settings: Settings, trace: Trace, seed: int, varied: float) -> None:
         self._limits = settings.limits
-        found = [trace]
+        kinds = [[trace]]
         if varied:
-            found += [overlaid(trace, _COPIES), with_flash_crowds(trace, seed)]
+            kinds.append([overlaid(trace, _COPIES)])
+            seeds = range(_DRAWS * seed, _DRAWS * (seed + 1))
+            kinds += [
+                [crowds_of(trace, drawn) for drawn in seeds] for crowds_of in (with_flash_crowds, with_daily_crowds)
+            ]
         startup_s = settings.planner.startup_s
-        self._sources = [(source, _Guess(source), CrowdsAhead(source, startup_s)) for source in found]
+        self._kinds = [[(each, _Guess(each), CrowdsAhead(each, startup_s)) for each in kind] for kind in kinds]
         self._varied = varied
 
     def draw(self, draw: random.Random, window_s: float) -> Window:
         """A window of that length, or of the whole trace where that is shorter."""
-        place = draw.randrange(1, len(self._sources)) if draw.random() < self._varied else 0
-        source, guess, crowds = self._sources[place]
+        kind = draw.randrange(1, len(self._kinds)) if draw.random() < self._varied else 0
+        source, guess, crowds = draw.choice(self._kinds[kind])
         window_s = min(window_s, source.end - source.start)
         start = draw.uniform(source.start, source.end - window_s)
         erlangs = guess.rate(start) * guess.service_s / 3600.0

@@ -158,6 +158,13 @@ def test_calibration_beats_constant_headroom_on_days_it_has_not_seen(tmp_path: P
     assert run.worker_seconds / 3600 < 0.95 * equal.worker_hours
 
 
+def test_how_far_crowds_are_trusted_does_not_hang_on_the_draw(tmp_path: Path) -> None:
+    chosen = load_settings({"data_dir": tmp_path, "planner": {"startup_s": 600.0}})
+    trust = [abs(calibrate(chosen, bursty(8), generations=16, seed=seed).coefficients[-1]) for seed in (2, 3)]
+    assert min(trust) > 1.0
+    assert max(trust) < 2 * min(trust)
+
+
 def test_no_tickets_nothing_to_calibrate_on(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no tickets to calibrate the planner on"):
         calibrate(settings(tmp_path), Trace([], [], start=0.0, end=DAY))

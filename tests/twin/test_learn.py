@@ -349,7 +349,7 @@ def test_windows_vary_and_stay_inside(tmp_path: Path) -> None:
     drawn = [windows.draw(draw, 7200.0) for _ in range(60)]
     assert all(trace.start <= window.trace.start and window.trace.end <= trace.end for window in drawn)
     assert len({window.workers for window in drawn}) > 5
-    assert len({len(window.guess._means) and window.guess.service_s for window in drawn}) > 1, "variations too"
+    assert len({window.guess.service_s for window in drawn}) > 5, "variations too, and several draws of crowds"
 
 
 def test_reliability_refuses_what_is_too_short(tmp_path: Path) -> None:
