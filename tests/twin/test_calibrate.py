@@ -140,15 +140,19 @@ def test_compiled_and_plain_arithmetic_agree() -> None:
         assert compiled(*arguments, weights) == pytest.approx(needed(*arguments, weights), rel=1e-12)
 
 
+def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
+    chosen, train = settings(tmp_path), bursty(2)
+    assert calibrate(chosen, train, generations=3) == calibrate(chosen, train, generations=3)
+
+
 def test_calibration_beats_constant_headroom_on_days_it_has_not_seen(tmp_path: Path) -> None:
     from nhm_sched_plugin.twin.rivals import Scene
     from nhm_sched_plugin.twin.tuning import cost_at, frontier
 
     trace, chosen, told = bursty(6), settings(tmp_path), []
     train, test = trace.slice(0.0, 4 * DAY), trace.slice(4 * DAY, 6 * DAY)
-    model = calibrate(chosen, train, generations=12, progress=told.append)
+    model = calibrate(chosen, train, generations=20, progress=told.append)
     assert told[-1] == 1.0
-    assert model == calibrate(chosen, train, generations=12), "the same seed, the same model"
     model.save(chosen.planner_path)
     pool = Pool(test, workers=40, startup_s=120.0, sla_wait_s=60.0, service_s=200.0)
     run = simulate(pool, PlannerController(chosen), tick_s=15.0)
