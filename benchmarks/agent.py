@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -125,10 +126,18 @@ def saturation(folder: Path, arguments: argparse.Namespace) -> tuple[list[dict[s
 
 
 def soak(folder: Path, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
-    """In alternating minutes with and without, so that both see the same machine."""
+    """In alternating minutes with and without, so that both see the same machine; the agent has a core of its own.
+
+    Together agent, client and training want more than the two cores that a small machine has, and a client that comes
+    late measures itself.
+    """
     asked, minute = recommendations(1000), 60.0
+    own, *others = sorted(os.sched_getaffinity(0))
     samples: dict[str, list[dict[str, Any]]] = {"alone": [], "with training beside it": []}
-    with agent(folder) as (address, _):
+    with agent(folder) as (address, process):
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {own})
+        os.sched_setaffinity(0, others or {own})
         most = load(address, RECOMMEND, asked, seconds=10, clients=CLIENTS)
         rate = most["calls"] / most["seconds"] / 2
         for number in range(max(2, round(2 * arguments.minutes))):
@@ -149,8 +158,11 @@ def soak(folder: Path, arguments: argparse.Namespace) -> tuple[list[dict[str, An
 
 @contextlib.contextmanager
 def training() -> Iterator[None]:
-    """A process beside the agent that fits forecasters over and over, at low priority (nice 10); it shares no files."""
-    code = "import os\nos.nice(10)\nfrom benchmarks.agent import train_for_ever\ntrain_for_ever()"
+    """A process beside the agent that fits forecasters over and over, scheduled as `deploy/examples` has it: idle."""
+    code = (
+        "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
+        "from benchmarks.agent import train_for_ever\ntrain_for_ever()"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     try:
         yield
