@@ -47,6 +47,8 @@ def erase(
     from nhm_sched_plugin.pseudonyms import pseudonyms
     from nhm_sched_plugin.store.erase import erase as remove
 
+    if "" in ticket_ids:
+        raise typer.BadParameter("an empty TICKET_ID names no ticket; nothing was removed")
     settings = settings_of(config)
     with opened(settings) as store:
         hidden = pseudonyms(settings.recording)

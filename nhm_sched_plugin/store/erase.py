@@ -100,6 +100,8 @@ def erase(
     Raises `StoreError` and `SpoolError`; what was removed until then stays removed.
     """
     named = frozenset(filter(None, tickets))
+    if not named:
+        return []
     wanted = _Wanted(named | (frozenset(map(hidden.of, named)) if hidden is not None else frozenset()))
     _note_decisions(store, wanted)
     result: list[Erased] = []

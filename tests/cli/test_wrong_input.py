@@ -88,6 +88,7 @@ def test_wrong_variable_and_missing_file(nhm: Any, folder: Path, monkeypatch: py
         (["hooks", "trace", "--state", "queue=1"], "--state queue=1: no such field; known: queue_depth"),
         (["hooks", "trace", "--state", "queue_depth=many"], "'many' is not a number"),
         (["approve", "m", "1"], "--by"),
+        (["erase", "a", ""], "an empty TICKET_ID names no ticket; nothing was removed"),
         (["nonsense"], "nonsense"),
     ],
 )
