@@ -12,6 +12,7 @@ from nhm_sched_plugin.agent.agreed_table import AgreedTable, Recorded, Told
 from nhm_sched_plugin.agent.ledger import Ledger
 from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.observe.faults import Faults
+from nhm_sched_plugin.observe.words import count
 from nhm_sched_plugin.policy.learning import QPolicy
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.types import Experience, Health
@@ -75,9 +76,9 @@ class Learner:
     def health(self) -> Health:
         """Not ok while the ledger or the table cannot be read or written."""
         told = [self._problem] if self._problem else []
-        told.append(f"{self._keeper.waiting} outcomes in {self.ledger.path} and not in the saved table yet")
+        told.append(f"{count(self._keeper.waiting, 'outcome')} in {self.ledger.path} and not in the saved table yet")
         if self.ledger.damaged:
-            told.append(f"{self.ledger.damaged} damaged ledgers set aside beside it")
+            told.append(f"{count(self.ledger.damaged, 'damaged ledger')} set aside beside it")
         return Health(component="learner", ok=not self._problem, detail="; ".join(told))
 
     def _follow(self, interval: int) -> None:

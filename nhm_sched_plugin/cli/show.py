@@ -103,7 +103,9 @@ def table(rows: Sequence[Mapping[str, Any]], empty: str = "", title: str | None 
     if not rows:
         out.print(empty, markup=False, soft_wrap=True)
         return
-    shown = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    if title:
+        out.print(title, style="bold", markup=False, soft_wrap=True)
+    shown = Table(show_edge=False, pad_edge=False)
     for name, value in rows[0].items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         shown.add_column(name.replace("_", " "), overflow="fold", justify="right" if number else "left")
@@ -112,8 +114,6 @@ def table(rows: Sequence[Mapping[str, Any]], empty: str = "", title: str | None 
     if not out.is_terminal or _needs(shown).minimum <= out.width:  # cells wrap between words
         _whole(shown)
     else:  # not even one word a line has room: like psql's expanded tables, a block of lines for each row
-        if title:
-            out.print(title, style="bold", markup=False)
         for index, row in enumerate(rows):
             if index:
                 out.print()

@@ -78,7 +78,7 @@ class Counts:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._counted: deque[tuple[str, ...]] = deque()
-        self._observed: list[tuple[tuple[str, ...], tuple[str, ...], deque[float]]] = []
+        self._observed: dict[tuple[tuple[str, ...], tuple[str, ...]], deque[float]] = {}
         self.count = self._counted.append
         self._lock = threading.Lock()
         metrics.before_reading(self.settle)
@@ -89,22 +89,23 @@ class Counts:
             self._metrics.child(attribute, *labels)
 
     def observed(self, histogram: tuple[str, ...], counter: tuple[str, ...]) -> deque[float]:
-        """What is appended is put into the histogram, and counted in the counter; both are shown from now on."""
+        """What is appended is put into the histogram, and counted in the counter; both are shown from now on.
+
+        The same one for the same pair, however often it is asked for.
+        """
         self.show(histogram, counter)
-        values: deque[float] = deque()
-        self._observed.append((histogram, counter, values))
-        return values
+        return self._observed.setdefault((histogram, counter), deque())
 
     def settle(self) -> None:
         """Put everything noted so far into the metrics."""
         child = self._metrics.child
         with self._lock:
             counted = Counter(self._counted.popleft() for _ in range(len(self._counted)))
-            for histogram, counter, values in self._observed:
-                if values:
+            for (histogram, counter), values in list(self._observed.items()):
+                if number := len(values):  # more may come meanwhile
                     observe = child(*histogram).observe
-                    counted[counter] += len(values)
-                    for _ in range(len(values)):
+                    counted[counter] += number
+                    for _ in range(number):
                         observe(values.popleft())
         for (attribute, *labels), number in counted.items():
             child(attribute, *labels).inc(number)

@@ -120,21 +120,21 @@ def recommendation_bytes(recommendation: Recommendation, decision_id: str, now: 
     In pieces, of which most have been made before: messages whose bytes follow each other are read as one.
     """
     told = recommendation.parameters
+    texts = (*told, *told.values())
     try:
-        parameters = _parameters(*told, *told.values())
-        rest = _judgement(
-            recommendation.action,
-            recommendation.confidence,
-            recommendation.expected_improvement,
-            recommendation.risk_score,
-            recommendation.is_exploration,
-            recommendation.policy_version,
-            recommendation.state_hash,
-            recommendation.propensity,
-        )
+        parameters = _parameters(*texts)
     except TypeError:  # what cannot be hashed, of somebody else's policy
-        found: bytes = recommendation_response(recommendation, decision_id, now).SerializeToString()
-        return found
+        parameters = _parameters.__wrapped__(*texts)
+    rest = _judgement(
+        recommendation.action,
+        recommendation.confidence,
+        recommendation.expected_improvement,
+        recommendation.risk_score,
+        recommendation.is_exploration,
+        recommendation.policy_version,
+        recommendation.state_hash,
+        recommendation.propensity,
+    )
     own: bytes = pb.RecommendationResponse(
         justification=recommendation.justification, decision_id=decision_id, timestamp=int(now * 1000)
     ).SerializeToString()

@@ -102,7 +102,15 @@ def test_a_whole_batch_that_is_refused_holds_up_nobody(agent: ScriptedAgent, ask
     kit.wait_for(lambda: outbox(host).waiting() == 0, 30)
 
 
-@pytest.mark.parametrize("wrong", [{"decision_id": "\ud800"}, {"parameters": {"target_workers": 1 << 70}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"decision_id": "\ud800"},
+        {"decision_id": 1 << 63},
+        {"parameters": {"target_workers": 1 << 70}},
+        {"parameters": {"target_workers": None}},
+    ],
+)
 def test_what_cannot_be_written_down_is_refused_at_once(
     agent: ScriptedAgent, ask: Ask, kit: Any, caplog: pytest.LogCaptureFixture, wrong: dict[str, Any]
 ) -> None:

@@ -301,7 +301,7 @@ def test_a_table_goes_on_with_a_ledger_that_was_damaged(tmp_path: Path) -> None:
     assert saved.ledger == agent.learner.ledger.id
     told = [each.learner.health() for each in (agent, peer)]
     assert all(each.ok for each in told)
-    assert sum("1 damaged ledgers set aside beside it" in each.detail for each in told) == 1, "by one of them"
+    assert sum("1 damaged ledger set aside beside it" in each.detail for each in told) == 1, "by one of them"
 
 
 @pytest.mark.parametrize("saved_before", [False, True])

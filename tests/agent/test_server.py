@@ -245,6 +245,12 @@ def test_calls_are_counted_as_go_grpc_prometheus_does(serving: Any) -> None:
     assert agent.counted("grpc_server_handling_seconds_sum", **labels) > 0
     unknown = {"grpc_type": "bidi_stream", "grpc_service": "unknown", "grpc_method": "unknown"}
     assert agent.counted("grpc_server_handled_total", grpc_code="Unimplemented", **unknown) == 1
+    kept = len(agent.server.advisor.counts._observed)
+    for number in range(20):
+        with pytest.raises(grpc.RpcError):
+            agent.channel.unary_unary(f"/Made/Up{number}")(b"")
+    assert agent.counted("grpc_server_handled_total", grpc_code="Unimplemented", **unknown) == 21
+    assert len(agent.server.advisor.counts._observed) == kept, "nobody can fill the memory with names"
     served = {"horizon": "60", "task_type": "all", "status": "unavailable"}
     assert agent.counted("optimizer_load_predictions_total", **served) == 1
 

@@ -49,6 +49,12 @@ def test_a_pipe_gets_whole_lines(screen: Callable[..., io.StringIO]) -> None:
     assert all(f"{word}-of-a-very-long-name" in row for word in WORDS)
 
 
+def test_a_title_wider_than_its_table_stays_whole(screen: Callable[..., io.StringIO]) -> None:
+    written = screen(terminal=False)
+    show.table([{"a": 1, "b": 2}], title="Rejected, and why each of them was")
+    assert written.getvalue().splitlines()[0] == "Rejected, and why each of them was"
+
+
 def test_values_are_written_for_people() -> None:
     values = {"a": None, "b": "", "c": 0.0123, "d": 12345, "e": True, "f": {"x": 1000, "y": 0.5}}
     assert [show.text(value) for value in values.values()] == ["-", "-", "0.01", "12,345", "yes", "x 1,000, y 0.50"]

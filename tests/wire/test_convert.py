@@ -114,6 +114,7 @@ def test_an_answer_in_pieces_is_the_same_message(
     went = Recommendation(
         action=action, parameters=parameters, confidence=0.7, justification="why", expected_improvement=improvement,
         risk_score=improvement, policy_version="q2-1", state_hash="u1", source="policy",
+        is_exploration=True, propensity=0.1,
     )  # fmt: skip
     came = pb.RecommendationResponse.FromString(convert.recommendation_bytes(went, "d1", 1.5))
     assert came == convert.recommendation_response(went, "d1", 1.5)

@@ -59,6 +59,7 @@ def written(experience: Experience, now: float) -> Written:
     """The outcome as it is kept; `now` in Unix seconds. Raises `ValueError` that says why it cannot be written down."""
     try:
         frame = encode(experience, now)
+        decode_experience(frame)  # what can be written and not read would be set aside later, and nobody told
     except (TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
     if len(frame) > LARGEST:
