@@ -198,7 +198,7 @@ class Delivery:
                     patiently(self._pass)
                 except Exception as error:  # noqa: BLE001 - also what nobody thought of must not end the delivery
                     self._failed(error)
-                    self._stop.wait(FIRST_PAUSE_S)
+                    self._stop.wait(min(FIRST_PAUSE_S * 2 ** min(self._failures, 10), LONGEST_PAUSE_S))
             self._last_pass()
         finally:
             self._close_store()

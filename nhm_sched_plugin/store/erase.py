@@ -38,6 +38,8 @@ _BATCH: Final = 1000
 _DRAIN_S: Final = 30.0
 """How long a drain that is under way is waited for."""
 _BLOCK: Final = 8 * 1024 * 1024
+_OVERLAP: Final = 4096
+"""Bytes; no id is longer."""
 _BY_TICKET: Final = ("execution_logs", "scheduling_decisions_raw", "scheduling_outcomes")
 _packed: Final = msgspec.msgpack.encode
 _SET_ASIDE: Final = re.compile(r"(.+\.(?:corrupt|unsalvaged))(?:-wal|-shm)?")
@@ -73,9 +75,11 @@ class _Wanted:
                     found.append(_packed(field) + _packed(name))
         return found
 
-    def anywhere(self) -> list[bytes]:
-        """Their bytes alone, which may stand in other names too."""
-        return [name.encode("utf-8", "surrogatepass") for name in self.tickets | self.decisions]
+    def torn(self) -> re.Pattern[bytes]:
+        """The same for files without whole fields: a name that stands there by itself, not within another."""
+        names = [name.encode("utf-8", "surrogatepass") for name in self.tickets | self.decisions]
+        alone = rb"(?<![\w-])(?:" + b"|".join(map(re.escape, names)) + rb")(?![\w-])"
+        return re.compile(b"|".join([alone, *map(re.escape, self.traces())]))
 
 
 def erase(
@@ -180,14 +184,15 @@ def _from_spool(files: Segments, wanted: _Wanted, *, dry_run: bool) -> Iterator[
         for name in files.names():
             yield from _from_file(files, name, wanted, dry_run=dry_run)
     for file in sorted({found[1] for path in files.path.iterdir() if (found := _SET_ASIDE.fullmatch(path.name))}):
-        yield from _from_damaged(files.path / file, wanted, dry_run=dry_run)
+        # As one that uses the spool: nobody sets a file aside meanwhile, its log before itself.
+        yield from files.active.run(partial(_from_damaged, file=files.path / file, wanted=wanted, dry_run=dry_run))
 
 
 def _from_file(files: Segments, name: str, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
     found = files.run(name, partial(_search, wanted=wanted, remove=not dry_run), 0)
     left = found
     if not dry_run:
-        files.run(name, partial(_overwrite, file=files.path / name, wanted=wanted), None)
+        files.run(name, partial(_overwrite, file=files.path / name), None)
         left = files.run(name, partial(_search, wanted=wanted), 0)
         if name != FILE_NAME and files.run(name, _is_empty, False):
             files.remove(name)
@@ -199,10 +204,10 @@ def _search(connection: sqlite3.Connection, *, wanted: _Wanted, remove: bool = F
     """How many records of the file belong to the tickets; their decisions are noted."""
     connection.execute("PRAGMA secure_delete = ON")  # the bytes are overwritten, not only let go
     connection.execute("BEGIN IMMEDIATE" if remove else "BEGIN")
-    total = 0
+    total, traces = 0, wanted.traces()
     for table in ("records", "quarantine"):
         rows = connection.execute(f"SELECT seq, id, frame FROM {table} ORDER BY seq")  # noqa: S608
-        hits = [(seq,) for seq, record_id, frame in rows if _belongs(record_id, frame, wanted)]
+        hits = [(seq,) for seq, record_id, frame in rows if _belongs(record_id, frame, wanted, traces)]
         total += len(hits)
         if remove:
             connection.executemany(f"DELETE FROM {table} WHERE seq = ?", hits)  # noqa: S608
@@ -210,13 +215,13 @@ def _search(connection: sqlite3.Connection, *, wanted: _Wanted, remove: bool = F
     return total
 
 
-def _belongs(record_id: str | None, frame: bytes, wanted: _Wanted) -> bool:
+def _belongs(record_id: str | None, frame: bytes, wanted: _Wanted, traces: list[bytes]) -> bool:
     if record_id in wanted.decisions:
         return True
     try:
         record, _ = decode(frame)
     except ValueError:
-        return any(trace in frame for trace in wanted.traces())
+        return any(trace in frame for trace in traces)
     about = record if isinstance(record, Decision) else record.outcome
     if about.ticket_id not in wanted.tickets:
         return False
@@ -224,12 +229,10 @@ def _belongs(record_id: str | None, frame: bytes, wanted: _Wanted) -> bool:
     return True
 
 
-def _overwrite(connection: sqlite3.Connection, *, file: Path, wanted: _Wanted) -> None:
+def _overwrite(connection: sqlite3.Connection, *, file: Path) -> None:
     """Also what a drain has let go long ago, and what the log holds: no byte of it stays in the file."""
+    connection.execute("VACUUM")
     _fold(connection, file)
-    if _holds(file, wanted.anywhere()):
-        connection.execute("VACUUM")
-        _fold(connection, file)
 
 
 def _fold(connection: sqlite3.Connection, file: Path) -> None:
@@ -242,31 +245,29 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return not connection.execute(held).fetchone()[0]
 
 
-def _from_damaged(file: Path, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:
+def _from_damaged(_: sqlite3.Connection, *, file: Path, wanted: _Wanted, dry_run: bool) -> list[Erased]:
     """A file that was set aside goes as a whole, with its log: what was readable of it has been saved long ago.
 
     One that was set aside this moment is not saved yet, and left.
     """
     try:
-        traces = wanted.traces()
-        if not (_holds(file, traces) or _holds(file.with_name(f"{file.name}-wal"), traces)):
-            return
+        torn = wanted.torn()
+        if not (_holds(file, torn) or _holds(file.with_name(f"{file.name}-wal"), torn)):
+            return []
         left = dry_run or (file.suffix == UNSALVAGED and file.exists())
         if not left:
             unlink(file)
     except OSError as error:
         raise SpoolError(f"{file} cannot be removed: {error.strerror or error}") from error
-    yield Erased(f"damaged file {file.name}", 1, int(not left), int(left))
+    return [Erased(f"damaged file {file.name}", 1, int(not left), int(left))]
 
 
-def _holds(file: Path, traces: Sequence[bytes]) -> bool:
-    """Whether one of them stands anywhere in the file, which may be gone."""
-    longest = max(map(len, traces), default=0)
+def _holds(file: Path, torn: re.Pattern[bytes]) -> bool:
+    """Whether that stands anywhere in the file, which may be gone."""
     before = b""
     with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:
         while block := stream.read(_BLOCK):
-            block = before + block
-            if any(trace in block for trace in traces):
+            if torn.search(before + block):
                 return True
-            before = block[-longest:]
+            before = block[-_OVERLAP:]
     return False

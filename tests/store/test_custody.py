@@ -174,15 +174,18 @@ def test_a_name_that_another_begins_with_is_not_meant(store: Store, tmp_path: Pa
         frame = sqlite3.connect(spool.path / "spool.sqlite", isolation_level=None)
         frame.execute("INSERT INTO quarantine (kind, id, frame, reason, at) VALUES ('', '', ?, 'torn', 0)", (torn,))
         frame.close()
+    for name in ("a1", "a10"):
+        (spool.path / f"bare-{name}.corrupt").write_bytes(b"\0" * 9 + name.encode() + b"\0" * 9)
     assert (spool.pending(), spool.quarantined_count()) == (2, 4)
 
     done = erase(store, spool.path, ["a1"])
     assert {place.place: place.removed for place in done} == {
         "spool spool.sqlite": 3,
         "damaged file spool-a1.corrupt": 1,
+        "damaged file bare-a1.corrupt": 1,
     }
     assert (spool.pending(), spool.quarantined_count()) == (1, 2)
-    assert [file.name for file in spool.path.glob("*.corrupt")] == ["spool-a10.corrupt"]
+    assert {file.name for file in spool.path.glob("*.corrupt")} == {"spool-a10.corrupt", "bare-a10.corrupt"}
 
 
 def test_files_that_were_set_aside_go_with_their_logs(store: Store, tmp_path: Path) -> None:
