@@ -196,10 +196,10 @@ def _improvement(advice: Facts) -> str:
     gain = advice["expected_improvement"]
     if gain is None:
         return ""
-    if advice["source"] != "policy":
+    if advice["source"] not in ("", "policy"):
         return f" Expected gain in reward over time: {gain:+.3f}."
     if not gain:
-        return " It is what the rules would do."
+        return " Rewards so far tell no difference to what the rules would do."
     return (
         f" Rewards so far were {abs(gain):.3f} {'higher' if gain > 0 else 'lower'} over time than for what the rules "
         "would do. They are of different moments; the confidence goes by trials in the simulator that start from the "

@@ -125,7 +125,7 @@ def test_the_story_of_advice_that_was_followed() -> None:
     ("gain", "source", "told"),
     [
         (-0.01, "policy", "Rewards so far were 0.010 lower over time than for what the rules would do."),
-        (0.0, "policy", "It is what the rules would do."),
+        (0.0, "policy", "Rewards so far tell no difference to what the rules would do."),
         (-0.01, "mine", "Expected gain in reward over time: -0.010."),
     ],
 )
