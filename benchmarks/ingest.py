@@ -7,6 +7,11 @@ is the floor. Memory is the peak as the system counts it: `private` (what the pr
 which also counts the engine's program file as far as it is mapped (some 350 MB). Processor seconds say more than rows a
 second where other programs run beside it. The figures of the ingest include its digest, its ledger and its search for
 duplicates, which the bare engine does not have.
+
+What a container counts is neither: mapped program files are given back when room is short. With a kept `--file`, one
+way runs alone under a limit as
+
+    systemd-run --scope -p MemoryMax=500M python -m benchmarks.ingest --file FILE --way ingest
 """
 
 from __future__ import annotations
@@ -126,9 +131,13 @@ def main() -> None:
     parser.add_argument("--dirty", type=float, default=0.0, help="share of rows that cannot be used (no bare figure)")
     parser.add_argument("--file", type=Path, help="keep the CSV here, or take the one that is there")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--way", choices=("open", "bare", "ingest"), help="only this one, of a --file that is there; JSON"
+    )
     given = parser.parse_args()
     if given.way:
+        if given.file is None:
+            parser.error("--way needs --file, the CSV of an earlier run")
         print(json.dumps(work(given.way, given.file)))
         return
     with tempfile.TemporaryDirectory(prefix="nhm-bench-") as folder:

@@ -23,9 +23,8 @@ _HOUR: Final = "toDateTime(intDiv(toUnixTimestamp(timestamp), 3600) * 3600, 'UTC
 _TICKET: Final = {
     "hour": _HOUR,
     "actual_duration_ms": "nullIf(toFloat64(actual_duration_ms), 0)",
-    "resource_cpu": "if(isFinite(resource_cpu) AND resource_cpu > 0, toNullable(toFloat64(resource_cpu)), NULL)",
-    "resource_memory": "if(isFinite(resource_memory) AND resource_memory > 0, toNullable(toFloat64(resource_memory)), "
-    "NULL)",
+    "resource_cpu": "if(isFinite(resource_cpu) AND resource_cpu > 0, toNullable(resource_cpu), NULL)",
+    "resource_memory": "if(isFinite(resource_memory) AND resource_memory > 0, toNullable(resource_memory), NULL)",
 }
 """Columns of the view `tickets` that are made from those of `execution_logs`."""
 
