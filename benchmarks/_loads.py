@@ -22,7 +22,7 @@ import numpy as np
 from nhm_sched_plugin.twin.loads import LOADS, Load
 from nhm_sched_plugin.twin.traces import SERVICE_MEAN_S, SERVICE_SIGMA, Trace, read_csv, read_swf
 
-__all__ = ["Case", "cases"]
+__all__ = ["Case", "cases", "chosen"]
 
 BPI13, NASA = "bpi13_volvo_incidents.csv", "NASA-iPSC-1993-3.1-cln.swf"
 DAY, JITTER_S = 86_400.0, 60.0
@@ -46,6 +46,19 @@ def cases(folder: Path | None) -> dict[str, Case]:
     for made in list(LOADS.values())[1:]:
         found += [Case(f"{made.name}/{startup:g}", made, startup, True) for startup in (120.0, 600.0)]
     return {case.name: case for case in found}
+
+
+def chosen(known: dict[str, Case], asked: str | None) -> list[Case]:
+    """The cases that were asked for. Raises `SystemExit` for a name that is none."""
+    if asked is None:
+        return list(known.values())
+    found: list[Case] = []
+    for name in asked.split(","):
+        named = [case for case in known.values() if name in (case.name, case.load.name)]
+        if not named:
+            raise SystemExit(f"error: no load {name!r}; known: {', '.join(known)} (the real ones need --data)")
+        found += named
+    return found
 
 
 def bpi13(folder: Path) -> Load:

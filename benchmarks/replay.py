@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._loads import Case, cases
+from benchmarks._loads import Case, cases, chosen
 from nhm_sched_plugin.twin.replay import POLICIES, replay
 from nhm_sched_plugin.twin.results import Interval, PolicyResult, ReplayReport
 from nhm_sched_plugin.twin.traces import TraceError
@@ -67,19 +67,6 @@ def main() -> None:
         print(json.dumps({case.name: slim(report) for case, report in reports}, indent=1))
     else:
         print(summary(reports))
-
-
-def chosen(known: dict[str, Case], asked: str | None) -> list[Case]:
-    """The cases that were asked for. Raises `SystemExit` for a name that is none."""
-    if asked is None:
-        return list(known.values())
-    found = []
-    for name in asked.split(","):
-        cases = [case for case in known.values() if name in (case.name, case.load.name)]
-        if not cases:
-            raise SystemExit(f"error: no load {name!r}; known: {', '.join(known)} (the real ones need --data)")
-        found += cases
-    return found
 
 
 def played(case: Case, options: argparse.Namespace) -> ReplayReport:

@@ -110,7 +110,7 @@ def erase(
     _note_decisions(store, wanted)
     result: list[Erased] = []
     with contextlib.ExitStack() as stack:
-        if spool.is_dir():
+        if any(spool.glob("*.sqlite*")):  # opening would make one
             files = Segments(spool, time.time)
             stack.callback(files.close)
             if not dry_run:

@@ -59,10 +59,7 @@ class Plan(NamedTuple):
 
     def parts(self, seed: int) -> tuple[Trace, Trace]:
         """The training part and the rest, for a seed."""
-        trace = self.load.make(seed)
-        if self.load.cut is None:
-            return trace.split(self.train_fraction)
-        return trace.slice(trace.start, self.load.cut), trace.slice(self.load.cut, trace.end)
+        return self.load.parts(seed, self.train_fraction)
 
 
 class Played(NamedTuple):

@@ -31,11 +31,18 @@ class Load(NamedTuple):
     make: Callable[[int], Trace]
     """The trace for a seed; must be importable by its name where several processes work."""
     cut: float | None = None
-    """Unix seconds at which the training part ends; None: `train_fraction` says."""
+    """Unix seconds at which the training part ends; None: a share of the time does."""
     drawn: bool = True
     """Whether seeds differ."""
     classes: tuple[TicketClass, ...] = ()
     """Of tickets with SLAs of their own, of equal priority where they say nothing else."""
+
+    def parts(self, seed: int, train_fraction: float = 0.7) -> tuple[Trace, Trace]:
+        """The training part and the rest, for a seed. Raises `TraceError` for a fraction outside (0, 1)."""
+        trace = self.make(seed)
+        if self.cut is None:
+            return trace.split(train_fraction)
+        return trace.slice(trace.start, self.cut), trace.slice(self.cut, trace.end)
 
     @classmethod
     def fixed(cls, trace: Trace) -> Load:
