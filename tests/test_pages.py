@@ -83,6 +83,18 @@ def test_settings_shown_can_be_loaded(page: Path) -> None:
             Settings.model_validate(shown)
 
 
+def test_the_house_plan_has_every_room_and_no_other_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = text.partition("## Rooms")[2].partition("\n## ")[0].partition("\nBeside the package")[0]
+    package = ROOT / "nhm_sched_plugin"
+    there = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    named = {name for row in re.findall(r"^\| ([^|]*) \|", rooms, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)}
+    assert named == there
+    modules = {path.stem for path in package.rglob("*.py")}
+    assert set(re.findall(r"`([a-z_]+)`", rooms)) <= modules
+
+
 def test_replay_names_every_policy_that_it_knows() -> None:
     """In the option's help and on its page."""
     replay: Any = get_command(app)
