@@ -56,7 +56,7 @@ class OptimizerSettings(TlsTree):
     token_file: ExpandedPath | None = None
     """Bearer token for the agent; needs TLS or a loopback address."""
     tls: bool = False
-    """TLS to the agent; so does any of the three files below."""
+    """TLS to the agent; so does any of the four keys below."""
     tls_ca_file: ExpandedPath | None = None
     """PEM file of the authority that signed the agent's certificate; unset: those that the system trusts."""
     tls_cert_file: ExpandedPath | None = None

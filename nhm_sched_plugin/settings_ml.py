@@ -94,7 +94,7 @@ class ClickHouseSettings(Tree):
     user: str = "default"
     """Who the records are written as."""
     password: SecretStr | None = None
-    """From the environment only (`NHM_SCHED_ML__CLICKHOUSE__PASSWORD`); better `password_file`."""
+    """From the environment (`NHM_SCHED_ML__CLICKHOUSE__PASSWORD`), not from here; better `password_file`."""
     password_file: ExpandedPath | None = None
     """File that holds the password and nothing else."""
     password_secret: str | None = None
@@ -143,7 +143,7 @@ class SchedulingSettings(Tree):
 
 class TrainingSettings(Tree):
     interval_hours: Annotated[int, Field(ge=1)] = 24
-    """How often whoever schedules the training should run it."""
+    """How often a chart schedules the training; not read here, see [training](training.md#schedule)."""
     window_days: Annotated[int, Field(ge=1, le=3650)] = 540
     """How much history is trained on."""
     max_mape: Annotated[float, Field(gt=0)] = 25.0

@@ -25,7 +25,7 @@ hooks_app = typer.Typer(help="Third-party hooks: what is loaded, and whether it 
 
 @app.command()
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Check configuration, folder, rule book, hooks, agent, snapshots, spool and database. Changes nothing."""
+    """Check configuration, folder, rule book, hooks, agent, snapshots, cache, spool, database. Changes nothing."""
     settings = settings_of(config)
     rows = [
         {"component": "configuration", "ok": True, "detail": str(config or "built-in values and NHM_SCHED_*")},
@@ -83,7 +83,7 @@ def _policy(settings: Settings) -> str:
     from nhm_sched_plugin.policy.qtable import QTable
 
     if not settings.served_q_table_path.exists():
-        return "nothing learned yet: it starts from the rules"
+        return "nothing learned yet: it starts from the planner"
     found = QTable.load(settings.served_q_table_path)
     return f"{len(found)} states, {found.updates:,} updates"
 

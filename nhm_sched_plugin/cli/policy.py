@@ -149,8 +149,8 @@ def replay(
     policies: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: plugin, rules, hpa, keda, sqrt, sqrt-quick, seasonal, headroom, static, oracle, or "
-            "MODULE:FACTORY of your own; a rival is tuned unless its knob is given: hpa=0.7."
+            help="Comma-separated: plugin, planner, rules, hpa, keda, sqrt, sqrt-quick, seasonal, headroom, static, "
+            "oracle, or MODULE:FACTORY of your own; a rival is tuned unless its knob is given: hpa=0.7."
         ),
     ] = "plugin,rules,hpa,keda,sqrt,seasonal,headroom,static,oracle",
     mapping: MapOption = None,

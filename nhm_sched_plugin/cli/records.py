@@ -1,4 +1,4 @@
-"""What goes into the records database and comes out of it: `init`, `ingest`, `explain`."""
+"""The records database made, and one decision told from it: `init`, `explain`."""
 
 from __future__ import annotations
 

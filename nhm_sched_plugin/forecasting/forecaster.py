@@ -108,11 +108,11 @@ class LoadForecaster:
     ) -> Self:
         """Fit on counts per hour or finer, in any order, with gaps.
 
-        From 1000 hours on: Prophet as specified, and what beats it in a rolling-origin backtest on this history; from
-        100: ARIMA likewise; below: the seasonal mean, at low confidence. `country` (ISO 3166) gives the public
-        holidays, `holidays` adds your own. `regressors` are numbers by hour, past and as far ahead as they are known
-        (prices, campaigns, weather forecasts); an hour without one counts as average. `shortlist` tries only these
-        models. Raises `HistoryError` (a ValueError) for a history, horizon, country or regressor that cannot be used.
+        From 1000 hours on Prophet as specified and the other models, from 100 on ARIMA and those that so little is
+        enough for, weighted by a rolling-origin backtest; below: the seasonal mean. `country` (ISO 3166) gives the
+        public holidays, `holidays` adds your own. `regressors` are numbers by hour, past and as far ahead as they are
+        known (prices, campaigns); an hour without one counts as average. `shortlist` tries only these models. Raises
+        `HistoryError` (a ValueError) for a history, horizon, country or regressor that cannot be used.
         """
         minutes = _checked_horizons(horizons)
         known = hours(history)

@@ -1,7 +1,7 @@
 """Is the forecast off right now, and by how much? Level shifts, outages and drift from the counts of the last hours.
 
 Pure, standard library only, plain floats: hosts run it beside the forecast table, training beside numpy arrays.
-docs/live-forecast.md derives the formulas; the sources are named at each constant.
+docs/live-forecast.md gives the formulas; the sources are named at each constant.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Where records go: the on-disk spool in the host, ClickHouse behind it, and the way between the two.
 
-Only `spool` is light enough for a host; the rest pulls in the database client and is imported when used.
+Only the spool and the caches are light enough for a host; the rest pulls in the database client and is imported when
+used.
 `drain(...)` and `ingest(...)` live in the modules of the same name.
 """
 

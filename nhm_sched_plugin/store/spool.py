@@ -1,4 +1,4 @@
-"""The on-disk spool in the host: records wait here, safe, until `nhm-sched drain` has delivered them.
+"""The on-disk spool in the host: records wait here, safe, until a drain has delivered them.
 
 SQLite files in WAL mode. Several processes (and threads) may append at once; whoever drains reads batches in the order
 of writing and acknowledges each when it has been stored. Durability: a plain `append` survives a crash or `kill -9` of

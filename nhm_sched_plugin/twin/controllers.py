@@ -1,4 +1,4 @@
-"""Who decides on the number of workers in the twin: a fixed pool, the rule book alone, or the whole plugin."""
+"""Who decides on the number of workers in the twin: a fixed pool, the rule book, the planner, or the whole plugin."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A planner fitted to one history alone fits its volume and its luck. `overlaid` is a busier organisation of the same
 kind; `with_flash_crowds` adds what breaks SLAs in practice - a sudden crowd many times the usual peak (Jung,
 Krishnamurthy, Rabinovich 2002, "Flash crowds and denial of service attacks", WWW '02: a steep ramp, a plateau of
-minutes, a decay).
+minutes, a decay); with `with_daily_crowds` such crowds come back at about the same time of the day.
 """
 
 from __future__ import annotations

@@ -79,8 +79,7 @@ def frontier(
 ) -> list[Point]:
     """A rival's points on `trace`, one for each knob (default: its own values).
 
-    Raises `TraceError` (a
-    ValueError) for a name that is no rival, `ValueError` for a knob that makes no sense.
+    Raises `TraceError` (a ValueError) for a name that is no rival, `ValueError` for a knob that makes no sense.
     """
     if name not in RIVALS:
         raise TraceError(f"{name!r} has no knob; rivals with one: {', '.join(RIVALS)}")

@@ -4,7 +4,7 @@ Statements are made from these, and what a database has is checked against them.
 `kept`: 1 exempts the row, which is how old history survives being ingested.
 
 By month, since the engine rewrites whole parts when rows expire; texts that hardly repeat are packed with ZSTD. Both
-were measured (`benchmarks/layout.py`, docs/records.md). A partition may only depend on what a second delivery of the
+were measured (`benchmarks/layout.py`, docs/questions.md). A partition may only depend on what a second delivery of the
 same record cannot change: replacing works within a partition.
 """
 

@@ -37,4 +37,4 @@ RIVALS: Final[Mapping[str, Rival]] = MappingProxyType(
         "headroom": Rival(Headroom, "headroom", (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.25, 2.5)),
     }
 )
-"""The rivals by name; `replay` also knows `plugin`, `rules`, `static` and `oracle`."""
+"""The rivals by name; `replay` also knows `plugin`, `planner`, `rules`, `static` and `oracle`."""
