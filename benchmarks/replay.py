@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one a core")
     parser.add_argument("--target", type=float, default=0.95, help="SLA that the rivals are tuned to; default: 0.95")
-    parser.add_argument("--decisions", type=int, default=60_000, help="simulated decisions that the plugin learns from")
+    parser.add_argument(
+        "--decisions", type=int, default=1_000_000, help="simulated decisions that the plugin learns from"
+    )
     parser.add_argument("--frontier-seeds", type=int, help="seeds with =SLA; 0 takes a fifth of the time; default: all")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

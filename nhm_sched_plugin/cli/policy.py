@@ -170,6 +170,9 @@ def replay(
     frontier: Annotated[
         bool, typer.Option(help="Sweep the rivals' knobs on the replayed tickets: cost at equal SLA.")
     ] = True,
+    decisions: Annotated[
+        int, typer.Option(callback=between(0), help="Simulated decisions the plugin learns from, without a Q-table.")
+    ] = 1_000_000,
     jobs: Annotated[int, typer.Option(callback=between(1), help="Worker processes.")] = 1,
     max_duration: MaxDurationOption = None,
     service_mean: ServiceMeanOption = None,
@@ -222,6 +225,7 @@ def replay(
             seeds=seeds,
             frontier_seeds=int(frontier),
             jobs=jobs,
+            learn_decisions=decisions,
             progress=lambda what, share: update(share, 1.0, what[:1].upper() + what[1:]),
         )
     data = report_data(report, shlex.join(["nhm-sched", *sys.argv[1:]]))

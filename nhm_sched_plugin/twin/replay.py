@@ -46,7 +46,7 @@ def replay(
     seeds: int = 1,
     frontier_seeds: int = 0,
     jobs: int = 1,
-    learn_decisions: int = 60_000,
+    learn_decisions: int = 1_000_000,
     progress: Progress | None = None,
 ) -> ReplayReport:
     """Replay the last part of `trace` under each of `policies` (see `POLICIES`, or MODULE:FACTORY of your own).
