@@ -120,12 +120,13 @@ def _content(store: Store, table: str, column: str, window: Window, form: str) -
         f"ORDER BY {column}"
     )
     if form.startswith("CSV"):
-        sql += " SETTINGS format_csv_null_representation = ''"
+        # Times with their zone (UTC), else what was written in one server's zone would be read in another's.
+        sql += " SETTINGS format_csv_null_representation = '', date_time_output_format = 'iso'"
     return store.raw(sql, {"low": window.low, "high": window.high}, form=form, name="export")
 
 
 class _Csv:
-    """Names in the first line; NULL is an empty field."""
+    """Names in the first line; NULL is an empty field; times are UTC: `2026-03-01T10:00:00Z`."""
 
     format = "CSVWithNames"
 
