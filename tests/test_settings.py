@@ -91,6 +91,14 @@ def test_no_configuration_and_an_empty_file_are_the_defaults(tmp_path: Path) -> 
     assert load_settings(settings) is settings
 
 
+def test_a_section_with_every_key_commented_out_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "nhm-sched.yaml"
+    path.write_text("optimizer:\n  # enabled: true\nml:\n  caching:\nrollout:\n", encoding="utf-8")
+    assert load_settings(path) == load_settings(None)
+    with pytest.raises(ConfigError, match=r"rollout\.percentage"):
+        load_settings({"rollout": {"percentage": None}})
+
+
 # -- what is wrong, with the key, the value and what is allowed
 
 
