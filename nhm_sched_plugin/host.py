@@ -132,6 +132,8 @@ class SchedulerHost:
         except Exception as error:  # noqa: BLE001 - the host comes first
             self._swallow(error)
             return
+        if self._closed:
+            self._lost("an outcome")
         self._observe("nhm_sched_task_finished", outcome=plain)
 
     def health(self) -> list[Health]:
@@ -182,6 +184,12 @@ class SchedulerHost:
             self._swallow(error)
             return None
 
+    def _lost(self, what: str) -> None:
+        if self.settings.recording.enabled:
+            self.metrics.child("records", "dropped").inc()
+            self.metrics.child("drops", "closed").inc()
+            self.faults.report("recorder", f"{what} came after the host was closed and is not recorded")
+
     def _unusable(self, name: str) -> None:
         self.faults.report("outcome", f"the host's {name} is unusable and counts as unknown")
 
@@ -200,6 +208,8 @@ class SchedulerHost:
         except Exception:  # noqa: BLE001 - a broken clock
             now = time.time()
         decision = last_resort(ticket, now)
+        if self._closed:
+            self._lost("a decision")
         try:
             self._plugin.note(decision)
         except Exception as error:  # noqa: BLE001 - the decision goes out all the same

@@ -300,6 +300,8 @@ def load_settings(source: str | os.PathLike[str] | Mapping[str, Any] | Settings 
         return source
     if source is None or isinstance(source, Mapping):
         name, raw = "configuration", dict(source or {})
+    elif not isinstance(source, str | os.PathLike):
+        raise ConfigError([f"is a {type(source).__name__}; expected a path or a mapping"], "configuration")
     else:
         name = os.fspath(source)
         raw = _read_yaml(Path(name))

@@ -102,3 +102,13 @@ def test_no_outcome_is_lost_to_its_types(tmp_path: Path) -> None:
 def test_a_databases_decimals_are_numbers() -> None:
     before, after = {"sla_compliance_rate": Decimal("0.8")}, {"sla_compliance_rate": Decimal("0.9")}
     assert calculate_reward(before, after) == pytest.approx(0.2)
+
+
+def test_what_comes_after_the_end_is_counted(tmp_path: Path) -> None:
+    host = SchedulerHost.from_config({"data_dir": str(tmp_path), "metrics": {"enabled": False}})
+    host.close()
+    decision = host.decide(Ticket(ticket_id="t"), SchedulingState())
+    host.finished(Outcome(decision_id=decision.decision_id))
+    counted = host.metrics.registry.get_sample_value
+    assert counted("nhm_sched_records_dropped_total", {"cause": "closed"}) == 2
+    assert counted("nhm_sched_records_total", {"state": "dropped"}) == 2
