@@ -4,8 +4,6 @@ Units are in the names or the docstrings: `_ms` milliseconds, `_s` seconds, `_mi
 CPU in cores, memory in GiB, clock stamps in Unix seconds unless a field says `datetime`.
 `None` means "not known" everywhere; it never means zero.
 
-`gc=False`: these values hold no reference cycles, so the host's garbage collector need not visit them.
-
 The values hold no reference cycles, so the garbage collector need not look at them (`gc=False`): with tens of thousands
 of decisions in memory a full collection would hold the host's process for a tenth of a second and more.
 """
