@@ -247,7 +247,8 @@ class HookManager(pluggy.PluginManager):
 
     def _isolated_part(self, hook_name: str, plugin_name: str, protocol: type, part: Any) -> _IsolatedPart:
         if not isinstance(part, protocol):
-            raise TypeError(f"made a {type(part).__name__}; expected a {protocol.__name__} with all its methods")
+            lacks = [name for name in vars(protocol) if not name.startswith("_") and not hasattr(part, name)]
+            raise TypeError(f"made a {type(part).__name__}, no {protocol.__name__}: it lacks {', '.join(lacks)}")
 
         def call(method_name: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             try:

@@ -22,17 +22,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import msgspec
-
 from nhm_sched_plugin.background import Pool
 from nhm_sched_plugin.extension import Found, HookManager, deadline, discover, is_disabled
+from nhm_sched_plugin.given import as_outcome, as_state, as_ticket
 from nhm_sched_plugin.hookspecs import SchedulerSpecs
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.metrics import Metrics
-from nhm_sched_plugin.pipeline import UNKNOWN_STATE, last_resort
+from nhm_sched_plugin.pipeline import last_resort
 from nhm_sched_plugin.plugin import SchedulerPlugin
 from nhm_sched_plugin.settings import Settings, load_settings
-from nhm_sched_plugin.types import STATE_FIELDS, Decision, Health, Outcome, SchedulingState, Ticket
+from nhm_sched_plugin.types import Decision, Health, Outcome, SchedulingState, Ticket
 
 __all__ = ["SchedulerHost"]
 
@@ -99,7 +98,7 @@ class SchedulerHost:
         """What to do for this ticket, or for the pool when `ticket` is None. Always a valid decision, in time."""
         try:
             # Nobody but the plugin answers this hook, and it bounds itself.
-            decision = self._hooks.call.nhm_sched_decide(ticket=_as_ticket(ticket), state=_as_state(state))
+            decision = self._hooks.call.nhm_sched_decide(ticket=as_ticket(ticket), state=as_state(state))
             if isinstance(decision, Decision):
                 return decision
         except Exception as error:  # noqa: BLE001 - the host comes first
@@ -126,9 +125,16 @@ class SchedulerHost:
             done, problem = False, f"{type(error).__name__} ({type(unusable).__name__} when asked for its text)"
         self._observe("nhm_sched_decision_applied", decision=decision, applied=done, error=problem)
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, outcome: Outcome | Mapping[str, Any]) -> None:
         """Report the end of a ticket (or of a control interval): where the reward comes from."""
-        self._observe("nhm_sched_task_finished", outcome=outcome)
+        try:
+            plain = as_outcome(outcome, self._unusable)
+        except Exception as error:  # noqa: BLE001 - the host comes first
+            self._swallow(error)
+            return
+        if self._closed:
+            self._lost("an outcome")
+        self._observe("nhm_sched_task_finished", outcome=plain)
 
     def health(self) -> list[Health]:
         """Every component's readiness."""
@@ -178,6 +184,15 @@ class SchedulerHost:
             self._swallow(error)
             return None
 
+    def _lost(self, what: str) -> None:
+        if self.settings.recording.enabled:
+            self.metrics.child("records", "dropped").inc()
+            self.metrics.child("drops", "closed").inc()
+            self.faults.report("recorder", f"{what} came after the host was closed and is not recorded")
+
+    def _unusable(self, name: str) -> None:
+        self.faults.report("outcome", f"the host's {name} is unusable and counts as unknown")
+
     def _budget_s(self) -> float:
         return self._plugin.settings.optimizer.decision_budget_ms / 1000
 
@@ -193,6 +208,8 @@ class SchedulerHost:
         except Exception:  # noqa: BLE001 - a broken clock
             now = time.time()
         decision = last_resort(ticket, now)
+        if self._closed:
+            self._lost("a decision")
         try:
             self._plugin.note(decision)
         except Exception as error:  # noqa: BLE001 - the decision goes out all the same
@@ -205,33 +222,3 @@ def _close_at_exit(reference: weakref.ref[SchedulerHost]) -> None:
     host = reference()
     if host is not None:
         host.close()
-
-
-def _as_ticket(ticket: Any) -> Ticket | None:
-    """The ticket as our own type; names that are no text become text, so that it can be recorded."""
-    if ticket is None:
-        return None
-    if not isinstance(ticket, Ticket):
-        return msgspec.convert(ticket, Ticket, from_attributes=True, strict=False)
-    if type(ticket.ticket_id) is str and _is_text(ticket.task_type) and _is_text(ticket.risk_band):
-        return ticket
-    return msgspec.structs.replace(
-        ticket, ticket_id=str(ticket.ticket_id), task_type=_text(ticket.task_type), risk_band=_text(ticket.risk_band)
-    )
-
-
-def _is_text(value: Any) -> bool:
-    return value is None or type(value) is str
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _as_state(state: Any) -> Any:
-    """The state as our own type; fields of a mapping that we do not know are left out. What is neither stays."""
-    if isinstance(state, SchedulingState):
-        return state
-    if isinstance(state, Mapping):
-        return SchedulingState(**{name: state[name] for name in (*STATE_FIELDS, "features") if name in state})
-    return UNKNOWN_STATE if state is None else state

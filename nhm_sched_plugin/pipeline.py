@@ -20,6 +20,7 @@ from nhm_sched_plugin.decision.known import known
 from nhm_sched_plugin.decision.rulebook import LAST_RESORT
 from nhm_sched_plugin.errors import AgentUnavailableError
 from nhm_sched_plugin.extension import CUSTOM, HookFailedError, HookManager, deadline
+from nhm_sched_plugin.given import UNKNOWN_STATE
 from nhm_sched_plugin.ids import new_id
 from nhm_sched_plugin.observe.faults import Faults
 from nhm_sched_plugin.observe.tally import Noted, Tally
@@ -37,12 +38,11 @@ from nhm_sched_plugin.types import (
     Veto,
 )
 
-__all__ = ["UNKNOWN_STATE", "Pipeline", "last_resort"]
+__all__ = ["Pipeline", "last_resort"]
 
 HOOKS_SHARE = 0.7
 """Of the budget goes to third-party hooks; the rest is kept for the rules, which decide when a hook oversleeps."""
 _SIX_HOURS = 360
-UNKNOWN_STATE: Final = SchedulingState()
 _EXACT: Final = 1 << 53
 """Whole numbers up to here are the same as floats."""
 # Reading a member off an Enum class costs 0.1 us; these names cost nothing.

@@ -300,11 +300,13 @@ def load_settings(source: str | os.PathLike[str] | Mapping[str, Any] | Settings 
         return source
     if source is None or isinstance(source, Mapping):
         name, raw = "configuration", dict(source or {})
+    elif not isinstance(source, str | os.PathLike):
+        raise ConfigError([f"is a {type(source).__name__}; expected a path or a mapping"], "configuration")
     else:
         name = os.fspath(source)
         raw = _read_yaml(Path(name))
     spelling: dict[str, str] = {}
-    tree = _snake_keys(raw, spelling)
+    tree = _without_empty_sections(_snake_keys(raw, spelling), Settings)
     for key in [key for key in tree if key in OptimizerSettings.model_fields]:
         optimizer = tree.setdefault("optimizer", {})
         if not isinstance(optimizer, dict):
@@ -366,3 +368,15 @@ def _snake_keys(tree: Mapping[Any, Any], spelling: dict[str, str]) -> dict[str, 
             raise ConfigError([f"{key}: given twice, in camelCase and in snake_case"])
         result[snake] = _snake_keys(value, spelling) if isinstance(value, Mapping) else value
     return result
+
+
+def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A section whose keys are all commented out is null in YAML, and means the defaults."""
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if name in tree and isinstance(section, type) and issubclass(section, BaseModel):
+            if tree[name] is None:
+                del tree[name]
+            elif isinstance(tree[name], dict):
+                _without_empty_sections(tree[name], section)
+    return tree

@@ -91,6 +91,20 @@ def test_no_configuration_and_an_empty_file_are_the_defaults(tmp_path: Path) -> 
     assert load_settings(settings) is settings
 
 
+def test_what_is_neither_path_nor_mapping_is_named() -> None:
+    for source in (5, [], b"x"):
+        with pytest.raises(ConfigError, match=f"is a {type(source).__name__}; expected a path or a mapping"):
+            load_settings(source)  # type: ignore[arg-type]
+
+
+def test_a_section_with_every_key_commented_out_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "nhm-sched.yaml"
+    path.write_text("optimizer:\n  # enabled: true\nml:\n  caching:\nrollout:\n", encoding="utf-8")
+    assert load_settings(path) == load_settings(None)
+    with pytest.raises(ConfigError, match=r"rollout\.percentage"):
+        load_settings({"rollout": {"percentage": None}})
+
+
 # -- what is wrong, with the key, the value and what is allowed
 
 

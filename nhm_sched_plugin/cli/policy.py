@@ -342,7 +342,10 @@ def q_table_show(
             for arm, cell in row.items()
             if cell.pairs and key.startswith(state or "")
         }
-        draw_table(plot, gains, "saved against the planner's own action (shares of the pool's cost)")
+        try:
+            draw_table(plot, gains, "saved against the planner's own action (shares of the pool's cost)")
+        except ValueError as error:
+            raise typer.BadParameter(f"--plot {plot}: {error}") from None
     show(rows, as_json, lambda: table(rows, f"Nothing learned yet ({path})."))
 
 

@@ -232,6 +232,7 @@ def _step(found: Decided, regime: str, overall: Agreement, settings: Settings, c
         span_s=float(found.at.max() - found.at.min()),
         switchback=settings.rollout.unit == "switchback",
         config=config,
+        usual=next(iter(_counts(found.reason)), ""),
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+from nhm_sched_plugin.types import Reason
 
 if TYPE_CHECKING:
     from nhm_sched_plugin.experiment.arms import Comparison
@@ -27,6 +30,12 @@ ROUNDING: Final = 1e-6
 DEARER: Final = 0.05
 """More workers than this (share of the control arm's) have to buy something."""
 DAY_S: Final = 86_400.0
+_UNASKED: Final[Mapping[str, str]] = {
+    Reason.BELOW_VOLUME_THRESHOLD: "the load stayed under the gate (optimizer.forecast_volume_threshold)",
+    Reason.FORECAST_UNAVAILABLE: "there was no forecast; `nhm-sched doctor` says why, `nhm-sched train` makes one",
+    Reason.OPTIMIZER_UNAVAILABLE: "the optimizer did not answer; `nhm-sched doctor` says why",
+    Reason.DISABLED: "optimizer.enabled is false",
+}
 
 
 class Next(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +80,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """Whether rollout.unit is."""
     config: str = ""
     """The configuration file, for the commands to name."""
+    usual: str = Reason.BELOW_VOLUME_THRESHOLD
+    """The most frequent reason of the decisions: why nobody was asked, where nobody was."""
 
 
 def judge(
@@ -98,7 +109,7 @@ def _lacks(step: Step, settings: Settings) -> list[str]:
     if step.span_s < DAY_S:
         found.append(f"the decisions cover {step.span_s / 3600:.1f} hours; a day has to be seen, since load has days")
     if not step.asked:
-        found.append("the policy was never asked: the load stayed under the gate (optimizer.forecast_volume_threshold)")
+        found.append(f"the policy was never asked: {_UNASKED.get(step.usual, f'the reason was {step.usual}')}")
     return found
 
 

@@ -77,6 +77,8 @@ METRICS: Final = (
     Metric("spool_bytes", Gauge, "nhm_sched_spool_bytes", (), "What the spool takes on disk; set by whoever drains"),
     Metric("quarantined", Gauge, "nhm_sched_spool_quarantined", (), "Records in quarantine; set by whoever drains"),
     Metric("drain_failures", Counter, "nhm_sched_drain_failures_total", ("cause",), "Deliveries that failed and are tried again: unreachable, access, disk, schema, spool or other"),
+    Metric("queries", Counter, "optimizer_clickhouse_queries_total", (), "Statements to the database, inserts included; of whoever drains"),
+    Metric("query_errors", Counter, "optimizer_clickhouse_query_errors_total", (), "Those that failed"),
     Metric("hook_errors", Counter, "nhm_sched_hook_errors_total", ("hook", "plugin"), "Hooks that raised, overslept or answered garbage"),
     Metric("component_errors", Counter, "nhm_sched_component_errors_total", ("component",), "Failures inside the plugin, by component"),
     Metric("refused", Counter, "nhm_sched_listener_refused_total", ("cause",), "Requests that the /metrics listener refused, by cause"),

@@ -116,7 +116,14 @@ def delivery(settings: Settings, metrics: Metrics, faults: Faults, *, migrate: b
     """The one that the settings mean, with a spool of its own. `migrate`: bring the schema up to date first."""
     from nhm_sched_plugin.store.client import open_store
 
-    opened = partial(open_store, settings, migrate=migrate)
+    queries, failed = metrics.child("queries"), metrics.child("query_errors")
+
+    def count(_name: str, done: bool, _seconds: float) -> None:
+        queries.inc()
+        if not done:
+            failed.inc()
+
+    opened = partial(open_store, settings, observer=count, migrate=migrate)
     return Delivery(spool_of(settings), opened, settings.recording, metrics, faults, **options)
 
 

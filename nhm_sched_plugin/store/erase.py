@@ -110,7 +110,7 @@ def erase(
     _note_decisions(store, wanted)
     result: list[Erased] = []
     with contextlib.ExitStack() as stack:
-        if any(spool.glob("*.sqlite*")):  # opening would make one
+        if _holds_files(spool):  # opening would make one
             files = Segments(spool, time.time)
             stack.callback(files.close)
             if not dry_run:
@@ -171,6 +171,11 @@ def _batches(ids: Sequence[str]) -> Iterator[list[str]]:
 
 
 # The spool
+
+
+def _holds_files(spool: Path) -> bool:
+    """Whether there is a file of records, also when all that is left are those that were set aside."""
+    return spool.is_dir() and any(".sqlite" in path.name or _SET_ASIDE.fullmatch(path.name) for path in spool.iterdir())
 
 
 def _from_spool(files: Segments, wanted: _Wanted, *, dry_run: bool) -> Iterator[Erased]:

@@ -8,6 +8,7 @@ alone; as lists, tens of thousands of them would cost more in its walks than in 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, Final
@@ -130,20 +131,25 @@ def outcome_row(record: RewardedOutcome, recorded_at: float) -> tuple[Any, ...]:
         outcome.ticket_id,
         outcome.status,
         None if outcome.finished_at is None else _ticks("finished_at", outcome.finished_at, _MICROS),
-        outcome.actual_duration_ms,
+        _measured(outcome.actual_duration_ms),
         None if outcome.sla_met is None else int(outcome.sla_met),
         record.reward,
         None if record.executed_action is None else str(record.executed_action),
         None if record.applied is None else int(record.applied),
         record.error,
         outcome.worker_id,
-        outcome.resource_cpu,
-        outcome.resource_memory,
+        _measured(outcome.resource_cpu),
+        _measured(outcome.resource_memory),
         _json(outcome.state_before),
         _json(outcome.state_after),
         _ticks("recorded_at", recorded_at, _MILLIS),
         int(recorded_at * 1000) + (_REWARDED if record.reward is not None else 0),
     )
+
+
+def _measured(value: float | None) -> float | None:
+    """One NaN or infinity would be the mean of everything that it is in."""
+    return value if value is not None and 0 <= value < math.inf else None
 
 
 def _text(name: str, value: str) -> None:

@@ -67,9 +67,10 @@ class Statements:
     def dicts(
         self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "query"
     ) -> list[dict[str, Any]]:
-        """All rows of a query by column name."""
+        """All rows of a query by column name; times in UTC, whatever zone the server is in."""
         result = self._observed(name, lambda: self.client.query(sql, dict(parameters or {})))
-        return [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]
+        names = result.column_names
+        return [{name: _in_utc(value) for name, value in zip(names, row, strict=True)} for row in result.result_rows]
 
     def frame(self, sql: str, parameters: Mapping[str, Any] | None = None, *, name: str = "query") -> pd.DataFrame:
         """A query's result as a DataFrame."""
@@ -185,3 +186,8 @@ def where(
 
 def utc(moment: dt.datetime) -> dt.datetime:
     return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+
+
+def _in_utc(value: Any) -> Any:
+    # The client leaves the zone out where it is UTC.
+    return utc(value).astimezone(dt.UTC) if isinstance(value, dt.datetime) else value

@@ -133,9 +133,13 @@ class WorkerPoolEnv(gymnasium.Env[NDArray[np.float32], Any]):
         for name, value in (("window_s", window_s), ("tick_s", tick_s)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be above 0 s")
+        if lead_s is not None and not 0 <= lead_s < math.inf:
+            raise ValueError(f"lead_s is {lead_s}; it must be a number of seconds, 0 or more")
+        if not 0 <= late_penalty < math.inf:
+            raise ValueError(f"late_penalty is {late_penalty}; it must be a number, 0 or more")
         if not 0 <= min_workers < max_workers:
             raise ValueError(f"min_workers is {min_workers} and max_workers {max_workers}; one must be below the other")
-        if not changes or min(changes) < 0:
+        if not changes or not all(0 <= change < math.inf for change in changes):
             raise ValueError(f"changes are {tuple(changes)}; factors of the workers ordered are needed, 0 or more")
         self.trace, self.tick_s = trace, tick_s
         self.window_s = min(window_s, trace.end - trace.start)

@@ -84,6 +84,7 @@ def test_wrong_variable_and_missing_file(nhm: Any, folder: Path, monkeypatch: py
         (["learn", "x.swf", "--decisions", "0"], "0 is outside what is possible: 1 or more"),
         (["learn", "x.swf", "--report", "no/such/page.html"], "no/such/page.html cannot be written"),
         (["q-table", "show", "--plot", "no/such/q.png"], "no/such/q.png cannot be written"),
+        (["q-table", "show", "--plot", "q.txt"], "--plot q.txt: Format 'txt' is not supported"),
         (["replay", "x.swf", "--train-fraction", "1.5"], "1.5 is outside what is possible: 0.05 to 0.95"),
         (["hooks", "trace", "--state", "queue=1"], "--state queue=1: no such field; known: queue_depth"),
         (["hooks", "trace", "--state", "queue_depth=many"], "'many' is not a number"),

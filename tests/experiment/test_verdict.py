@@ -72,6 +72,19 @@ def test_commands_name_the_file_and_the_unit() -> None:
     )
 
 
+def test_why_nobody_was_asked_is_what_the_decisions_say() -> None:
+    assert "optimizer.forecast_volume_threshold" in verdict(asked=0, usual="below_volume_threshold").reasons[-1]
+    for reason, told in (
+        ("forecast_unavailable", "there was no forecast"),
+        ("optimizer_unavailable", "the optimizer did not answer"),
+        ("disabled", "optimizer.enabled is false"),
+        ("budget_exceeded", "the reason was budget_exceeded"),
+    ):
+        found = verdict(asked=0, usual=reason)
+        assert told in found.reasons[-1]
+        assert "threshold" not in found.reasons[-1]
+
+
 def test_at_100_there_is_nowhere_to_go() -> None:
     found = verdict(percentage=100)
     assert found.headline.endswith("Stay at 100 %.")

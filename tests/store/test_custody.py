@@ -316,6 +316,14 @@ def test_csv_has_one_line_of_names_and_survives_awkward_texts(logs: Store, tmp_p
     assert (rows[-1]["ticket_id"], rows[-1]["sla_met"]) == ('t,"\n0', "")
 
 
+def test_a_text_of_any_length_is_exported(store: Store, tmp_path: Path) -> None:
+    store.command(
+        f"INSERT INTO {store.database}.execution_logs (timestamp, ticket_id) "
+        f"SELECT toDateTime({int(NOW.timestamp())}), repeat('a\"\n', 100000) FROM numbers(2)"
+    )
+    assert export(store, "execution_logs", tmp_path / "long.csv") == 2
+
+
 def test_a_span_cuts_at_the_second(logs: Store, tmp_path: Path) -> None:
     file = tmp_path / "part.parquet"
     since, until = NOW - dt.timedelta(seconds=36 * 500), NOW - dt.timedelta(seconds=36 * 100)

@@ -360,3 +360,22 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def test_statements_and_those_that_failed_are_counted(settings: Settings) -> None:
+    metrics, spool = Metrics(), Spool(settings.spool_path)
+    spool.append(decisions(0, 3))
+
+    def counted(name: str) -> float:
+        return metrics.registry.get_sample_value(f"optimizer_clickhouse_{name}_total") or 0.0
+
+    on(settings, "RENAME TABLE {db}.scheduling_decisions_raw TO {db}.elsewhere")
+    work = module.delivery(settings, metrics, Faults(metrics), migrate=False)
+    try:
+        work.start()
+        wait_for(lambda: counted("query_errors") > 0)
+    finally:
+        on(settings, "RENAME TABLE {db}.elsewhere TO {db}.scheduling_decisions_raw")
+    wait_for(lambda: spool.pending() == 0)
+    work.close(60)
+    assert counted("queries") > counted("query_errors")

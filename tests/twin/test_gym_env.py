@@ -128,6 +128,9 @@ def test_actions_stay_within_the_limits() -> None:
         ({"tick_s": 0}, "tick_s is 0"),
         ({"min_workers": 5, "max_workers": 5}, "min_workers is 5 and max_workers 5"),
         ({"changes": ()}, "changes are"),
+        ({"changes": (1.0, math.nan)}, "changes are"),
+        ({"lead_s": -5.0}, "lead_s is -5.0"),
+        ({"late_penalty": math.nan}, "late_penalty is nan"),
         ({"trace": Trace([], [], start=0.0, end=1.0)}, "no tickets to simulate"),
     ],
 )

@@ -104,7 +104,7 @@ def file_source(path: Path, how: Profile) -> Source:
     if how.format is not None and how.format not in FORMATS:
         raise IngestError(f"format {how.format!r}: known are {', '.join(FORMATS)}")
     if not path.is_file():
-        raise IngestError(f"{path}: no such file")
+        raise IngestError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
     return functools.partial(read, path, how.format or detect(path))
 
 
