@@ -52,6 +52,7 @@ WEIGHTS: Final[Mapping[str, float]] = {
 SLA_FLOOR: Final = 0.05
 """Smallest gap that an SLA delta is measured against: below it noise would look like triumph."""
 EPSILON: Final = 1e-9
+_NONE: Final[Mapping[str, Any]] = {}
 GAP_FLOOR: Final = 1e-3
 """Smallest lead of the oracle over the rules, as a share of the oracle's figure, that counts as a gap to close."""
 
@@ -115,7 +116,7 @@ def _lookup(metrics: Metrics) -> _Lookup:
 
     def read(name: str) -> Any:
         found = getattr(metrics, name, None)
-        return metrics.features.get(name) if found is None else found
+        return getattr(metrics, "features", _NONE).get(name) if found is None else found
 
     return read
 

@@ -75,6 +75,12 @@ def test_what_is_missing_or_no_number_counts_nothing(unknown: Any) -> None:
     assert calculate_reward({}, known) == 0.0
 
 
+@pytest.mark.parametrize("nothing", [None, 5, {}, SchedulingState()])
+def test_without_metrics_on_one_side_there_is_no_reward(nothing: Any) -> None:
+    assert reward(nothing, SchedulingState(sla_compliance_rate=0.9, active_workers=3)) == 0.0
+    assert calculate_reward({"sla_compliance_rate": 0.9}, nothing) == 0.0
+
+
 def test_growth_from_nothing_is_full_growth_and_nothing_to_nothing_is_none() -> None:
     assert components({"throughput": 0, "cost": 0}, {"throughput": 1, "cost": 1}) == {
         "sla": 0.0, "throughput": 1.0, "efficiency": 0.0, "cost": -1.0,
