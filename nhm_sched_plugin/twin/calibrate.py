@@ -89,10 +89,13 @@ def calibrate(
     """Fit the planner to `trace` for the start-up time, SLA wait, limits and `planner.late_cost` of the settings.
 
     `warm` coefficients are where the search begins, of an earlier calibration. `progress` gets the share done, in
-    [0, 1]. The same seed gives the same model. Raises `TraceError` for a trace without tickets.
+    [0, 1]. The same seed gives the same model. Raises `TraceError` for a trace without tickets, `ValueError` for no
+    generations.
     """
     from cmaes import CMA
 
+    if generations < 1:
+        raise ValueError(f"generations is {generations}; the search needs 1 at least")
     if not len(trace):
         raise TraceError(f"{trace.name}: no tickets to calibrate the planner on")
     crowds = CrowdsAhead(trace, settings.planner.startup_s).seen

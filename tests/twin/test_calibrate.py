@@ -172,3 +172,5 @@ def test_how_far_crowds_are_trusted_does_not_hang_on_the_draw(tmp_path: Path) ->
 def test_no_tickets_nothing_to_calibrate_on(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no tickets to calibrate the planner on"):
         calibrate(settings(tmp_path), Trace([], [], start=0.0, end=DAY))
+    with pytest.raises(ValueError, match="generations is 0; the search needs 1 at least"):
+        calibrate(settings(tmp_path), Trace([], [], start=0.0, end=DAY), generations=0)
