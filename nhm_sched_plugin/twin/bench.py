@@ -17,6 +17,7 @@ from nhm_sched_plugin.host import SchedulerHost
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.settings_ml import CachingSettings
+from nhm_sched_plugin.twin.calibrate import best_room
 from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.controllers import (
     Clock,
@@ -35,14 +36,13 @@ from nhm_sched_plugin.twin.results import Frontier, HourLine, PolicyResult, Scor
 from nhm_sched_plugin.twin.rivals import RIVALS, Scene
 from nhm_sched_plugin.twin.simulator import Controller, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
-from nhm_sched_plugin.twin.tuning import Tuned, first_workers, frontier, play, tuned
+from nhm_sched_plugin.twin.tuning import Tuned, first_workers, frontier, tuned
 from nhm_sched_plugin.types import SchedulingState
 
 __all__ = ["POLICIES", "Bench", "Progress", "Rules", "checked"]
 
 POLICIES: Final = ("plugin", "planner", "rules", *RIVALS, "static", "oracle")
 _ENOUGH_MS: Final = 10_000.0
-_HEADROOMS: Final = (0.8, 0.9, 1.0, 1.15, 1.3)
 Progress = Callable[[str, float], Any]
 """Gets what is being done and the share of it that is done, in [0, 1]."""
 
@@ -179,8 +179,10 @@ class Bench:
         forecasts = self.forecasts(name)
         served, advance = (None, None) if forecasts is None else (forecasts.served, forecasts.advance)
         if name == "planner":
-            crowds = CrowdsAhead(self.test, self.rules.startup_s, self._prepare_planner().crowds)
-            headroom = self._best_headroom()
+            model = self._prepare_planner()
+            crowds = CrowdsAhead(self.test, self.rules.startup_s, model.crowds)
+            headroom = best_room(self.settings, self.train, model, tick_s=self.rules.tick_s)
+            self.notes.append(f"planner: {headroom:g} of its room, the best constant on the training part")
             return self._simulated(name, PlannerController(self.settings, served, advance, headroom, crowds))
         if name == "rules":
             rules = RulesController(self.settings, served, advance)
@@ -254,19 +256,6 @@ class Bench:
             f" {model.cost:.2f} times the oracle's cost"
         )
         return model
-
-    def _best_headroom(self) -> float:
-        """The constant factor on the planned room that costs least on the training part."""
-        late_cost = self.settings.planner.late_cost * self.train.service_mean_s
-        crowds = CrowdsAhead(self.train, self.rules.startup_s)
-
-        def loss(headroom: float) -> float:
-            run = play(self.train, PlannerController(self.settings, headroom=headroom, crowds=crowds), self.scene)
-            return run.worker_seconds + late_cost * run.missed
-
-        best = min(_HEADROOMS, key=loss)
-        self.notes.append(f"planner: {best:g} of its room, the best constant on the training part")
-        return best
 
     def _tell_the_gate(self) -> None:
         if self._users.optimizer.forecast_volume_threshold is not None:

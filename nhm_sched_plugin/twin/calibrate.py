@@ -29,11 +29,13 @@ from nhm_sched_plugin.twin.traces import Trace, TraceError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GENERATIONS", "calibrate", "dispersion"]
+__all__ = ["GENERATIONS", "best_room", "calibrate", "dispersion"]
 
 GENERATIONS: Final = 80
 _AVERAGED: Final = 0.25
 """Share of the generations, the last ones, whose centres are averaged."""
+_ROOMS: Final = (1.0, 0.9, 1.15, 0.8, 1.3)
+"""Of those that cost the same the first is taken."""
 _MOST_TICKETS: Final = 300_000
 """The most recent ones; more cost time and say little new of the next minutes."""
 _MOST_DAYS: Final = 28
@@ -108,11 +110,7 @@ def calibrate(
         return _run(settings, scene, coefficients, spread, tick_s)
 
     def loss(coefficients: NDArray[np.float64], scenes: Sequence[_Scene]) -> float:
-        total = 0.0
-        for scene in scenes:
-            outcome = run(scene, coefficients)
-            total += outcome.cost + planner.late_cost * outcome.late * len(scene.trace) * scene.work_s / scene.oracle_s
-        return total / len(scenes)
+        return sum(_loss(planner.late_cost, scene, run(scene, coefficients)) for scene in scenes) / len(scenes)
 
     origin = np.array(_START if warm is None else warm, np.float64)
     scale = np.array(_SCALE) + 0.1 * np.abs(origin)
@@ -144,6 +142,26 @@ def calibrate(
         crowds=crowds,
         version=VERSION,
     )
+
+
+def best_room(settings: Settings, trace: Trace, model: DemandModel, *, tick_s: float = 15.0) -> float:
+    """The constant factor on the room of `model`, but for crowds that come back, that costs least on `trace`.
+
+    The planner is given the forecast that calibration gives it, which leaves the day itself out.
+    """
+    trace = _recent(trace)
+    scene = _scene(trace, settings.planner.startup_s)
+
+    def loss(factor: float) -> float:
+        scaled = factor * np.array(model.coefficients)
+        scaled[-1] = model.coefficients[-1]
+        return _loss(settings.planner.late_cost, scene, _run(settings, scene, scaled, model.dispersion, tick_s))
+
+    return min(_ROOMS, key=loss)
+
+
+def _loss(late_cost: float, scene: _Scene, outcome: _Outcome) -> float:
+    return outcome.cost + late_cost * outcome.late * len(scene.trace) * scene.work_s / scene.oracle_s
 
 
 def _recent(trace: Trace) -> Trace:

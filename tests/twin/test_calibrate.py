@@ -12,7 +12,7 @@ from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.demand import ARRIVED, COEFFICIENTS, needed
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.twin import layout, pilot
-from nhm_sched_plugin.twin.calibrate import calibrate, dispersion, limits_of
+from nhm_sched_plugin.twin.calibrate import best_room, calibrate, dispersion, limits_of
 from nhm_sched_plugin.twin.controllers import PlannerController
 from nhm_sched_plugin.twin.crowds import CrowdsAhead
 from nhm_sched_plugin.twin.scenarios import overlaid, with_daily_crowds, with_flash_crowds
@@ -167,6 +167,17 @@ def test_how_far_crowds_are_trusted_does_not_hang_on_the_draw(tmp_path: Path) ->
     trust = [abs(calibrate(chosen, bursty(8), generations=16, seed=seed).coefficients[-1]) for seed in (2, 3)]
     assert min(trust) > 1.0
     assert max(trust) < 2 * min(trust)
+
+
+def test_the_best_constant_on_the_room_makes_up_for_too_little_and_too_much(tmp_path: Path) -> None:
+    trace, chosen = bursty(8), settings(tmp_path)
+    model = calibrate(chosen, trace, generations=16)
+    halved, doubled = (
+        msgspec.structs.replace(model, coefficients=tuple(factor * each for each in model.coefficients))
+        for factor in (0.5, 2.0)
+    )
+    assert best_room(chosen, trace, halved) > 1.0 > best_room(chosen, trace, doubled)
+    assert 0.8 < best_room(chosen, trace, model) < 1.3
 
 
 def test_no_tickets_nothing_to_calibrate_on(tmp_path: Path) -> None:
