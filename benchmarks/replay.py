@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument(
         "--decisions", type=int, default=1_000_000, help="simulated decisions that the plugin learns from"
     )
-    parser.add_argument("--frontier-seeds", type=int, help="seeds with =SLA; 0 takes a fifth of the time; default: all")
+    parser.add_argument("--frontier-seeds", type=int, help="seeds with =SLA; default: all")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
