@@ -75,6 +75,7 @@ def test_wrong_variable_and_missing_file(nhm: Any, folder: Path, monkeypatch: py
             ["replay", "--load", "flash", "--service-mean", "50", "--max-duration", "9"],
             "--load flash makes its tickets; leave --max-duration and --service-mean out",
         ),
+        (["replay", "x.swf", "--decisions", "-5"], "-5 is outside what is possible: 0 or more"),
         (["replay", "x.swf", "--seeds", "0"], "0 is outside what is possible: 1 or more"),
         (["replay", "x.swf", "--tick", "0"], "0.0 is outside what is possible: 1 or more"),
         (["replay", "x.swf", "--json", "no/such/folder.json"], "no/such/folder.json cannot be written"),

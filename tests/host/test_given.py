@@ -7,11 +7,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from nhm_sched_plugin import Outcome, SchedulerHost, SchedulingState, Ticket, calculate_reward
 from nhm_sched_plugin.given import as_outcome
+from nhm_sched_plugin.store.rows import outcome_row
 from nhm_sched_plugin.store.spool import Spool
 from nhm_sched_plugin.types import RewardedOutcome
 
@@ -97,6 +99,16 @@ def test_no_outcome_is_lost_to_its_types(tmp_path: Path) -> None:
     assert second.outcome.finished_at == 1000.0
     assert (third.outcome.status, third.outcome.sla_met) == ("unknown", True)
     assert fourth.outcome.actual_duration_ms is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_what_a_hook_or_an_older_spool_brings_spoils_no_mean(value: float) -> None:
+    """Such outcomes do not come through the host's door."""
+    outcome = Outcome(decision_id="d", actual_duration_ms=value, resource_cpu=value, resource_memory=value)
+    row = outcome_row(RewardedOutcome(outcome=outcome, reward=None), 1000.0)
+    assert not any(each == value or each != each for each in row if type(each) is float)
+    kept = msgspec.structs.replace(outcome, actual_duration_ms=7.5)
+    assert 7.5 in outcome_row(RewardedOutcome(outcome=kept, reward=None), 1000.0)
 
 
 def test_a_databases_decimals_are_numbers() -> None:
