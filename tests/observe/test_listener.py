@@ -406,21 +406,25 @@ def test_the_network_is_allowed_with_token_and_tls_or_when_said_explicitly(
 def test_a_forked_child_neither_hangs_on_close_nor_keeps_the_port() -> None:
     listener = MetricsListener(Metrics(), MetricsSettings(port=0), lambda: [])
     port = listener.start()
-    read, write = os.pipe()
+    (told, tell), (read, write) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover - another process
         os.close(write)
         listener.close()
+        os.write(tell, b"closed")
         os.read(read, 1)
         os._exit(0)
     os.close(read)
+    os.close(tell)
     try:
+        assert os.read(told, 6) == b"closed"  # a machine may be too busy to have started the child before
         assert get(port)[0] == 200
         listener.close()
         with listening(port=port) as again:  # the child is still alive here
             assert again == port
     finally:
         os.close(write)
+        os.close(told)
         _, status = os.waitpid(child, 0)
     assert status == 0
 
