@@ -314,19 +314,26 @@ def q_table_show(
 ) -> None:
     """What was learned, a row per state and action: the value, visits, confidence against the rules and its trials."""
     from nhm_sched_plugin.policy.confidence import confidence
-    from nhm_sched_plugin.policy.qtable import RULES, QTable
+    from nhm_sched_plugin.policy.qtable import PLANNED, RULES, QTable
 
     path = settings_of(config).q_table_path
     learned = QTable.load(path) if path.exists() else QTable()
+
+    def sure(key: str, arm: str) -> float | None:
+        if arm.startswith(RULES):
+            return None  # against the rules' action itself there is nothing to say
+        return confidence(learned, key, arm.removeprefix(PLANNED), "", planned=arm.startswith(PLANNED))
+
     rows = [
         {
             "state": key,
             "action": arm,
             "q": cell.q,
             "visits": cell.visits,
-            # Against the rules' action itself there is nothing to say.
-            "confidence": None if arm.startswith(RULES) else confidence(learned, key, arm, ""),
+            "confidence": sure(key, arm),
             "trials": cell.trials,
+            "days": cell.days if cell.trials else None,
+            "saved": cell.over if cell.trials else None,
             "gain": cell.gain if cell.pairs else None,
         }
         for key, row in sorted(learned.rows.items())

@@ -3,12 +3,15 @@
 In the twin, at random control ticks, the same moment is continued by the rules, and with each other action, the planner
 following it (`twin/trials.py`). What an arm saves over the rules is mostly a little idle time one way or the other, and
 rarely a crowd that waits or does not: single trials say little, their mean is what counts. So
-confidence is P(mean saving in this state >= 0), from a normal random-effects model: states differ around the plan's
+confidence is P(mean saving in this state >= 0), from a random-effects model: states differ around the plan's
 (for other arms the arm's) mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986,
-"Meta-analysis in clinical trials"), and a state with few trials of its own is believed to be like the others. Trials
-overlap, so `TRIAL_DEPENDENCE` of them count as one. Below `MIN_TRIALS` of the arm the answer is at most `UNSEEN`, and
-so it is below `SEEN` in the state; but the plan is one policy whatever it asks for, and where it was hardly tried the
-answer is at most the share of the states, tried enough, in which it saved (Laplace's rule of succession).
+"Meta-analysis in clinical trials"), and a state with few trials of its own is believed to be like the others. How sure
+a mean is depends on how it differs from day to day, not on the number of trials: ten thousand moments of a day with one
+crowd tell of one crowd. So errors are clustered by day (K.-Y. Liang, S. Zeger 1986), of days as they came, and the
+posterior is Student's t with as many degrees of freedom as days allow. Below `MIN_TRIALS` of the arm, or two days, the
+answer is at most `UNSEEN`, and so it is below `SEEN` in the state; but the plan is one policy whatever it asks for, and
+where it was hardly tried the answer is at most the share of the states, tried enough, in which it saved (Laplace's rule
+of succession).
 
 The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at
 P < `BRAKE` that the arm is at least as good but for `MARGIN`, confidence is that P, whatever the twin found. Rewards
@@ -22,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Final, NamedTuple
 
-from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable
+from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable, Saving
 
 __all__ = [
     "BRAKE",
@@ -59,11 +62,15 @@ LEAVE_AT: Final = 0.95
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
 TRIAL_DEPENDENCE: Final = 25
-"""The same for trials: a minute apart, twenty minutes and a start-up long, so about that many overlap."""
+"""The same for trials against the plan: a minute apart, each twenty minutes and a start-up long."""
+MIN_DAYS: Final = 2.0
+"""From fewer nobody can say how days differ."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()
 _NO_CELLS: Final[Mapping[str, Cell]] = {}
+_UNTRIED: Final = Cell(0.0, 0, 0.0, 0.0)
+_NOTHING: Final = Saving(0, 0.0, 0.0, 0.0)
 
 
 def value(cell: Cell, learning_rate: float) -> float:
@@ -74,19 +81,20 @@ def value(cell: Cell, learning_rate: float) -> float:
 def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: bool = False) -> float:
     """P(`arm` is at least as good here as the rules' `rules_arm`), in [0, `CEILING`]; `planned`: it is the plan's."""
     row = table.rows.get(state, _NO_CELLS)
-    name = PLANNED + arm if planned else arm
-    cell = row.get(name)
-    trials, saved = (0, 0.0) if cell is None else (cell.trials, cell.over)
-    if not trials and not planned:
+    name = PLANNED if planned else arm
+    cell = row.get(PLANNED + arm if planned else arm, _UNTRIED)
+    if not cell.trials and not planned:
         return UNSEEN
-    pool: _Pool = table.pooled(PLANNED, lambda _: _planned(table)) if planned else table.pooled(name, _over_rules)
-    if pool.trials < MIN_TRIALS:
+    pool: _Pool = table.pooled(name, lambda cells: _over_rules(_planned(table) if planned else cells, table, name))
+    if pool.trials < MIN_TRIALS or pool.days < MIN_DAYS:
         most = UNSEEN
-    elif trials >= SEEN:
+    elif cell.trials >= SEEN:
         most = CEILING
     else:
         most = min(pool.saving, CEILING) if planned else UNSEEN
-    found = min(_odds(pool, trials, saved), most)
+    own = _pulled(cell.days, cell.over_error, pool.variance) if cell.trials else math.inf
+    days = cell.days if cell.trials else pool.days
+    found = min(_odds(pool, cell.over, own, max(days - 1.0, 1.0)), most)
     odds = live_odds(row.get(arm), row.get(rules_arm))
     return min(found, odds) if odds is not None and odds < BRAKE else found
 
@@ -100,50 +108,86 @@ class _Pool(NamedTuple):
     error: float
     """squared error of the mean of all,"""
     variance: float
-    """and variance of a trial in a state. All states share it: its own would betray the states in which no crowd
-    happened to come; there an arm looks both dear and certain."""
+    """and variance of a day (of a trial) in a state. Each state's own is pulled to it, or would betray the states in
+    which no crowd happened to come; there an arm looks both dear and certain."""
     trials: int
-    saving: float
+    days: float = math.inf
+    saving: float = 0.0
     """Share of the states with `MIN_TRIALS` in which it saved: what to expect of one that was not tried."""
 
 
-def _odds(pool: _Pool, trials: int, saved: float) -> float:
-    """P(mean saving in a state >= 0), given its trials and what the arm saves elsewhere."""
-    own, elsewhere = trials / (TRIAL_DEPENDENCE * pool.variance), 1.0 / (pool.between + pool.error)
-    saving = (saved * own + pool.mean * elsewhere) / (own + elsewhere)
-    return _NORMAL.cdf(saving * math.sqrt(own + elsewhere))
+def _odds(pool: _Pool, saved: float, error: float, freedom: float = math.inf) -> float:
+    """P(mean saving in a state >= 0), given its mean with a squared error, and what the arm saves in all states.
+
+    The empirical Bayes posterior (C. Morris 1983, "Parametric empirical Bayes inference"): the less sure a state's own
+    mean is beside how much states differ, the more it is pulled to that of all.
+    """
+    pull = 1.0 if math.isinf(error) else error / (error + pool.between)
+    saving = saved + pull * (pool.mean - saved)
+    return _student(saving / math.sqrt(pull * pool.between + pull * pull * pool.error), freedom)
 
 
-def _over_rules(cells: list[Cell]) -> _Pool:
-    return _random_effects([(cell.trials, cell.over, cell.over_m2) for cell in cells if cell.trials])
+def _student(t: float, freedom: float) -> float:
+    """P(T <= t) of Student's distribution, to 0.01: D. Wallace 1959, "Bounds on normal approximations to Student's and
+    the chi-square distributions"."""
+    if math.isinf(freedom):
+        return _NORMAL.cdf(t)
+    z = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0) * math.sqrt(freedom * math.log1p(t * t / freedom))
+    return _NORMAL.cdf(math.copysign(z, t))
 
 
-def _planned(table: QTable) -> _Pool:
+def _planned(table: QTable) -> list[Cell]:
     """Of the plan, whatever it asks for: one policy, whose parts are believed to be alike until they show otherwise."""
-    return _over_rules([cell for row in table.rows.values() for arm, cell in row.items() if arm.startswith(PLANNED)])
+    return [cell for row in table.rows.values() for arm, cell in row.items() if arm.startswith(PLANNED)]
+
+
+def _over_rules(cells: list[Cell], table: QTable, name: str) -> _Pool:
+    tried = [cell for cell in cells if cell.trials]
+    several = [cell for cell in tried if cell.days >= MIN_DAYS]
+    weight = math.fsum(cell.days for cell in several)
+    total = math.fsum(cell.over_error * cell.days * cell.days for cell in several)
+    variance = (total + PRIOR_SD**2) / (weight + 1.0)
+    errors = [_pulled(cell.days, cell.over_error, variance) for cell in several]
+    between, _, _ = _random_effects([cell.over for cell in several], errors)
+    overall = table.overall.get(name, _NOTHING)
+    seen = [cell.over for cell in tried if cell.trials >= MIN_TRIALS]
+    return _Pool(
+        overall.mean,
+        between,
+        _pulled(overall.days, overall.error, PRIOR_SD**2) if overall.trials else PRIOR_SD**2,
+        variance,
+        overall.trials,
+        overall.days,
+        (sum(mean >= 0 for mean in seen) + 1) / (len(seen) + 2),
+    )
+
+
+def _pulled(days: float, error: float, variance: float) -> float:
+    """Squared error of a mean over days: its own, and as much of a usual one as a day is worth."""
+    return (error * days * days + variance) / (days + 1.0) / days
 
 
 def _over_plan(cells: list[Cell]) -> _Pool:
-    return _random_effects([(cell.pairs, cell.gain, cell.gain_m2) for cell in cells if cell.pairs])
-
-
-def _random_effects(tried: list[tuple[int, float, float]]) -> _Pool:
-    """From number, mean and sum of squared deviations of the trials in each state (DerSimonian and Laird 1986)."""
-    count = sum(trials for trials, _, _ in tried)
-    inside = math.fsum(m2 for _, _, m2 in tried) + PRIOR_VISITS * PRIOR_SD**2
+    tried = [cell for cell in cells if cell.pairs]
+    count = sum(cell.pairs for cell in tried)
+    inside = math.fsum(cell.gain_m2 for cell in tried) + PRIOR_VISITS * PRIOR_SD**2
     variance = inside / max(count - len(tried) + PRIOR_VISITS, 1)
-    seen = [mean for trials, mean, _ in tried if trials >= MIN_TRIALS]
-    saving = (sum(mean >= 0 for mean in seen) + 1) / (len(seen) + 2)
-    if len(tried) < 2:
-        return _Pool(0.0, PRIOR_SD**2, variance, variance, count, saving)
-    means = [mean for _, mean, _ in tried]
-    weights = [trials / (TRIAL_DEPENDENCE * variance) for trials, _, _ in tried]
+    errors = [TRIAL_DEPENDENCE * variance / cell.pairs for cell in tried]
+    between, mean, error = _random_effects([cell.gain for cell in tried], errors)
+    return _Pool(mean, between, error, variance, count)
+
+
+def _random_effects(means: list[float], errors: list[float]) -> tuple[float, float, float]:
+    """Variance between the states, their mean and its squared error, from each one's (DerSimonian and Laird 1986)."""
+    if len(means) < 2:
+        return PRIOR_SD**2, 0.0, PRIOR_SD**2
+    weights = [1.0 / error for error in errors]
     total, mean = _weighted(weights, means)
     spread = math.fsum(weight * (each - mean) ** 2 for weight, each in zip(weights, means, strict=True))
     room = total - math.fsum(weight * weight for weight in weights) / total
-    between = max(0.0, (spread - (len(tried) - 1)) / room)
-    total, mean = _weighted([1.0 / (between + 1.0 / weight) for weight in weights], means)
-    return _Pool(mean, between, 1.0 / total, variance, count, saving)
+    between = max(0.0, (spread - (len(means) - 1)) / room)
+    total, mean = _weighted([1.0 / (between + error) for error in errors], means)
+    return between, mean, 1.0 / total
 
 
 def _weighted(weights: list[float], values: list[float]) -> tuple[float, float]:
@@ -186,9 +230,10 @@ def preferred(row: Mapping[str, Cell], arms: Sequence[str], rules_arm: str) -> i
 
 def inferior(table: QTable, state: str, arm: str) -> bool:
     """Whether the trials say that the arm probably costs more here than the planner's own: P(it does not) < `WORTH`."""
-    cell = table.cell(state, arm)
+    cell = table.cell(state, arm) or _UNTRIED
     pool: _Pool = table.pooled(f"{arm} over plan", lambda _: _over_plan(table.cells(arm)))
-    return pool.trials >= MIN_TRIALS and _odds(pool, *(cell.pairs, cell.gain) if cell is not None else (0, 0.0)) < WORTH
+    error = TRIAL_DEPENDENCE * pool.variance / cell.pairs if cell.pairs else math.inf
+    return pool.trials >= MIN_TRIALS and _odds(pool, cell.gain, error) < WORTH
 
 
 def _error(count: int, m2: float, dependence: int) -> float:

@@ -2,8 +2,9 @@
 
 An *arm* is an action, or an action with a `+` or `-` when it was executed with a target above or below the capacity
 planner's (see `arms`). `rules:` before an arm stands for what the rules did there. One JSON file holds it: versioned,
-with a SHA-256 digest, written atomically. Files of version 1, without trials, are read. A file that an agent keeps says
-up to where it contains the agent's ledger of outcomes (`Mark`).
+with a SHA-256 digest, written atomically. Of files of version 1 and 2 all is read but what trials saved over the rules:
+they did not say from how many days they were. A file that an agent keeps says up to where it contains the agent's
+ledger of outcomes (`Mark`).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import msgspec
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import file_lock, read_file, replace_file, set_aside
 
-__all__ = ["PLANNED", "RULES", "Cell", "Mark", "QTable", "reset"]
+__all__ = ["PLANNED", "RULES", "Cell", "Mark", "QTable", "Saving", "reset"]
 
 FORMAT: Final = "nhm-sched-q-table"
-VERSION: Final = 2
-_READ: Final = {1: 4, 2: 14}
+VERSION: Final = 3
+_READ: Final = {1: 4, 2: 14, 3: 14}
 """Numbers of a cell, by version of the file."""
 RULES: Final = "rules:"
 """Before an arm: what the rules' own action saved over the planner's,"""
@@ -44,13 +45,13 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     m2: float
     """Sum of squared deviations of the TD targets from their mean (Welford)."""
     trials: int = 0
-    """How often the twin tried it against the rules' action, from the very same moment,"""
-    wins: int = 0
-    """how often it cost no more,"""
+    """What it saved in the twin over the rules' action, as `Saving` says it: in so many trials,"""
     over: float = 0.0
-    """what it saved on average, in shares of what usual and present tickets cost meanwhile (`trials.Trials.scale`),"""
-    over_m2: float = 0.0
-    """and the sum of squared deviations from that (Welford)."""
+    """on average,"""
+    days: float = 0.0
+    """on so many days,"""
+    over_error: float = 0.0
+    """with this squared standard error."""
     pairs: int = 0
     """How often the twin tried it against the planner's own arm,"""
     gain: float = 0.0
@@ -63,6 +64,24 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     """mean,"""
     live_m2: float = 0.0
     """and sum of squared deviations (Welford)."""
+
+
+class Saving(NamedTuple):
+    """What trials say that an action saved over another, tried from the very same moments of simulated days.
+
+    Trials of a day are alike: the same crowd comes in all of them. So days are what is counted, not trials.
+    """
+
+    trials: int
+    mean: float
+    """In shares of what usual and present tickets cost meanwhile (`trials.Trials.scale`)."""
+    days: float
+    """On how many days, as if each had had as many trials: (sum n)^2 / sum n^2 (Kish 1965)."""
+    error: float
+    """Squared standard error of the mean, by days (cluster-robust: Liang and Zeger 1986)."""
+
+
+_NO_SAVING: Final = Saving(0, 0.0, 0.0, 0.0)
 
 
 class Mark(NamedTuple):
@@ -82,6 +101,8 @@ class QTable:
     ) -> None:
         self.rows = rows if rows is not None else {}
         self.updates, self.mark = updates, mark
+        self.overall: dict[str, Saving] = {}
+        """What each arm, and the plan whatever it asks for (`PLANNED`), saved over the rules in all states."""
         self.trials = 0
         """Goes up after each trial that is put down: what was derived from them can be kept until then."""
         self._pooled: dict[str, Any] = {}
@@ -126,28 +147,20 @@ class QTable:
         self.updates += 1
         return q
 
-    def tried(self, state: str, arm: str, over: float | None, gain: float | None) -> None:
-        """A trial in the twin: what the arm saved over the rules' action, and over the planner's arm.
-
-        None where the two are the same action, which tells nothing.
-        """
+    def tried(self, state: str, arm: str, gain: float) -> None:
+        """A trial in the twin: what the arm saved over the planner's."""
         old = self.cell(state, arm) or _EMPTY
-        saved, paired, wins = (old.trials, old.over, old.over_m2), (old.pairs, old.gain, old.gain_m2), old.wins
-        if over is not None:
-            saved, wins = _welford(*saved, over), wins + (over >= 0)
-        if gain is not None:
-            paired = _welford(*paired, gain)
-        new = msgspec.structs.replace(
-            old,
-            trials=saved[0],
-            over=saved[1],
-            over_m2=saved[2],
-            wins=wins,
-            pairs=paired[0],
-            gain=paired[1],
-            gain_m2=paired[2],
-        )
-        self._put(state, arm, new)
+        pairs, mean, m2 = _welford(old.pairs, old.gain, old.gain_m2, gain)
+        self._tried(state, arm, msgspec.structs.replace(old, pairs=pairs, gain=mean, gain_m2=m2))
+
+    def saved(self, state: str, arm: str, saving: Saving) -> None:
+        """What all trials say that the arm saved over the rules' action there."""
+        old = self.cell(state, arm) or _EMPTY
+        trials, over, days, error = saving
+        self._tried(state, arm, msgspec.structs.replace(old, trials=trials, over=over, days=days, over_error=error))
+
+    def _tried(self, state: str, arm: str, cell: Cell) -> None:
+        self._put(state, arm, cell)
         self._pooled.clear()
         self.trials += 1
 
@@ -155,12 +168,14 @@ class QTable:
         """Before new ones with another planner: what its arms did says nothing of the new one's."""
         for state, row in self.rows.items():
             self.rows[state] = {
-                arm: msgspec.structs.replace(
-                    cell, trials=0, wins=0, over=0.0, over_m2=0.0, pairs=0, gain=0.0, gain_m2=0.0
+                arm: Cell(
+                    cell.q, cell.visits, cell.mean, cell.m2,
+                    live=cell.live, live_mean=cell.live_mean, live_m2=cell.live_m2,
                 )
                 for arm, cell in row.items()
                 if cell.visits
-            }
+            }  # fmt: skip
+        self.overall = {}
         self._pooled.clear()
         self.trials += 1
 
@@ -181,12 +196,15 @@ class QTable:
 
     def copy(self) -> QTable:
         """As it is now; what is learned later does not change it."""
-        return QTable({state: dict(row) for state, row in self.rows.items()}, self.updates, self.mark)
+        made = QTable({state: dict(row) for state, row in self.rows.items()}, self.updates, self.mark)
+        made.overall = dict(self.overall)
+        return made
 
     def dump(self) -> bytes:
         """The JSON text of the file, as `_canonical` writes it, but row by row: other threads need not wait for all."""
         ledger = {} if self.mark is None else {"ledger": list(self.mark)}
-        before = _canonical({"format": FORMAT, **ledger})[1:-1]
+        overall = {arm: list(saving) for arm, saving in self.overall.items()}
+        before = _canonical({"format": FORMAT, **ledger, "overall": overall})[1:-1]
         after = _canonical({"updates": self.updates, "version": VERSION})[1:-1]
         rows = []
         for state, row in sorted(self.rows.items()):
@@ -206,29 +224,28 @@ class QTable:
             raise _unusable(name, f"is not valid JSON ({error})") from None
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise _unusable(name, "is not a Q-table")
-        numbers = _READ.get(tree.get("version", 0))
-        if numbers is None:
-            raise _unusable(name, f"has version {tree.get('version')!r}; this program reads versions 1 and {VERSION}")
+        version = tree.get("version")
+        if type(version) is not int or version not in _READ:
+            raise _unusable(name, f"has version {version!r}; this program reads versions 1 to {VERSION}")
         digest = tree.pop("digest", None)
         if digest != _digest(tree):
             raise _unusable(name, "fails its SHA-256 digest (cut short or edited)")
         try:
             rows = {
-                str(state): {str(arm): _cell(found, numbers) for arm, found in row.items()}
+                str(state): {str(arm): _cell(found, version) for arm, found in row.items()}
                 for state, row in tree["states"].items()
             }
             updates = int(tree["updates"])
             mark = _mark(tree.get("ledger"))
+            overall = {str(arm): _saving(found) for arm, found in tree.get("overall", {}).items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unusable(name, f"holds a wrong entry ({type(error).__name__}: {error})") from None
-        if not all(
-            math.isfinite(number)
-            for row in rows.values()
-            for cell in row.values()
-            for number in msgspec.structs.astuple(cell)
-        ):
+        cells = (msgspec.structs.astuple(cell) for row in rows.values() for cell in row.values())
+        if not all(math.isfinite(number) for numbers in (*cells, *overall.values()) for number in numbers):
             raise _unusable(name, "holds a value that is not finite")
-        return cls(rows, updates, mark)
+        table = cls(rows, updates, mark)
+        table.overall = overall
+        return table
 
     @classmethod
     def load(cls, path: Path) -> QTable:
@@ -255,17 +272,23 @@ def reset(path: Path, mark: Callable[[], Mark | None] = lambda: None) -> Path | 
     return aside
 
 
-def _cell(found: list[float], numbers: int) -> Cell:
-    if len(found) != numbers:
-        raise ValueError(f"{len(found)} numbers where {numbers} belong")
+def _cell(found: list[float], version: int) -> Cell:
+    if len(found) != _READ[version]:
+        raise ValueError(f"{len(found)} numbers where {_READ[version]} belong")
     q, visits, mean, m2 = found[:4]
-    if numbers == 4:
+    if version == 1:
         return Cell(float(q), int(visits), float(mean), float(m2))
-    trials, wins, over, over_m2, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
+    trials, over, days, error, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
+    saving = _saving([trials, over, days, error]) if version == VERSION else _NO_SAVING
     return Cell(
-        float(q), int(visits), float(mean), float(m2), int(trials), int(wins), float(over), float(over_m2),
+        float(q), int(visits), float(mean), float(m2), *saving,
         int(pairs), float(gain), float(gain_m2), int(live), float(live_mean), float(live_m2),
     )  # fmt: skip
+
+
+def _saving(found: list[float]) -> Saving:
+    trials, mean, days, error = found
+    return Saving(int(trials), float(mean), float(days), float(error))
 
 
 def _mark(found: Any) -> Mark | None:

@@ -18,6 +18,7 @@ import msgspec
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import replace_file
 from nhm_sched_plugin.policy.qtable import QTable
+from nhm_sched_plugin.twin.daily import Sums
 
 __all__ = ["Checkpoint", "Progress"]
 
@@ -41,6 +42,7 @@ class Progress(msgspec.Struct, kw_only=True):
     reward_sum: float = 0.0
     rewards: int = 0
     actions: dict[str, int] = msgspec.field(default_factory=dict)
+    savings: Sums = msgspec.field(default_factory=dict)
 
 
 class Checkpoint:

@@ -23,6 +23,7 @@ from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
 from nhm_sched_plugin.twin.controllers import RulesController, obeyed
+from nhm_sched_plugin.twin.daily import DailySavings, day_s
 from nhm_sched_plugin.twin.simulator import Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.twin.trials import WINDOW_S, Move, Trials, complete, pool_of
@@ -32,13 +33,15 @@ from nhm_sched_plugin.types import Experience, SchedulingState
 __all__ = ["lead_s", "practise"]
 
 VARIED: Final = 0.35
-"""Share of the episodes on variations of the trace: the lesser part, since confidence is to be true of days as they
-come; but a crowd is when advice matters most, and some histories have none."""
+"""Share of the episodes on variations of the trace. What was saved over the rules is not counted there, since
+confidence is to be true of days as they come; but a crowd is when it matters most which arm is taken, and some
+histories have none."""
 _PLANNERS, _RULES = 0.4, 0.4
 TRIALS_EVERY_S: Final = 60.0
 """Simulated time between two trials, on average,"""
 RARE: Final = 40
-"""but every tick of a state with fewer trials than this: crowds are rare, and over before a minute has told much."""
+"""but every tick of the trace itself in a state with fewer trials of the plan than this: crowds are rare, and over
+before a minute has told much."""
 
 
 def lead_s(startup_s: float, tick_s: float) -> float:
@@ -61,7 +64,7 @@ def practise(
 ) -> None:
     """Episodes until so many decisions are made in all; what they teach goes into `policy.table`."""
     windows = Windows(settings, trace, seed, VARIED)
-    learner = _Learner(settings, model, policy, rules, done, tick_s)
+    learner = _Learner(settings, model, policy, rules, done, tick_s, trace)
     while done.made < decisions:
         draw = random.Random(f"practice {seed} {done.episodes}")
         window = windows.draw(draw, min(WINDOW_S, (decisions - done.made) * tick_s))
@@ -71,6 +74,7 @@ def practise(
         done.episodes += 1
         checkpoint.keep(done, lambda: policy.table)
         told()
+    learner.tell()
 
 
 class _Learner:
@@ -86,9 +90,11 @@ class _Learner:
         rules: RulesController,
         done: Progress,
         tick_s: float,
+        trace: Trace,
     ) -> None:
         self._policy, self._rules, self._done = policy, rules, done
         self._trials = Trials(settings, model, tick_s)
+        self._daily = DailySavings(done.savings, day_s(trace.end - trace.start, self._trials.horizon_s))
         self._lead_s = lead_s(settings.planner.startup_s, tick_s)
         self._cooldown_s, self._share = settings.limits.cooldown_s, tick_s / TRIALS_EVERY_S
         self._open: deque[tuple[float, Experience]] = deque()
@@ -119,7 +125,7 @@ class _Learner:
         if self._trials.possible(now):
             key, due = state_key(full), self._draw.random() < self._share
             if due or self._rare(key):
-                self._try(key, plan, moves, rules)
+                self._try(key, plan, moves, rules, now)
         chosen = self._chosen(moves, rules)
         planned = self._policy.planner.planned(plan, chosen.action)
         parameters = dict(chosen.parameters)
@@ -148,11 +154,14 @@ class _Learner:
             return moves[0]
         return ([*moves, rules])[self._draw.randrange(len(moves) + 1)]
 
-    def _rare(self, state: str) -> bool:
-        row = self._policy.table.rows.get(state)
-        return row is None or sum(cell.trials for arm, cell in row.items() if arm.startswith(PLANNED)) < RARE
+    def tell(self) -> None:
+        """What was saved over the rules, into the table."""
+        self._daily.tell(self._policy.table)
 
-    def _try(self, state: str, plan: Plan, moves: list[Move], rules: Move) -> None:
+    def _rare(self, state: str) -> bool:
+        return self._window.own and self._daily.count(state) < RARE
+
+    def _try(self, state: str, plan: Plan, moves: list[Move], rules: Move, now: float) -> None:
         """Every action from this very moment; what each cost against the rules' and the planner's."""
         planned, table = self._policy.planner.planned, self._policy.table
         last = self._rules.last_pool_action_at
@@ -163,13 +172,12 @@ class _Learner:
             if (arm, at == 0) in seen:
                 continue
             seen.add((arm, at == 0))
-            over = None if move.like(rules) else (theirs - loss) / scale
-            if at == 0:
-                table.tried(state, PLANNED + arm, over, None)
-            else:
-                table.tried(state, arm, over, (losses[0] - loss) / scale)
+            if self._window.own and not move.like(rules):
+                self._daily.add(state, arm if at else PLANNED + arm, now, (theirs - loss) / scale)
+            if at:
+                table.tried(state, arm, (losses[0] - loss) / scale)
         arm = arm_of(rules.action, rules.parameters, planned(plan, rules.action))
-        table.tried(state, RULES + arm, None, (losses[0] - theirs) / scale)
+        table.tried(state, RULES + arm, (losses[0] - theirs) / scale)
         self._done.trials += 1
 
     def _learn(self, step: Experience, after: SchedulingState) -> None:

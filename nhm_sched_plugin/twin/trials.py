@@ -214,7 +214,7 @@ class Said(NamedTuple):
     arm: str
     confidence: float
     saved: float
-    """Over the rules' action, in the shares of `Cell.over`."""
+    """Over the rules' action, in the shares of `Saving.mean`."""
 
 
 class Reliability(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,8 @@ class Window(NamedTuple):
     workers: int
     crowds: NDArray[np.float64] = _NO_CROWDS
     """The crowd ahead in each slot, from the start's on."""
+    own: bool = True
+    """Whether it is of the trace itself."""
 
     def crowds_from(self, now: float) -> NDArray[np.float64]:
         """The same from the slot of `now` on."""
@@ -91,7 +93,7 @@ class Windows:
         workers = max(self._limits.min_workers, math.ceil(erlangs * draw.uniform(*_FIRST_POOL)), 1)
         part = source.slice(start, start + window_s)
         known = crowds.between(start, start + window_s)
-        return Window(part, guess, min(workers, self._limits.max_workers), known)
+        return Window(part, guess, min(workers, self._limits.max_workers), known, own=kind == 0)
 
     def sim(self, window: Window, settings: Settings, tick_s: float) -> layout.Sim:
         """A simulation of the window, with room for an order at each tick."""

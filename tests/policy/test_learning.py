@@ -9,6 +9,7 @@ import random
 import threading
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import pytest
@@ -23,6 +24,7 @@ from nhm_sched_plugin.policy.confidence import (
     MIN_TRIALS,
     MIN_VISITS,
     SEEN,
+    _student,
     confidence,
     live_odds,
     preferred,
@@ -33,6 +35,7 @@ from nhm_sched_plugin.policy.learning import QPolicy, arm_of
 from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable, reset
 from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.settings import Settings, load_settings
+from nhm_sched_plugin.twin.daily import DailySavings
 from nhm_sched_plugin.types import Action, Experience, Forecast, Recommendation, SchedulingState
 
 STATE = SchedulingState(
@@ -150,7 +153,7 @@ def test_saved_every_interval_and_found_again(tmp_path: Path) -> None:
     policy.save()
     again = QPolicy(settings(tmp_path), keep)
     assert again.table.rows == policy.table.rows
-    assert again.version == policy.version == "q2-101"
+    assert again.version == policy.version == "q3-101"
 
 
 def test_exploration_share_propensity_and_admission(tmp_path: Path) -> None:
@@ -262,11 +265,27 @@ def test_reading_while_learning(tmp_path: Path) -> None:
     assert not failures
 
 
-def try_out(table: QTable, arm: str, saved: float, trials: int, spread: float = 0.1, state: str = KEY) -> None:
-    """Trials that saved so much over the rules' action on average."""
+_TRIED: WeakKeyDictionary[QTable, DailySavings] = WeakKeyDictionary()
+
+
+def try_out(
+    table: QTable,
+    arm: str,
+    saved: float,
+    trials: int,
+    spread: float = 0.1,
+    state: str = KEY,
+    days: int = 20,
+    daily: float = 0.0,
+) -> None:
+    """Trials that saved so much over the rules' action on average, on days that differ by `daily`."""
     draw = random.Random(f"{arm}{saved}{state}")
-    for _ in range(trials):
-        table.tried(state, arm, draw.gauss(saved, spread), None)
+    means = [draw.gauss(saved, daily) for _ in range(days)]
+    tried = _TRIED.setdefault(table, DailySavings({}, 86_400.0))
+    for trial in range(trials):
+        day = trial % days
+        tried.add(state, arm, day * 86_400.0, draw.gauss(means[day], spread))
+    tried.tell(table)
 
 
 def test_confidence_follows_the_trials(tmp_path: Path) -> None:
@@ -281,8 +300,8 @@ def test_confidence_follows_the_trials(tmp_path: Path) -> None:
     assert said(0.5, MIN_TRIALS - 1) == 0.5, "saved every time, but too few"
     assert said(0.5, 500) == CEILING
     assert said(-0.5, 500) < 0.01
-    assert 0.3 < said(0.0, 500) < 0.7
-    assert said(0.02, 100) < said(0.02, 2000)
+    assert 0.1 < said(0.0, 500) < 0.9
+    assert 0.5 < said(0.01, 100) < said(0.01, 4000)
 
 
 def test_the_same_action_with_another_target_is_another_action(tmp_path: Path) -> None:
@@ -369,7 +388,7 @@ def test_follows_the_rules_where_they_did_better(tmp_path: Path) -> None:
     policy = QPolicy(settings(tmp_path, deviate=True), keep)
     teach(policy, Action.INCREASE_WORKER_POOL, -0.2, 100)
     for _ in range(100):
-        policy.table.tried(KEY, f"{RULES}NO_ACTION", None, 0.05)
+        policy.table.tried(KEY, f"{RULES}NO_ACTION", 0.05)
     answer = policy.recommend(None, STATE, FORECAST)
     assert answer is not None
     assert (answer.action, answer.confidence) == (Action.NO_ACTION, 1.0)
@@ -465,7 +484,7 @@ def test_nothing_known_to_be_worse_is_explored(tmp_path: Path) -> None:
     }
     assert Action.NO_ACTION in others
     for _ in range(200):
-        policy.table.tried(KEY, "NO_ACTION", None, -0.5)
+        policy.table.tried(KEY, "NO_ACTION", -0.5)
     others = {
         each.action for each in (policy.explore(None, STATE, FORECAST, lambda _: True) for _ in range(500)) if each
     }
@@ -506,13 +525,40 @@ def test_where_the_plan_was_hardly_tried_it_is_as_good_as_in_most_states() -> No
 
 def test_a_state_without_a_crowd_is_not_certain() -> None:
     """Where nothing happened an arm looks dear, and the same each time; the crowds of the other states count there."""
-    table, draw = QTable(), random.Random(1)
-    for state in ("one", "two"):
-        for _ in range(2000):
-            table.tried(state, "NO_ACTION", 10.0 if draw.random() < 0.02 else -0.01, None)
-    for _ in range(200):
-        table.tried("quiet", "NO_ACTION", -0.01, None)
-    assert confidence(table, "quiet", "NO_ACTION", "x") > 0.5
+    table, tried = QTable(), DailySavings({}, 86_400.0)
+    for state in ("one", "two", "quiet"):
+        for trial in range(2000 if state != "quiet" else 30):
+            crowd = state != "quiet" and trial % 50 == 0
+            tried.add(state, "NO_ACTION", trial % 10 * 86_400.0, 10.0 if crowd else -0.01)
+    tried.tell(table)
+    assert 0.3 < confidence(table, "quiet", "NO_ACTION", "x") < 0.9
+
+
+def test_days_are_what_counts_not_their_trials() -> None:
+    """A crowd that comes on one day of five is one crowd, however often its moments are tried."""
+
+    def sure(trials: int, days: int, crowds: int) -> float:
+        table, tried = QTable(), DailySavings({}, 86_400.0)
+        for day in range(days):
+            for _ in range(trials):
+                tried.add(KEY, "plan:NO_ACTION", day * 86_400.0, 1.0 if day < crowds else -0.1)
+        tried.tell(table)
+        return confidence(table, KEY, "NO_ACTION", "x", planned=True)
+
+    assert sure(10_000, 1, 1) == 0.5, "nobody knows how days differ"
+    assert sure(1000, 5, 1) < 0.8, "its mean is 0.12"
+    assert sure(1000, 5, 1) == pytest.approx(sure(20, 5, 1), abs=0.02)
+    assert sure(20, 5, 1) < sure(20, 50, 10) < sure(20, 50, 50) == CEILING
+    assert sure(20, 5, 0) < 0.05
+
+
+@pytest.mark.parametrize("freedom", [1.0, 2.0, 4.5, 30.0, math.inf])
+def test_students_t_is_near_enough(freedom: float) -> None:
+    from scipy import stats
+
+    for at in range(-60, 61):
+        exact = stats.norm.cdf(at / 10) if math.isinf(freedom) else stats.t.cdf(at / 10, freedom)
+        assert _student(at / 10, freedom) == pytest.approx(exact, abs=0.01)
 
 
 def test_health_tells_of_the_calibration(tmp_path: Path) -> None:

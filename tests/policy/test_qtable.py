@@ -3,15 +3,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import set_aside
 from nhm_sched_plugin.policy.arms import ARMS
-from nhm_sched_plugin.policy.qtable import Cell, Mark, QTable, reset
+from nhm_sched_plugin.policy.qtable import Cell, Mark, QTable, Saving, reset
 from nhm_sched_plugin.policy.state_key import KEYS
 
 
@@ -61,7 +63,7 @@ def test_survives_the_file_exactly(tmp_path: Path) -> None:
         (lambda raw: raw[: len(raw) // 2], "not valid JSON"),
         (lambda raw: b"\x00" * 40, "not valid JSON"),
         (lambda raw: raw.replace(b'"updates":200', b'"updates":900'), "SHA-256 digest"),
-        (lambda raw: raw.replace(b'"version":2', b'"version":9'), "version 9"),
+        (lambda raw: raw.replace(b'"version":3', b'"version":9'), "version 9"),
         (lambda raw: b"[1, 2]", "not a Q-table"),
         (lambda raw: json.dumps({"format": "something"}).encode(), "not a Q-table"),
     ],
@@ -107,35 +109,52 @@ def test_set_aside_and_reset_overwrite_nothing(tmp_path: Path) -> None:
     assert QTable.load(path).updates == 0
 
 
-def test_files_of_version_1_are_read_without_trials(tmp_path: Path) -> None:
-    body = {"format": "nhm-sched-q-table", "version": 1, "updates": 7, "states": {"s": {"a": [0.25, 7, 0.5, 0.125]}}}
+def of_version(version: int, cell: list[float]) -> bytes:
+    body = {"format": "nhm-sched-q-table", "version": version, "updates": 7, "states": {"s": {"a": cell}}}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return json.dumps({**body, "digest": digest}).encode()
+
+
+def test_older_files_are_read_without_what_trials_saved(tmp_path: Path) -> None:
     path = tmp_path / "q_table.json"
-    path.write_text(json.dumps({**body, "digest": digest}))
+    path.write_bytes(of_version(1, [0.25, 7, 0.5, 0.125]))
     table = QTable.load(path)
     assert table.cell("s", "a") == Cell(0.25, 7, 0.5, 0.125)
     table.save(path)
-    assert json.loads(path.read_text())["version"] == 2
+    assert json.loads(path.read_text())["version"] == 3
     assert QTable.load(path).rows == table.rows
+    second = [0.25, 7, 0.5, 0.125, 40, 30, 0.1, 2.0, 50, 0.2, 3.0, 60, 0.3, 4.0]
+    assert QTable.parse(of_version(2, second), "it").cell("s", "a") == Cell(
+        0.25, 7, 0.5, 0.125, pairs=50, gain=0.2, gain_m2=3.0, live=60, live_mean=0.3, live_m2=4.0
+    )
+
+
+@pytest.mark.parametrize("version", [0, 4, "3", [3], None, True])
+def test_a_version_that_is_not_known_is_named(version: Any) -> None:
+    with pytest.raises(ModelError, match=re.escape(f"it: has version {version!r}; this program reads versions 1 to 3")):
+        QTable.parse(of_version(version, [0.25, 7, 0.5, 0.125]), "it")
 
 
 def test_trials_are_kept_and_forgotten() -> None:
     table = filled()
     before = {state: dict(row) for state, row in table.rows.items()}
-    gains, over = [0.1, -0.2, 0.4], [0.5, -0.1]
-    for gain, saved in zip(gains, [*over, None], strict=True):
-        table.tried("u0-b0-s1-t1", "NO_ACTION", saved, gain)
-    table.tried("new", "rules:NO_ACTION", None, 0.5)
+    gains = [0.1, -0.2, 0.4]
+    for gain in gains:
+        table.tried("u0-b0-s1-t1", "NO_ACTION", gain)
+    table.tried("new", "rules:NO_ACTION", 0.5)
+    table.saved("u0-b0-s1-t1", "NO_ACTION", Saving(9, 0.2, 2.5, 0.01))
+    table.overall["NO_ACTION"] = Saving(9, 0.2, 2.5, 0.01)
     cell = table.cell("u0-b0-s1-t1", "NO_ACTION")
     assert cell is not None
-    assert (cell.trials, cell.wins, cell.pairs) == (2, 1, 3)
-    assert (cell.over, cell.over_m2) == pytest.approx((statistics.fmean(over), statistics.variance(over)))
+    assert (cell.trials, cell.over, cell.days, cell.over_error, cell.pairs) == (9, 0.2, 2.5, 0.01, 3)
     assert cell.gain == pytest.approx(statistics.fmean(gains))
     assert cell.gain_m2 == pytest.approx(2 * statistics.variance(gains))
     assert table.best("new") == 0.0, "never visited: no value"
     assert table.pooled("rules:NO_ACTION", len) == 1
+    assert table.copy().overall == table.overall
     table.forget_trials()
     assert table.rows == {**before, "new": {}}
+    assert table.overall == {}
     assert table.pooled("rules:NO_ACTION", len) == 0
 
 
@@ -145,7 +164,10 @@ def test_a_table_written_row_by_row_is_the_canonical_json_of_its_content(mark: M
     table = QTable({}, mark=mark)
     for _ in range(500):
         table.update(draw.choice(KEYS), draw.choice(ARMS), draw.uniform(-1, 1), 0.1, draw.gauss(0, 1e-9))
-        table.tried(draw.choice(KEYS), draw.choice(ARMS), draw.gauss(0, 1e9), None)
+        table.tried(draw.choice(KEYS), draw.choice(ARMS), draw.gauss(0, 1e9))
+        saving = Saving(draw.randrange(99), draw.gauss(0, 1), draw.uniform(1, 9), draw.random())
+        table.saved(draw.choice(KEYS), draw.choice(ARMS), saving)
+        table.overall[draw.choice(ARMS)] = saving
     for one in (table, QTable(mark=mark)):
         raw = one.dump()
         tree = json.loads(raw)
@@ -154,3 +176,4 @@ def test_a_table_written_row_by_row_is_the_canonical_json_of_its_content(mark: M
         assert digest == hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         again = QTable.parse(raw, "it")
         assert (again.rows, again.updates, again.mark) == (one.rows, one.updates, one.mark)
+        assert again.overall == one.overall

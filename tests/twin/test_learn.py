@@ -20,7 +20,7 @@ from nhm_sched_plugin.policy.arms import ACTIONS, ARMS
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import arm_of
 from nhm_sched_plugin.policy.planner import Planner
-from nhm_sched_plugin.policy.qtable import QTable
+from nhm_sched_plugin.policy.qtable import PLANNED, QTable
 from nhm_sched_plugin.policy.state_key import KEYS
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.twin import Pool, Trace, lessons, pilot, pretrain
@@ -270,7 +270,10 @@ def test_a_run_learns_tries_and_checks(learned: tuple[Settings, Any]) -> None:
     assert sum(cell.visits for cell in cells) == table.updates > 14_000
     assert report.trials > 500
     assert max(cell.trials for cell in cells) > 100
-    assert all(0 <= cell.wins <= cell.trials and not cell.live for cell in cells)
+    assert all(bool(cell.trials) == (cell.days >= 1) and not cell.live for cell in cells)
+    planned = sum(cell.trials for row in table.rows.values() for arm, cell in row.items() if arm.startswith(PLANNED))
+    assert table.overall[PLANNED].trials == planned
+    assert 2 < table.overall[PLANNED].days <= 5, "days of the part that was learned from"
     assert any(arm.startswith("rules:") and cell.pairs for row in table.rows.values() for arm, cell in row.items())
     found = report.reliability
     assert found.trials + found.sparse > 100
