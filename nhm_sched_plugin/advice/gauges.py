@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ def publish(
     table = getattr(policy, "table", None)
     if table is not None:
         metrics.child("q_table_size").set(len(table))
+        metrics.child("average_reward").set(math.nan if (gap := getattr(table, "gap", None)) is None else gap)
     if forecaster is None:
         return
     _publish_training(metrics, getattr(forecaster, "table", None))

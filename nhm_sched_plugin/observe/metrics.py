@@ -44,6 +44,7 @@ METRICS: Final = (
     Metric("unavailable", Counter, "optimizer_unavailable_total", ("reason",), "Decisions made without the optimizer, by cause"),
     Metric("rollout", Gauge, "nhm_sched_rollout_percentage", (), "Share of units that follow the policy; 0 is shadow mode"),
     # What came of it.
+    Metric("average_reward", Gauge, "optimizer_scheduling_policy_average_reward", (), "Share of the reward's gap between rules and a clairvoyant oracle that the policy closed on days held out from pre-training"),
     Metric("raw_reward", Gauge, "optimizer_scheduling_policy_raw_reward", (), "Mean reward of the last 1000 outcomes"),
     Metric("sla_before", Gauge, "optimizer_sla_compliance_before_optimization", (), "Mean SLA compliance at decision time, last 1000 outcomes of the treatment arm"),
     Metric("sla_after", Gauge, "optimizer_sla_compliance_after_optimization", (), "Mean SLA compliance at outcome time, last 1000 outcomes of the treatment arm"),

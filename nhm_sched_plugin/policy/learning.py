@@ -373,6 +373,8 @@ class QPolicy:
             detail += f", last learned {max(0.0, self._now() - self._learned_at):.0f} s ago"
         if self._ignored:
             detail += f", {self._ignored} ignored (repeated or without a reward)"
+        if not table.overall:
+            detail += ", no trials yet: confidence is 0.5 (run: nhm-sched learn)"
         detail += ", planner calibrated" if self.planner.model is not None else ", planner not calibrated"
         return Health(component="policy", ok=not problem, detail=f"{problem}; {detail}" if problem else detail)
 

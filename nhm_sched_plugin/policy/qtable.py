@@ -103,6 +103,8 @@ class QTable:
         self.updates, self.mark = updates, mark
         self.overall: dict[str, Saving] = {}
         """What each arm, and the plan whatever it asks for (`PLANNED`), saved over the rules in all states."""
+        self.gap: float | None = None
+        """Share of the reward's gap between rules and oracle that the policy closed on days it had not learned from."""
         self.trials = 0
         """Goes up after each trial that is put down: what was derived from them can be kept until then."""
         self._pooled: dict[str, Any] = {}
@@ -175,7 +177,7 @@ class QTable:
                 for arm, cell in row.items()
                 if cell.visits
             }  # fmt: skip
-        self.overall = {}
+        self.overall, self.gap = {}, None
         self._pooled.clear()
         self.trials += 1
 
@@ -197,14 +199,15 @@ class QTable:
     def copy(self) -> QTable:
         """As it is now; what is learned later does not change it."""
         made = QTable({state: dict(row) for state, row in self.rows.items()}, self.updates, self.mark)
-        made.overall = dict(self.overall)
+        made.overall, made.gap = dict(self.overall), self.gap
         return made
 
     def dump(self) -> bytes:
         """The JSON text of the file, as `_canonical` writes it, but row by row: other threads need not wait for all."""
         ledger = {} if self.mark is None else {"ledger": list(self.mark)}
         overall = {arm: list(saving) for arm, saving in self.overall.items()}
-        before = _canonical({"format": FORMAT, **ledger, "overall": overall})[1:-1]
+        gap = {} if self.gap is None else {"gap": self.gap}
+        before = _canonical({"format": FORMAT, **gap, **ledger, "overall": overall})[1:-1]
         after = _canonical({"updates": self.updates, "version": VERSION})[1:-1]
         rows = []
         for state, row in sorted(self.rows.items()):
@@ -238,13 +241,14 @@ class QTable:
             updates = int(tree["updates"])
             mark = _mark(tree.get("ledger"))
             overall = {str(arm): _saving(found) for arm, found in tree.get("overall", {}).items()}
+            gap = None if tree.get("gap") is None else float(tree["gap"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unusable(name, f"holds a wrong entry ({type(error).__name__}: {error})") from None
         cells = (msgspec.structs.astuple(cell) for row in rows.values() for cell in row.values())
-        if not all(math.isfinite(number) for numbers in (*cells, *overall.values()) for number in numbers):
+        if not all(math.isfinite(number) for found in (*cells, *overall.values(), (gap or 0.0,)) for number in found):
             raise _unusable(name, "holds a value that is not finite")
         table = cls(rows, updates, mark)
-        table.overall = overall
+        table.overall, table.gap = overall, gap
         return table
 
     @classmethod

@@ -207,20 +207,10 @@ def _gap(results: Sequence[SeedResult], place: int, hours: float) -> Interval | 
         rules, best = _named(result, "rules"), _named(result, "oracle")
         if rules is None or best is None:
             return None
-        share = gap_closed(*(_levels(policy, hours) for policy in (result.policies[place], rules, best)))
+        share = gap_closed(*(policy.levels(hours) for policy in (result.policies[place], rules, best)))
         if share is not None:
             closed.append(share)
     return interval(closed) if closed else None
-
-
-def _levels(policy: PolicyResult, hours: float) -> dict[str, float]:
-    """The reward's four components as figures of a whole run."""
-    return {
-        "sla": policy.sla,
-        "throughput": policy.finished / hours,
-        "efficiency": policy.busy_hours / policy.worker_hours if policy.worker_hours else 0.0,
-        "cost": policy.worker_hours,
-    }
 
 
 def _equal_sla(results: Sequence[SeedResult], place: int) -> tuple[Interval | None, str]:

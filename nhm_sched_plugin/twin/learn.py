@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.files import file_lock
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy
 from nhm_sched_plugin.policy.qtable import QTable
@@ -30,6 +31,7 @@ from nhm_sched_plugin.twin.calibrate import calibrate
 from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
 from nhm_sched_plugin.twin.controllers import RulesController
 from nhm_sched_plugin.twin.drill import Drill
+from nhm_sched_plugin.twin.gap import gap_of
 from nhm_sched_plugin.twin.practice import lead_s, practise
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.twin.trials import Reliability, reliability
@@ -71,6 +73,8 @@ class LearnReport(msgspec.Struct, kw_only=True):
     resumed: bool = False
     reliability: Reliability | None = None
     """On the days held out; None where there were too few."""
+    gap_closed: float | None = None
+    """On those days, a week at most: share of the reward's gap between rules and oracle (`twin.gap`)."""
     version: str = ""
     """Of `scheduling_policy` in the registry, where it was registered."""
 
@@ -113,7 +117,8 @@ def learn(
 ) -> LearnReport:
     """Calibrate, pre-train, and count on the last fifth of the days whether confidence comes true.
 
-    With fewer than five days nothing is held out and nothing counted. `progress` gets what is being done and the share
+    Also what the policy closes there of the gap between rules and oracle. With fewer than five days nothing is held
+    out and nothing counted. `progress` gets what is being done and the share
     of it, in [0, 1]. `fresh` forgets an interrupted run; `moments` are tried on the days held out.
     Raises as `pretrain` does.
     """
@@ -143,7 +148,21 @@ def learn(
         report.reliability = reliability(
             settings, table, kept, model, tick_s=tick_s, seed=seed, moments=moments, progress=told
         )
+        told = telling("measure against rules and oracle")
+        report.gap_closed = gap_of(settings, table, model, kept, tick_s=tick_s, progress=told)
+        _note_gap(Path(report.path), report.gap_closed)
     return report
+
+
+def _note_gap(path: Path, gap: float | None) -> None:
+    """Into the Q-table, so that whoever serves it can tell how good it was. Raises `ModelError`."""
+    with file_lock(path):  # a host of the same folder may have saved meanwhile
+        table = QTable.load(path)
+        table.gap = gap
+        try:
+            table.save(path)
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be written ({error.strerror or error}); free space") from None
 
 
 def pretrain(

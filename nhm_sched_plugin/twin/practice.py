@@ -24,9 +24,10 @@ from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
 from nhm_sched_plugin.twin.controllers import RulesController, obeyed
 from nhm_sched_plugin.twin.daily import DailySavings, day_s
+from nhm_sched_plugin.twin.gated import complete
 from nhm_sched_plugin.twin.simulator import Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
-from nhm_sched_plugin.twin.trials import WINDOW_S, Move, Trials, complete, pool_of
+from nhm_sched_plugin.twin.trials import WINDOW_S, Move, Trials, pool_of
 from nhm_sched_plugin.twin.windows import Window, Windows
 from nhm_sched_plugin.types import Experience, SchedulingState
 

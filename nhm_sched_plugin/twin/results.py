@@ -92,6 +92,15 @@ class PolicyResult(msgspec.Struct, frozen=True, kw_only=True):
     """This policy minus the reference, paired by seed: `sla` (share), `worker_hours`, `cost`, `wait_p95_s`,
     `wait_p99_s`."""
 
+    def levels(self, hours: float) -> dict[str, float]:
+        """The reward's four components as figures of a whole run of so many hours."""
+        return {
+            "sla": self.sla,
+            "throughput": self.finished / hours,
+            "efficiency": self.busy_hours / self.worker_hours if self.worker_hours else 0.0,
+            "cost": self.worker_hours,
+        }
+
 
 class Frontier(msgspec.Struct, frozen=True):
     """What one rival can do on the replayed tickets, over its knob."""

@@ -20,21 +20,21 @@ import msgspec
 import numpy as np
 
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
-from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.demand import DemandModel
-from nhm_sched_plugin.policy.learning import QPolicy, arm_of
+from nhm_sched_plugin.policy.learning import arm_of
 from nhm_sched_plugin.policy.planner import Plan
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout, lessons
 from nhm_sched_plugin.twin.calibrate import limits_of
 from nhm_sched_plugin.twin.controllers import RulesController, obeyed
+from nhm_sched_plugin.twin.gated import Gated, complete
 from nhm_sched_plugin.twin.simulator import Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.twin.windows import Window, Windows
-from nhm_sched_plugin.types import Action, Forecast, SchedulingState
+from nhm_sched_plugin.types import Action, Forecast, Recommendation, SchedulingState
 
-__all__ = ["Bin", "Move", "Reliability", "Trials", "complete", "pool_of", "reliability", "score"]
+__all__ = ["Bin", "Move", "Reliability", "Trials", "pool_of", "reliability", "score"]
 
 HORIZON_S: Final = 1200.0
 """How long a trial lasts after a start-up."""
@@ -183,18 +183,6 @@ def pool_of(window: Window, settings: Settings) -> Pool:
     )
 
 
-def complete(state: SchedulingState, window: Window, now: float) -> tuple[SchedulingState, Forecast]:
-    """The state with the predicted loads and the crowd ahead, and the forecast."""
-    forecast = window.guess.forecast(now, 1.0)
-    full = msgspec.structs.replace(
-        state,
-        predicted_load_1h=forecast.predicted_volume,
-        predicted_load_6h=window.guess.rate(now, 6),
-        features={**state.features, AHEAD: float(window.crowds_from(now)[0])},
-    )
-    return full, forecast
-
-
 class Bin(msgspec.Struct, frozen=True):
     """The trials whose confidence is in [low, high)."""
 
@@ -316,59 +304,37 @@ def reliability(
     return score(told, found, asker.same, gate, sparse)
 
 
-class _Asker:
+class _Asker(Gated):
     """Runs the pool by the policy behind its gate, and tries now and then whether its confidence comes true."""
 
-    name, watches_tickets = "asker", False
+    name = "asker"
 
     def __init__(self, settings: Settings, table: QTable, model: DemandModel, tick_s: float, seed: int) -> None:
-        self._rules = RulesController(settings)
-        self._policy = QPolicy(
-            settings,
-            self._rules.rules,
-            now=lambda: self._rules.now,
-            last_change=lambda: self._rules.last_pool_action_at,
-            autosave=False,
-        )
-        self._policy.table, self._policy.planner.model = table, model
+        super().__init__(settings, table, model)
         self.trials = Trials(settings, model, tick_s)
         self.draw = random.Random(f"reliability {seed}")
-        self._gate = settings.optimizer.recommendation_confidence_threshold
-        self._cooldown_s = settings.limits.cooldown_s
         self._share = tick_s / _EVERY_S
         self.moments = 0
         self.said: list[Said] = []
         self.same = 0
 
     def begin(self, pool: Pool, window: Window) -> None:
-        self._window = window
+        self.enter(window)
         self.trials.begin(pool, window)
-        self._rules.last_pool_action_at = None
 
-    def on_arrival(self, index: int, state: SchedulingState, now: float) -> None: ...
-
-    def on_finished(self, index: int, wait_s: float, now: float) -> None: ...
-
-    def on_tick(self, state: SchedulingState, now: float) -> int | None:
-        full, forecast = complete(state, self._window, now)
-        self._rules.now = now
-        base = self._rules.rules(None, full, forecast)
-        said = self._policy.recommend(None, full, forecast)
+    def asked(
+        self, state: SchedulingState, forecast: Forecast, now: float, base: Recommendation, said: Recommendation | None
+    ) -> None:
+        if not self.trials.possible(now) or self.draw.random() >= self._share:
+            return
+        self.moments += 1
         rules = Move(base.action, base.parameters)
         own = rules if said is None else Move(said.action, said.parameters)
-        if self.trials.possible(now) and self.draw.random() < self._share:
-            self.moments += 1
-            if said is None or own.like(rules):
-                self.same += 1
-            else:
-                last = self._rules.last_pool_action_at
-                (mine,), theirs = self.trials.losses([own], last), self.trials.rules_loss(last)
-                plan = self._policy.planner.plan(full, forecast)
-                arm = arm_of(own.action, own.parameters, self._policy.planner.planned(plan, own.action))
-                saved = (theirs - mine) / self.trials.scale(plan)
-                self.said.append(Said(said.state_hash, arm, said.confidence, saved))
-        chosen = own if said is not None and said.confidence >= self._gate else rules
-        target = obeyed(chosen.action, chosen.parameters, full)
-        if target is not None:
-            self._rules.last_pool_action_at = now
-        return target
+        if said is None or own.like(rules):
+            self.same += 1
+            return
+        last = self.rules.last_pool_action_at
+        (mine,), theirs = self.trials.losses([own], last), self.trials.rules_loss(last)
+        plan = self.policy.planner.plan(state, forecast)
+        arm = arm_of(own.action, own.parameters, self.policy.planner.planned(plan, own.action))
+        self.said.append(Said(said.state_hash, arm, said.confidence, (theirs - mine) / self.trials.scale(plan)))

@@ -89,11 +89,21 @@ class Windows:
         source, guess, crowds = draw.choice(self._kinds[kind])
         window_s = min(window_s, source.end - source.start)
         start = draw.uniform(source.start, source.end - window_s)
+        factor = draw.uniform(*_FIRST_POOL)
+        return self._window(source, guess, crowds, start, start + window_s, factor, own=kind == 0)
+
+    def last(self, length_s: float) -> Window:
+        """The last part of the trace itself, from a pool of the load expected then."""
+        source, guess, crowds = self._kinds[0][0]
+        return self._window(source, guess, crowds, max(source.start, source.end - length_s), source.end, 1.0, own=True)
+
+    def _window(
+        self, source: Trace, guess: _Guess, crowds: CrowdsAhead, start: float, end: float, factor: float, own: bool
+    ) -> Window:
         erlangs = guess.rate(start) * guess.service_s / 3600.0
-        workers = max(self._limits.min_workers, math.ceil(erlangs * draw.uniform(*_FIRST_POOL)), 1)
-        part = source.slice(start, start + window_s)
-        known = crowds.between(start, start + window_s)
-        return Window(part, guess, min(workers, self._limits.max_workers), known, own=kind == 0)
+        workers = max(self._limits.min_workers, math.ceil(erlangs * factor), 1)
+        known = crowds.between(start, end)
+        return Window(source.slice(start, end), guess, min(workers, self._limits.max_workers), known, own)
 
     def sim(self, window: Window, settings: Settings, tick_s: float) -> layout.Sim:
         """A simulation of the window, with room for an order at each tick."""

@@ -565,6 +565,9 @@ def test_health_tells_of_the_calibration(tmp_path: Path) -> None:
     policy = QPolicy(settings(tmp_path), keep)
     assert policy.health().ok
     assert policy.health().detail.endswith("planner not calibrated")
+    assert "no trials yet: confidence is 0.5 (run: nhm-sched learn)" in policy.health().detail
+    try_out(policy.table, "plan:NO_ACTION", 0.1, 30)
+    assert "no trials" not in policy.health().detail
     policy.planner.path.parent.mkdir(parents=True, exist_ok=True)
     policy.planner.path.write_text("broken")
     policy.refresh()

@@ -143,7 +143,7 @@ def test_trials_are_kept_and_forgotten() -> None:
         table.tried("u0-b0-s1-t1", "NO_ACTION", gain)
     table.tried("new", "rules:NO_ACTION", 0.5)
     table.saved("u0-b0-s1-t1", "NO_ACTION", Saving(9, 0.2, 2.5, 0.01))
-    table.overall["NO_ACTION"] = Saving(9, 0.2, 2.5, 0.01)
+    table.overall["NO_ACTION"], table.gap = Saving(9, 0.2, 2.5, 0.01), 0.5
     cell = table.cell("u0-b0-s1-t1", "NO_ACTION")
     assert cell is not None
     assert (cell.trials, cell.over, cell.days, cell.over_error, cell.pairs) == (9, 0.2, 2.5, 0.01, 3)
@@ -154,7 +154,7 @@ def test_trials_are_kept_and_forgotten() -> None:
     assert table.copy().overall == table.overall
     table.forget_trials()
     assert table.rows == {**before, "new": {}}
-    assert table.overall == {}
+    assert (table.overall, table.gap) == ({}, None)
     assert table.pooled("rules:NO_ACTION", len) == 0
 
 
@@ -168,7 +168,8 @@ def test_a_table_written_row_by_row_is_the_canonical_json_of_its_content(mark: M
         saving = Saving(draw.randrange(99), draw.gauss(0, 1), draw.uniform(1, 9), draw.random())
         table.saved(draw.choice(KEYS), draw.choice(ARMS), saving)
         table.overall[draw.choice(ARMS)] = saving
-    for one in (table, QTable(mark=mark)):
+    table.gap = 0.625
+    for one in (table, table.copy(), QTable(mark=mark)):
         raw = one.dump()
         tree = json.loads(raw)
         assert raw == json.dumps(tree, sort_keys=True, separators=(",", ":")).encode() + b"\n"
@@ -176,4 +177,4 @@ def test_a_table_written_row_by_row_is_the_canonical_json_of_its_content(mark: M
         assert digest == hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         again = QTable.parse(raw, "it")
         assert (again.rows, again.updates, again.mark) == (one.rows, one.updates, one.mark)
-        assert again.overall == one.overall
+        assert (again.overall, again.gap) == (one.overall, one.gap)

@@ -27,6 +27,7 @@ from nhm_sched_plugin.twin import Pool, Trace, lessons, pilot, pretrain
 from nhm_sched_plugin.twin.calibrate import limits_of
 from nhm_sched_plugin.twin.compiled import compiled
 from nhm_sched_plugin.twin.drill import table_of, values_of
+from nhm_sched_plugin.twin.gap import gap_of
 from nhm_sched_plugin.twin.learn import calibrated, learn
 from nhm_sched_plugin.twin.trials import Move, Trials, reliability, score
 from nhm_sched_plugin.twin.windows import Window, Windows
@@ -279,6 +280,20 @@ def test_a_run_learns_tries_and_checks(learned: tuple[Settings, Any]) -> None:
     assert found.trials + found.sparse > 100
     assert 0 <= found.ece <= 1
     assert json.loads(msgspec.json.encode(report))["reliability"]["bins"]
+
+
+def test_what_it_closes_of_the_gap_is_in_the_report_and_in_the_table(learned: tuple[Settings, Any]) -> None:
+    settings, report = learned
+    table, model = QTable.load(settings.q_table_path), DemandModel.load(settings.planner_path)
+    assert -1 <= report.gap_closed <= 1
+    assert table.gap == report.gap_closed
+    kept = tickets(6.0).slice(5 * DAY, 6 * DAY)
+    told: list[float] = []
+    assert gap_of(settings, table, model, kept, progress=told.append) == report.gap_closed
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert gap_of(settings, QTable(), model, kept) == 0.0, "who never passes the gate is as good as the rules"
+    assert gap_of(settings, table, model, kept.slice(5 * DAY, 5.9 * DAY)) is None, "less than a day"
 
 
 class StopError(Exception):

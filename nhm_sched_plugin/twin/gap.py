@@ -1,0 +1,65 @@
+"""How much of the gap between the rules and a clairvoyant oracle a policy closes, by the components of the reward."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from nhm_sched_plugin.decision.reward import gap_closed
+from nhm_sched_plugin.policy.demand import DemandModel
+from nhm_sched_plugin.policy.qtable import QTable
+from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.twin.gated import Gated
+from nhm_sched_plugin.twin.oracle import oracle
+from nhm_sched_plugin.twin.results import measured
+from nhm_sched_plugin.twin.simulator import simulate
+from nhm_sched_plugin.twin.traces import Trace
+from nhm_sched_plugin.twin.trials import pool_of
+from nhm_sched_plugin.twin.windows import Windows
+
+__all__ = ["gap_of"]
+
+_DAY: Final = 86_400.0
+_MOST_DAYS: Final = 7
+
+
+def gap_of(
+    settings: Settings,
+    table: QTable,
+    model: DemandModel,
+    trace: Trace,
+    *,
+    tick_s: float = 15.0,
+    progress: Callable[[float], Any] | None = None,
+) -> float | None:
+    """`decision.reward.gap_closed` on the last days of a trace, a week at most: the policy behind its gate against the
+    rules alone and the oracle, on the same tickets.
+
+    None for less than a day, or where the oracle is not better than the rules in anything.
+    """
+    if not len(trace) or trace.end - trace.start < _DAY:
+        return None
+    window = Windows(settings, trace, 0, 0.0).last(_MOST_DAYS * _DAY)
+    hours = (window.trace.end - window.trace.start) / 3600.0
+    levels: list[dict[str, float]] = []
+    for number, gate in enumerate((None, math.inf)):
+        controller = Gated(settings, table, model, gate)
+        controller.enter(window)
+        told = None if progress is None else _half(progress, number)
+        run = simulate(pool_of(window, settings), controller, tick_s=tick_s, progress=told)
+        levels.append(measured("", run, 0.0, Counter(), 0.0, trace=window.trace).levels(hours))
+    best = oracle(window.trace, settings.planner.startup_s)
+    clairvoyant = {
+        "sla": 1.0,
+        "throughput": best.finished / hours,
+        "efficiency": best.busy_seconds / best.worker_seconds if best.worker_seconds else 0.0,
+        "cost": best.worker_seconds / 3600.0,
+    }
+    policy, rules = levels
+    return gap_closed(policy, rules, clairvoyant)
+
+
+def _half(progress: Callable[[float], Any], number: int) -> Callable[[float], Any]:
+    return lambda share: progress((number + share) / 2)
