@@ -62,7 +62,7 @@ LEAVE_AT: Final = 0.95
 DEPENDENCE: Final = 10
 """Consecutive rewards that count as one independent one: start-up plus a tick overlap, and load lasts for a while."""
 TRIAL_DEPENDENCE: Final = 25
-"""The same for trials against the plan: a minute apart, each twenty minutes and a start-up long."""
+"""The same for trials against the plan: a minute apart, each twenty minutes long or more."""
 MIN_DAYS: Final = 2.0
 """From fewer nobody can say how days differ."""
 PRIOR_SD: Final = 0.1

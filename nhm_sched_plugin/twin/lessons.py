@@ -251,7 +251,8 @@ def trial(
     last_change: float,
     until: float,
     tick_s: float,
-    offered: float,
+    start: float,
+    offered: Any,
     crowds: Any,
     dispersion: float,
     w: Any,
@@ -260,8 +261,8 @@ def trial(
 ) -> float:
     """What it costs to order `target` (NaN: nothing) once, and to leave the pool to the planner `until` then.
 
-    Worker-seconds and `late_s` for each late ticket. `crowds` begins with the slot of now. `sim` stays as it is; `copy`
-    is of the same window.
+    Worker-seconds and `late_s` for each late ticket. `offered` has the forecast's Erlangs per hour from `start` on,
+    `crowds` begins with the slot of now. `sim` stays as it is; `copy` is of the same window.
     """
     observe(sim)
     _copy(sim, copy)
@@ -269,8 +270,9 @@ def trial(
     last_change = pilot.order(copy, target, last_change, limits)
     advance(copy, copy.t[NOW] + tick_s, False)
     while copy.t[NOW] < until:
+        hour = min(int((copy.t[NOW] - start) / 3600.0), len(offered) - 1)
         crowd = pilot.crowd_at(crowds, began, copy.t[NOW])
-        need = pilot.need_now(copy, offered, crowd, dispersion, w)
+        need = pilot.need_now(copy, offered[hour], crowd, dispersion, w)
         last_change = pilot.order(copy, need, last_change, limits)
         advance(copy, copy.t[NOW] + tick_s, False)
     observe(copy)

@@ -27,7 +27,7 @@ from nhm_sched_plugin.twin.daily import DailySavings, day_s
 from nhm_sched_plugin.twin.gated import complete
 from nhm_sched_plugin.twin.simulator import Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
-from nhm_sched_plugin.twin.trials import WINDOW_S, Move, Trials, pool_of
+from nhm_sched_plugin.twin.trials import Move, Trials, pool_of, window_s
 from nhm_sched_plugin.twin.windows import Window, Windows
 from nhm_sched_plugin.types import Experience, SchedulingState
 
@@ -64,11 +64,11 @@ def practise(
     told: Callable[[], None],
 ) -> None:
     """Episodes until so many decisions are made in all; what they teach goes into `policy.table`."""
-    windows = Windows(settings, trace, seed, VARIED)
+    windows, length_s = Windows(settings, trace, seed, VARIED), window_s(settings.planner.startup_s, tick_s)
     learner = _Learner(settings, model, policy, rules, done, tick_s, trace)
     while done.made < decisions:
         draw = random.Random(f"practice {seed} {done.episodes}")
-        window = windows.draw(draw, min(WINDOW_S, (decisions - done.made) * tick_s))
+        window = windows.draw(draw, min(length_s, (decisions - done.made) * tick_s))
         pool = pool_of(window, settings)
         learner.begin(pool, window, draw)
         simulate(pool, learner, tick_s=tick_s)

@@ -1,7 +1,7 @@
 """Trials: one simulated moment continued with different actions, to see what one saves over another.
 
 At a random control tick the simulation is copied. Each copy executes one action once and is then left to the calibrated
-planner for twenty minutes and a start-up, with the same tickets; one copy is left to the rules for as long, since who
+planner for ten start-ups (`horizon_s`), with the same tickets; one copy is left to the rules for as long, since who
 does not follow the policy here follows them on. What it costs is what calibration minimises: worker-
 seconds, and `planner.late_cost` mean service times for each late ticket. Not the contract's reward: that compares two
 moments, so what a late scale-out costs in between does not appear in it, and its SLA term is relative to where it began
@@ -34,14 +34,18 @@ from nhm_sched_plugin.twin.traces import Trace, TraceError
 from nhm_sched_plugin.twin.windows import Window, Windows
 from nhm_sched_plugin.types import Action, Forecast, Recommendation, SchedulingState
 
-__all__ = ["Bin", "Move", "Reliability", "Trials", "pool_of", "reliability", "score"]
+__all__ = ["Bin", "Move", "Reliability", "Trials", "horizon_s", "pool_of", "reliability", "score", "window_s"]
 
-HORIZON_S: Final = 1200.0
-"""How long a trial lasts after a start-up."""
+SHORTEST_S: Final = 1200.0
+"""How long a trial lasts after a start-up, at least,"""
+STARTUPS: Final = 10
+"""how many start-ups,"""
+LONGEST_S: Final = 4 * 3600.0
+"""and at most. The rules begin with what the plan has ordered: what it costs to have none shows only as that goes."""
 WARM_S: Final = 1800.0
 """No trial before: the pool is new, and what ran before the window is missing."""
 WINDOW_S: Final = 4 * 3600.0
-"""Length of an episode with trials; copies of a short one are cheap."""
+"""Length of an episode with trials; copies of a short one are cheap. At least two trials fit in."""
 BINS: Final = 10
 ENOUGH: Final = 30
 """Trials of an arm in a state from which on their mean is taken for the truth."""
@@ -49,6 +53,16 @@ _SAME: Final = 1e-9
 _SHARED: Final = ("arrivals", "durations", "classes", "sla_wait_s")
 _EVERY_S: Final = 60.0
 """Between two trials, on average."""
+
+
+def horizon_s(startup_s: float, tick_s: float) -> float:
+    """Length of a trial: ten start-ups, but 20 minutes at least and four hours at most, and one start-up more."""
+    return math.ceil((startup_s + min(max(SHORTEST_S, STARTUPS * startup_s), LONGEST_S)) / tick_s) * tick_s
+
+
+def window_s(startup_s: float, tick_s: float) -> float:
+    """Length of an episode with trials."""
+    return max(WINDOW_S, WARM_S + 2 * horizon_s(startup_s, tick_s))
 
 
 class Move(NamedTuple):
@@ -73,7 +87,7 @@ class Trials:
 
     def __init__(self, settings: Settings, model: DemandModel, tick_s: float) -> None:
         self._model, self._tick_s = model, tick_s
-        self.horizon_s = math.ceil((settings.planner.startup_s + HORIZON_S) / tick_s) * tick_s
+        self.horizon_s = horizon_s(settings.planner.startup_s, tick_s)
         self._late_cost, self._startup_s = settings.planner.late_cost, settings.planner.startup_s
         self._limits = limits_of(settings)
         self._weights = np.array(model.coefficients)
@@ -82,7 +96,7 @@ class Trials:
     def begin(self, pool: Pool, window: Window) -> None:
         """A new episode."""
         self._pool, self._window = pool, window
-        self._loads = window.loads(self._startup_s)
+        self._offered = np.ascontiguousarray(window.loads(self._startup_s)[:, 2])
         self._load = max(window.trace.load, 1.0)
         self._copy = _another(pool.sim)
         self._rules_pool = copy.copy(pool)
@@ -106,8 +120,7 @@ class Trials:
         sim = self._pool.sim
         if len(self._copy.ready) != len(sim.ready):
             self._copy = _another(sim)
-        now, start = self._pool.now, self._window.trace.start
-        hour = min(int((now - start) / 3600.0), len(self._loads) - 1)
+        now = self._pool.now
         return float(
             lessons.trial(
                 sim,
@@ -116,7 +129,8 @@ class Trials:
                 -math.inf if last_change is None else last_change,
                 now + self.horizon_s,
                 self._tick_s,
-                self._loads[hour, 2],
+                self._window.trace.start,
+                self._offered,
                 self._window.crowds_from(now),
                 self._model.dispersion,
                 self._weights,
@@ -293,7 +307,7 @@ def reliability(
         )
     windows = Windows(settings, trace, seed, 0.0)
     while asker.moments < moments:
-        window = windows.draw(asker.draw, WINDOW_S)
+        window = windows.draw(asker.draw, window_s(settings.planner.startup_s, tick_s))
         pool = pool_of(window, settings)
         asker.begin(pool, window)
         simulate(pool, asker, tick_s=tick_s)

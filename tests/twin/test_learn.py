@@ -29,7 +29,7 @@ from nhm_sched_plugin.twin.compiled import compiled
 from nhm_sched_plugin.twin.drill import table_of, values_of
 from nhm_sched_plugin.twin.gap import gap_of
 from nhm_sched_plugin.twin.learn import calibrated, learn
-from nhm_sched_plugin.twin.trials import Move, Trials, reliability, score
+from nhm_sched_plugin.twin.trials import Move, Trials, horizon_s, reliability, score, window_s
 from nhm_sched_plugin.twin.windows import Window, Windows
 from nhm_sched_plugin.types import Action, SchedulingState
 
@@ -206,6 +206,33 @@ def test_a_trial_costs_what_can_be_counted_by_hand(tmp_path: Path) -> None:
     # Ordered now, it is there from 2130 on, and stays for the cooldown as well.
     assert grown == pytest.approx(1320.0 + 300.0)
     assert trials.losses([Move(Action.NO_ACTION, {}), Move(Action.ADJUST_PRIORITY_WEIGHTS, {})], None) == [kept, kept]
+
+
+@pytest.mark.parametrize(
+    ("startup_s", "trial_s", "episode_s"),
+    [(10.0, 1215.0, 14_400.0), (120.0, 1320.0, 14_400.0), (600.0, 6600.0, 15_000.0), (3600.0, 18_000.0, 37_800.0)],
+)
+def test_trials_last_for_many_start_ups(startup_s: float, trial_s: float, episode_s: float) -> None:
+    assert horizon_s(startup_s, 15.0) == trial_s
+    assert window_s(startup_s, 15.0) == episode_s
+
+
+def test_a_long_trial_goes_by_the_forecast_of_each_hour(tmp_path: Path) -> None:
+    """Twenty Erlangs are expected from the second hour on: the planner has workers for them by then."""
+
+    class Rising(Flat):
+        def rate(self, now: float, hours_ahead: int = 0) -> float:
+            return 720.0 if now + 3600.0 * hours_ahead >= 3600.0 else 0.0
+
+    settings = ready(tmp_path, planner={"startup_s": 600.0})
+    trace = Trace([10.0, 10_700.0], [5.0, 5.0], start=0.0, end=4 * 3600.0)
+    window = Window(trace, Rising(), 1)  # type: ignore[arg-type]
+    pool = Pool(trace, workers=1, startup_s=600.0, sla_wait_s=60.0, service_s=100.0)
+    pool.advance(1800.0)
+    steady, rising = (Trials(settings, MODEL, 15.0) for _ in range(2))
+    steady.begin(pool, Window(trace, Flat(), 1))  # type: ignore[arg-type]
+    rising.begin(pool, window)
+    assert rising.loss(math.nan, None) > steady.loss(math.nan, None) + 10 * 3600.0
 
 
 def test_a_trial_is_what_the_pool_itself_would_have_cost(tmp_path: Path) -> None:
