@@ -108,8 +108,9 @@ class _Pool(NamedTuple):
     error: float
     """squared error of the mean of all,"""
     variance: float
-    """and variance of a day (of a trial) in a state. Each state's own is pulled to it, or would betray the states in
-    which no crowd happened to come; there an arm looks both dear and certain."""
+    """and variance of a day (of a trial) in a usual state. Each state's own is pulled to it, or would betray the states
+    in which no crowd happened to come; there an arm looks both dear and certain. Of days it is the mean standard
+    deviation, squared: the few states that crowds come in would make up most of a mean of variances."""
     trials: int
     days: float = math.inf
     saving: float = 0.0
@@ -145,8 +146,8 @@ def _over_rules(cells: list[Cell], table: QTable, name: str) -> _Pool:
     tried = [cell for cell in cells if cell.trials]
     several = [cell for cell in tried if cell.days >= MIN_DAYS]
     weight = math.fsum(cell.days for cell in several)
-    total = math.fsum(cell.over_error * cell.days * cell.days for cell in several)
-    variance = (total + PRIOR_SD**2) / (weight + 1.0)
+    spread = math.fsum(cell.days * math.sqrt(cell.days * cell.over_error) for cell in several)
+    variance = ((spread + PRIOR_SD) / (weight + 1.0)) ** 2
     errors = [_pulled(cell.days, cell.over_error, variance) for cell in several]
     between, _, _ = _random_effects([cell.over for cell in several], errors)
     overall = table.overall.get(name, _NOTHING)
