@@ -4,6 +4,9 @@
 
 The loads are those of `benchmarks.replay`, at the same start-up times. `nhm-sched learn` on the training part; then the
 policy is asked at random ticks of the rest, and what it says is tried against what the rules do (`twin/trials.py`).
+
+A run of one load and seed has few states, so that its error is noisy and above 0 for a perfect confidence, too. The
+last lines put the bins of several runs together, each run with the same weight: by load, and of all.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,7 +24,7 @@ from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import load_settings
 from nhm_sched_plugin.twin.learn import pretrain
-from nhm_sched_plugin.twin.trials import Reliability, reliability
+from nhm_sched_plugin.twin.trials import BINS, Reliability, reliability
 
 TARGET, MUST = 0.04, 0.08
 
@@ -33,15 +37,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = []
+    rows, found_in = [], dict[str, list[Reliability]]()
     for case in chosen(cases(options.data), options.loads):
         for seed in range(options.seeds):
             found = measure(case, options.decisions, seed)
+            found_in.setdefault(case.name, []).append(found)
             rows.append({"load": case.name, "seed": seed, **msgspec.to_builtins(found)})
             if not options.json:
                 print(line(case.name, seed, found), flush=True)
+    together = {name: pooled(runs) for name, runs in found_in.items() if options.seeds > 1}
+    together["all"] = pooled([run for runs in found_in.values() for run in runs])
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps({"runs": rows, "together": together}, indent=2))
+    else:
+        print("\n".join(f"{name} together: calibration error {error:.3f}" for name, error in together.items()))
 
 
 def measure(case: Case, decisions: int, seed: int) -> Reliability:
@@ -54,6 +63,17 @@ def measure(case: Case, decisions: int, seed: int) -> Reliability:
         pretrain(settings, train, decisions=decisions, practice=decisions // 2, tick_s=15.0, seed=seed)
         table, model = QTable.load(settings.q_table_path), DemandModel.load(settings.planner_path)
         return reliability(settings, table, test, model, seed=seed)
+
+
+def pooled(runs: Sequence[Reliability]) -> float:
+    """Calibration error of several runs with the same weight, whose bins are put together."""
+    bins = [[0.0, 0.0] for _ in range(BINS)]
+    for run in runs:
+        for place, each in enumerate(run.bins):
+            share = each.count / max(run.trials, 1)
+            bins[place][0] += share * each.confidence
+            bins[place][1] += share * each.frequency
+    return sum(abs(said - found) for said, found in bins) / max(sum(1 for run in runs if run.trials), 1)
 
 
 def line(name: str, seed: int, found: Reliability) -> str:
