@@ -292,6 +292,8 @@ def _cell(found: list[float], version: int) -> Cell:
 
 def _saving(found: list[float]) -> Saving:
     trials, mean, days, error = found
+    if trials < 0 or error < 0 or (trials and days < 1):
+        raise ValueError(f"trials {trials}, days {days}, squared error {error}")
     return Saving(int(trials), float(mean), float(days), float(error))
 
 

@@ -135,6 +135,15 @@ def test_a_version_that_is_not_known_is_named(version: Any) -> None:
         QTable.parse(of_version(version, [0.25, 7, 0.5, 0.125]), "it")
 
 
+@pytest.mark.parametrize("saving", [[-1, 0.1, 1.0, 0.1], [9, 0.1, 0.0, 0.1], [9, 0.1, 2.0, -0.1], [9, 0.1, 2.0]])
+def test_trials_that_cannot_be_are_refused(saving: list[float]) -> None:
+    """Nothing that is asked for a confidence later may stumble over them."""
+    table = filled()
+    table.overall["NO_ACTION"] = saving  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="it: holds a wrong entry"):
+        QTable.parse(table.dump(), "it")
+
+
 def test_trials_are_kept_and_forgotten() -> None:
     table = filled()
     before = {state: dict(row) for state, row in table.rows.items()}
