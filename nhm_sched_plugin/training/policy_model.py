@@ -59,6 +59,7 @@ def register_policy(settings: Settings, *, decisions: int, seed: int, ece: float
         "states": float(len(table)),
         "updates": float(table.updates),
         **({} if ece is None else {"ece": ece}),
+        **({} if table.gap is None else {"gap_closed": table.gap}),
     }
     state = msgspec.json.encode({part: content.decode() for part, content in raw.items()})
     new = NewVersion(name=POLICY, state=state, metrics=metrics, tags=tags, alias="staging")

@@ -24,6 +24,7 @@ def made(folder: Path, updates: int = 4, cost: float = 1.2, **planner: float) ->
     table = QTable()
     for _ in range(updates):
         table.update("u2-b0-s1-t1", "NO_ACTION", 1.0, 0.1)
+    table.gap = 0.625
     table.save(settings.q_table_path)
     asked = settings.planner
     calibration(cost=cost, late_cost=10.0, startup_s=asked.startup_s, sla_wait_s=asked.sla_wait_s).save(
@@ -39,7 +40,9 @@ def test_a_policy_is_registered_held_to_the_criteria_and_published(tmp_path: Pat
     assert register_policy(settings, decisions=1000, seed=7, ece=0.03) == "1"
     found = Registry.of(settings).find(POLICY)
     assert found is not None
-    assert found.metrics == {"planner_sla": 0.99, "planner_cost": 1.2, "states": 1.0, "updates": 4.0, "ece": 0.03}
+    assert found.metrics == {
+        "planner_sla": 0.99, "planner_cost": 1.2, "states": 1.0, "updates": 4.0, "ece": 0.03, "gap_closed": 0.625,
+    }  # fmt: skip
     wanted = {"decisions": "1000", "seed": "7", "startup_s": "120", "sla_wait_s": "60", "late_cost": "10"}
     assert wanted.items() <= found.tags.items()
     first = settings.q_table_path.read_bytes(), settings.planner_path.read_bytes()
