@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nhm_sched_plugin.store.schema.views import ARM_MEASURES, BOTTLENECK_QUEUE
@@ -65,7 +65,16 @@ def decisions(
     )
     # Of these few the outcomes are found by their key; the view would read all of them.
     ends = _outcomes(store, [row["decision_id"] for row in found])
-    return [{**row, **ends.get(row["decision_id"], dict.fromkeys(_CAME_OF_IT))} for row in found]
+    return [
+        {**row, "parameters": _told(row["parameters"]), **ends.get(row["decision_id"], dict.fromkeys(_CAME_OF_IT))}
+        for row in found
+    ]
+
+
+def _told(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """The number of workers as one: the column holds texts."""
+    target = parameters.get("target_workers", "")
+    return {**parameters, "target_workers": int(target)} if target.isdecimal() else dict(parameters)
 
 
 def _outcomes(store: Store, ids: Sequence[str]) -> dict[str, dict[str, Any]]:

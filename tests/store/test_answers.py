@@ -73,7 +73,7 @@ def test_a_decision_comes_with_what_came_of_it(decided: Store) -> None:
     newest, _, missed, first = answers.decisions(decided)
     assert (newest["status"], newest["sla_met"], newest["reward"], newest["applied"]) == (None, None, None, None)
     assert (missed["sla_met"], missed["reward"], missed["applied"]) == (False, -0.5, False)
-    assert (first["sla_met"], first["parameters"], first["decided_at"].hour) == (True, {"target_workers": "4"}, 12)
+    assert (first["sla_met"], first["parameters"], first["decided_at"].hour) == (True, {"target_workers": 4}, 12)
 
 
 def test_arms_side_by_side(decided: Store) -> None:
