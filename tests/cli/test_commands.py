@@ -142,9 +142,9 @@ def test_forecast_and_models(nhm: Any, on_trained: Path) -> None:
 
 def test_learn_and_the_q_table(nhm: Any, tickets: Path, folder: Path) -> None:
     assert "Nothing learned yet" in nhm("q-table", "show").out
-    learned = nhm("learn", tickets, "--decisions", 3000, "--json")
+    learned = nhm("learn", tickets, "--decisions", 6000, "--json")
     assert (learned.code, learned.err) == (0, "")
-    assert learned.json["decisions"] >= 3000
+    assert learned.json["decisions"] >= 6000
     assert learned.json["planner_sla"] > 0.5
     rows = nhm("q-table", "show", "--json").json
     assert len({row["state"] for row in rows}) == learned.json["states"]

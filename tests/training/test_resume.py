@@ -20,7 +20,8 @@ from nhm_sched_plugin.training.fitting import Fitted
 from nhm_sched_plugin.training.journal import Journal, digest_of
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as these tests may be, ignores it
 import numpy as np, pandas as pd
 import msgspec
 from nhm_sched_plugin.settings import load_settings
