@@ -242,7 +242,7 @@ def test_another_budget_holds_for_calls_too(agent: ScriptedAgent, ask: Ask, kit:
     host._plugin._reconfigure(host.settings.model_copy(update={"optimizer": longer}))
     agent.mode = "hang"
     began = time.perf_counter()
-    with pytest.raises(AgentUnavailableError):
+    with pytest.raises(AgentUnavailableError, match="DEADLINE_EXCEEDED"):
         remote(host).ask("GetLoadForecast", lambda: pb.ForecastRequest(horizon_minutes=60))
     assert time.perf_counter() - began > BUDGET_S
 

@@ -124,6 +124,7 @@ class Mirror:
         if self._silent:
             _log.info("the optimizer agent answers again")
             self._silent = False
+        self.looked = True  # before it is fresh: nobody is to hear that it has yet to be asked for
         self._confirmed_at = time.monotonic()
         try:
             self._mark.parent.mkdir(parents=True, exist_ok=True)
