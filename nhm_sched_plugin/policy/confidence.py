@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Final, NamedTuple
 
-from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable, Saving
+from nhm_sched_plugin.policy.qtable import PLANNED, RULES, UNTRIED, Cell, QTable, Saving
 
 __all__ = [
     "BRAKE",
@@ -69,8 +69,6 @@ PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()
 _NO_CELLS: Final[Mapping[str, Cell]] = {}
-_UNTRIED: Final = Cell(0.0, 0, 0.0, 0.0)
-_NOTHING: Final = Saving(0, 0.0, 0.0, 0.0)
 
 
 def value(cell: Cell, learning_rate: float) -> float:
@@ -82,10 +80,12 @@ def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: 
     """P(`arm` is at least as good here as the rules' `rules_arm`), in [0, `CEILING`]; `planned`: it is the plan's."""
     row = table.rows.get(state, _NO_CELLS)
     name = PLANNED if planned else arm
-    cell = row.get(PLANNED + arm if planned else arm, _UNTRIED)
+    cell = row.get(PLANNED + arm if planned else arm, UNTRIED)
     if not cell.trials and not planned:
         return UNSEEN
-    pool: _Pool = table.pooled(name, lambda cells: _over_rules(_planned(table) if planned else cells, table, name))
+    pool: _Pool = table.pooled(
+        name, lambda cells: _over_rules(_planned(table) if planned else cells, table.overall.get(name, Saving()))
+    )
     if pool.trials < MIN_TRIALS or pool.days < MIN_DAYS:
         most = UNSEEN
     elif cell.trials >= SEEN:
@@ -142,7 +142,7 @@ def _planned(table: QTable) -> list[Cell]:
     return [cell for row in table.rows.values() for arm, cell in row.items() if arm.startswith(PLANNED)]
 
 
-def _over_rules(cells: list[Cell], table: QTable, name: str) -> _Pool:
+def _over_rules(cells: list[Cell], overall: Saving) -> _Pool:
     tried = [cell for cell in cells if cell.trials]
     several = [cell for cell in tried if cell.days >= MIN_DAYS]
     weight = math.fsum(cell.days for cell in several)
@@ -150,7 +150,6 @@ def _over_rules(cells: list[Cell], table: QTable, name: str) -> _Pool:
     variance = ((spread + PRIOR_SD) / (weight + 1.0)) ** 2
     errors = [_pulled(cell.days, cell.over_error, variance) for cell in several]
     between, _, _ = _random_effects([cell.over for cell in several], errors)
-    overall = table.overall.get(name, _NOTHING)
     seen = [cell.over for cell in tried if cell.trials >= MIN_TRIALS]
     return _Pool(
         overall.mean,
@@ -231,7 +230,7 @@ def preferred(row: Mapping[str, Cell], arms: Sequence[str], rules_arm: str) -> i
 
 def inferior(table: QTable, state: str, arm: str) -> bool:
     """Whether the trials say that the arm probably costs more here than the planner's own: P(it does not) < `WORTH`."""
-    cell = table.cell(state, arm) or _UNTRIED
+    cell = table.cell(state, arm) or UNTRIED
     pool: _Pool = table.pooled(f"{arm} over plan", lambda _: _over_plan(table.cells(arm)))
     error = TRIAL_DEPENDENCE * pool.variance / cell.pairs if cell.pairs else math.inf
     return pool.trials >= MIN_TRIALS and _odds(pool, cell.gain, error) < WORTH

@@ -22,7 +22,7 @@ import msgspec
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import file_lock, read_file, replace_file, set_aside
 
-__all__ = ["PLANNED", "RULES", "Cell", "Mark", "QTable", "Saving", "reset"]
+__all__ = ["PLANNED", "RULES", "UNTRIED", "Cell", "Mark", "QTable", "Saving", "reset"]
 
 FORMAT: Final = "nhm-sched-q-table"
 VERSION: Final = 3
@@ -72,16 +72,13 @@ class Saving(NamedTuple):
     Trials of a day are alike: the same crowd comes in all of them. So days are what is counted, not trials.
     """
 
-    trials: int
-    mean: float
+    trials: int = 0
+    mean: float = 0.0
     """In shares of what usual and present tickets cost meanwhile (`trials.Trials.scale`)."""
-    days: float
+    days: float = 0.0
     """On how many days, as if each had had as many trials: (sum n)^2 / sum n^2 (Kish 1965)."""
-    error: float
+    error: float = 0.0
     """Squared standard error of the mean, by days (cluster-robust: Liang and Zeger 1986)."""
-
-
-_NO_SAVING: Final = Saving(0, 0.0, 0.0, 0.0)
 
 
 class Mark(NamedTuple):
@@ -136,7 +133,7 @@ class QTable:
 
         `live_reward` is the reward alone, when it comes from the real pool.
         """
-        old = self.cell(state, arm) or _EMPTY
+        old = self.cell(state, arm) or UNTRIED
         visits, mean, m2 = _welford(old.visits, old.mean, old.m2, target)
         live = old.live, old.live_mean, old.live_m2
         if live_reward is not None:
@@ -151,13 +148,13 @@ class QTable:
 
     def tried(self, state: str, arm: str, gain: float) -> None:
         """A trial in the twin: what the arm saved over the planner's."""
-        old = self.cell(state, arm) or _EMPTY
+        old = self.cell(state, arm) or UNTRIED
         pairs, mean, m2 = _welford(old.pairs, old.gain, old.gain_m2, gain)
         self._tried(state, arm, msgspec.structs.replace(old, pairs=pairs, gain=mean, gain_m2=m2))
 
     def saved(self, state: str, arm: str, saving: Saving) -> None:
         """What all trials say that the arm saved over the rules' action there."""
-        old = self.cell(state, arm) or _EMPTY
+        old = self.cell(state, arm) or UNTRIED
         trials, over, days, error = saving
         self._tried(state, arm, msgspec.structs.replace(old, trials=trials, over=over, days=days, over_error=error))
 
@@ -283,7 +280,7 @@ def _cell(found: list[float], version: int) -> Cell:
     if version == 1:
         return Cell(float(q), int(visits), float(mean), float(m2))
     trials, over, days, error, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
-    saving = _saving([trials, over, days, error]) if version == VERSION else _NO_SAVING
+    saving = _saving([trials, over, days, error]) if version == VERSION else Saving()
     return Cell(
         float(q), int(visits), float(mean), float(m2), *saving,
         int(pairs), float(gain), float(gain_m2), int(live), float(live_mean), float(live_m2),
@@ -311,7 +308,7 @@ def _welford(count: int, mean: float, m2: float, value: float) -> tuple[int, flo
     return count + 1, mean, m2 + delta * (value - mean)
 
 
-_EMPTY: Final = Cell(0.0, 0, 0.0, 0.0)
+UNTRIED: Final = Cell(0.0, 0, 0.0, 0.0)
 
 
 def _canonical(tree: dict[str, Any]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin.gated import Gated
 from nhm_sched_plugin.twin.oracle import oracle
-from nhm_sched_plugin.twin.results import measured
+from nhm_sched_plugin.twin.results import busy_s, levels
 from nhm_sched_plugin.twin.simulator import simulate
 from nhm_sched_plugin.twin.traces import Trace
 from nhm_sched_plugin.twin.trials import pool_of
@@ -43,21 +42,17 @@ def gap_of(
         return None
     window = Windows(settings, trace, 0, 0.0).last(_MOST_DAYS * _DAY)
     hours = (window.trace.end - window.trace.start) / 3600.0
-    levels: list[dict[str, float]] = []
+    found: list[dict[str, float]] = []
     for number, gate in enumerate((None, math.inf)):
         controller = Gated(settings, table, model, gate)
         controller.enter(window)
         told = None if progress is None else _half(progress, number)
         run = simulate(pool_of(window, settings), controller, tick_s=tick_s, progress=told)
-        levels.append(measured("", run, 0.0, Counter(), 0.0, trace=window.trace).levels(hours))
+        busy = busy_s(window.trace, run)
+        found.append(levels(run.sla, run.finished, busy / 3600.0, run.worker_seconds / 3600.0, hours))
     best = oracle(window.trace, settings.planner.startup_s)
-    clairvoyant = {
-        "sla": 1.0,
-        "throughput": best.finished / hours,
-        "efficiency": best.busy_seconds / best.worker_seconds if best.worker_seconds else 0.0,
-        "cost": best.worker_seconds / 3600.0,
-    }
-    policy, rules = levels
+    clairvoyant = levels(1.0, best.finished, best.busy_seconds / 3600.0, best.worker_seconds / 3600.0, hours)
+    policy, rules = found
     return gap_closed(policy, rules, clairvoyant)
 
 

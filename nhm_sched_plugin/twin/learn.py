@@ -118,9 +118,8 @@ def learn(
     """Calibrate, pre-train, and count on the last fifth of the days whether confidence comes true.
 
     Also what the policy closes there of the gap between rules and oracle. With fewer than five days nothing is held
-    out and nothing counted. `progress` gets what is being done and the share
-    of it, in [0, 1]. `fresh` forgets an interrupted run; `moments` are tried on the days held out.
-    Raises as `pretrain` does.
+    out and nothing counted. `progress` gets what is being done and the share of it, in [0, 1]. `fresh` forgets an
+    interrupted run; `moments` are tried on the days held out. Raises as `pretrain` does.
     """
 
     def telling(what: str) -> Told | None:
@@ -150,11 +149,12 @@ def learn(
         )
         told = telling("measure against rules and oracle")
         report.gap_closed = gap_of(settings, table, model, kept, tick_s=tick_s, progress=told)
-        _note_gap(Path(report.path), report.gap_closed)
+        if report.gap_closed is not None:
+            _note_gap(Path(report.path), report.gap_closed)
     return report
 
 
-def _note_gap(path: Path, gap: float | None) -> None:
+def _note_gap(path: Path, gap: float) -> None:
     """Into the Q-table, so that whoever serves it can tell how good it was. Raises `ModelError`."""
     with file_lock(path):  # a host of the same folder may have saved meanwhile
         table = QTable.load(path)

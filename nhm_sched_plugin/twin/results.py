@@ -55,6 +55,16 @@ class Interval(msgspec.Struct, frozen=True):
     high: float | None = None
 
 
+def levels(sla: float, finished: int, busy_hours: float, worker_hours: float, hours: float) -> dict[str, float]:
+    """The reward's four components as figures of a whole run, as `decision.reward.gap_closed` takes them."""
+    return {
+        "sla": sla,
+        "throughput": finished / hours,
+        "efficiency": busy_hours / worker_hours if worker_hours else 0.0,
+        "cost": worker_hours,
+    }
+
+
 class PolicyResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one policy did. Of several seeds: the means; decisions and hours are the first seed's."""
 
@@ -94,12 +104,7 @@ class PolicyResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def levels(self, hours: float) -> dict[str, float]:
         """The reward's four components as figures of a whole run of so many hours."""
-        return {
-            "sla": self.sla,
-            "throughput": self.finished / hours,
-            "efficiency": self.busy_hours / self.worker_hours if self.worker_hours else 0.0,
-            "cost": self.worker_hours,
-        }
+        return levels(self.sla, self.finished, self.busy_hours, self.worker_hours, hours)
 
 
 class Frontier(msgspec.Struct, frozen=True):
@@ -217,12 +222,13 @@ def measured(
         hours=[HourLine(*hour) for hour in run.hours],
         elapsed_s=elapsed_s,
         finished=run.finished,
-        busy_hours=0.0 if trace is None else _busy_s(trace, run) / 3600,
+        busy_hours=0.0 if trace is None else busy_s(trace, run) / 3600,
         sla_by_class={kind.name: kind.sla for kind in run.classes} if len(run.classes) > 1 else {},
     )
 
 
-def _busy_s(trace: Trace, run: Run) -> float:
+def busy_s(trace: Trace, run: Run) -> float:
+    """Seconds in which workers had a ticket, until the trace's end."""
     import numpy as np
 
     starts = np.asarray(trace.arrivals, dtype=float) + np.asarray(run.waits, dtype=float)
