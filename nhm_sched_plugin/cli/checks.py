@@ -80,12 +80,13 @@ def _forecast(settings: Settings) -> str:
 
 
 def _policy(settings: Settings) -> str:
-    from nhm_sched_plugin.policy.qtable import QTable
+    from nhm_sched_plugin.policy.qtable import NO_TRIALS, QTable
 
     if not settings.served_q_table_path.exists():
         return "nothing learned yet: it starts from the planner"
     found = QTable.load(settings.served_q_table_path)
-    return f"{len(found)} states, {found.updates:,} updates"
+    detail = f"{len(found)} states, {found.updates:,} updates"
+    return detail if found.overall else f"{detail}; {NO_TRIALS}"
 
 
 def _cache(settings: Settings) -> str:

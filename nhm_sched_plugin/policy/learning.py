@@ -29,7 +29,7 @@ from nhm_sched_plugin.forks import renew_after_fork
 from nhm_sched_plugin.policy.confidence import MIN_VISITS, UNSEEN, confidence, inferior, preferred, value
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.planner import Candidate, Plan, Planner, explain
-from nhm_sched_plugin.policy.qtable import Cell, QTable
+from nhm_sched_plugin.policy.qtable import NO_TRIALS, Cell, QTable
 from nhm_sched_plugin.policy.situations import Said, Situations
 from nhm_sched_plugin.policy.steps import Steps, arm_of
 from nhm_sched_plugin.settings import LimitSettings, Settings
@@ -374,7 +374,7 @@ class QPolicy:
         if self._ignored:
             detail += f", {self._ignored} ignored (repeated or without a reward)"
         if not table.overall:
-            detail += ", no trials yet: confidence is 0.5 (run: nhm-sched learn)"
+            detail += f", {NO_TRIALS}"
         detail += ", planner calibrated" if self.planner.model is not None else ", planner not calibrated"
         return Health(component="policy", ok=not problem, detail=f"{problem}; {detail}" if problem else detail)
 

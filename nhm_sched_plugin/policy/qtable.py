@@ -22,7 +22,7 @@ import msgspec
 from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.files import file_lock, read_file, replace_file, set_aside
 
-__all__ = ["PLANNED", "RULES", "UNTRIED", "Cell", "Mark", "QTable", "Saving", "reset"]
+__all__ = ["NO_TRIALS", "PLANNED", "RULES", "UNTRIED", "Cell", "Mark", "QTable", "Saving", "reset"]
 
 FORMAT: Final = "nhm-sched-q-table"
 VERSION: Final = 3
@@ -32,6 +32,10 @@ RULES: Final = "rules:"
 """Before an arm: what the rules' own action saved over the planner's,"""
 PLANNED: Final = "plan:"
 """and what the planner's own saved over the rules'. To keep the pool as planned is not to keep it against the plan."""
+
+
+NO_TRIALS: Final = "no trials: confidence is at most 0.5 (nhm-sched learn makes them, of a day of history or more)"
+"""What to say of a table without any, for people."""
 
 
 class Cell(msgspec.Struct, frozen=True, gc=False):

@@ -243,6 +243,24 @@ def test_hooks(nhm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nhm("hooks", "list").code == 0
 
 
+def test_doctor_tells_of_a_table_without_trials(nhm: Any, folder: Path) -> None:
+    from nhm_sched_plugin.policy.qtable import NO_TRIALS, PLANNED, QTable, Saving
+    from nhm_sched_plugin.settings import load_settings
+
+    def policy() -> str:
+        return str({row["component"]: row["detail"] for row in nhm("doctor", "--json").json}["policy"])
+
+    nhm("init")
+    path = load_settings({}).q_table_path
+    table = QTable()
+    table.update("u1-b0-s1-t1", "NO_ACTION", 1.0, 0.1)
+    table.save(path)
+    assert policy() == f"1 states, 1 updates; {NO_TRIALS}"
+    table.overall[PLANNED] = Saving(30, 0.1, 2.0, 0.1)
+    table.save(path)
+    assert policy() == "1 states, 1 updates"
+
+
 def test_doctor_on_a_sound_installation(nhm: Any, on_trained: Path) -> None:
     healthy = nhm("doctor", "-c", on_trained, "--json")
     assert healthy.code == 0

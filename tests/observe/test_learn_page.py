@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nhm_sched_plugin.observe.learn_page import Point, draw_table, learn_page
+from nhm_sched_plugin.observe.learn_page import Point, colour_limit, draw_table, learn_page
 
 POINTS = [Point(0.15, 0.2, 40), Point(0.95, 0.9, 60), Point(0.0, 0.0, 0)]
 
@@ -28,3 +28,10 @@ def test_the_heat_map_is_a_picture(tmp_path: Path) -> None:
         assert draw_table(tmp_path / "q.png", cells, "gains").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="nothing"):
         draw_table(tmp_path / "q.nothing", {}, "gains")
+
+
+def test_a_few_extreme_numbers_do_not_pale_the_rest() -> None:
+    assert colour_limit([*(0.01 * number for number in range(-50, 50)), 40.0, -30.0]) < 0.6
+    assert colour_limit([-2.0]) == 2.0
+    assert colour_limit([0.0, 0.0]) == colour_limit([]) == 1.0
+    assert colour_limit([0.0] * 99 + [5.0]) == 5.0

@@ -32,7 +32,7 @@ from nhm_sched_plugin.policy.confidence import (
 from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.demand import ARRIVED, DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy, arm_of
-from nhm_sched_plugin.policy.qtable import PLANNED, RULES, Cell, QTable, reset
+from nhm_sched_plugin.policy.qtable import NO_TRIALS, PLANNED, RULES, Cell, QTable, reset
 from nhm_sched_plugin.policy.state_key import state_key
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.twin.daily import DailySavings
@@ -565,9 +565,9 @@ def test_health_tells_of_the_calibration(tmp_path: Path) -> None:
     policy = QPolicy(settings(tmp_path), keep)
     assert policy.health().ok
     assert policy.health().detail.endswith("planner not calibrated")
-    assert "no trials yet: confidence is 0.5 (run: nhm-sched learn)" in policy.health().detail
+    assert NO_TRIALS in policy.health().detail
     try_out(policy.table, "plan:NO_ACTION", 0.1, 30)
-    assert "no trials" not in policy.health().detail
+    assert NO_TRIALS not in policy.health().detail
     policy.planner.path.parent.mkdir(parents=True, exist_ok=True)
     policy.planner.path.write_text("broken")
     policy.refresh()
