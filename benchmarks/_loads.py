@@ -8,10 +8,14 @@
   train.
 
 The copies' moves and the service times are drawn anew for each seed.
+
+Counts in five minutes (`NAME_5min.csv`: timestamp, volume) are loads as well, which nothing here was tuned on: the last
+14 days, scaled to 30 Erlangs, arrivals Poisson within five minutes, the service times of bpi13. The first 70 % train.
 """
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,6 +30,7 @@ __all__ = ["Case", "cases", "chosen"]
 
 BPI13, NASA = "bpi13_volvo_incidents.csv", "NASA-iPSC-1993-3.1-cln.swf"
 DAY, JITTER_S = 86_400.0, 60.0
+SERIES, SLOT_S, SERIES_DAYS, ERLANGS = "_5min.csv", 300.0, 14, 30.0
 
 
 class Case(NamedTuple):
@@ -37,14 +42,16 @@ class Case(NamedTuple):
     bursty: bool
 
 
-def cases(folder: Path | None) -> dict[str, Case]:
-    """Every load at the start-up times that it is measured with, by a name such as `nasa/600`; those of `folder` only
-    where one is given. Raises `SystemExit` for a folder without the two files."""
+def cases(folder: Path | None, series: Path | None = None) -> dict[str, Case]:
+    """Every load at the start-up times that it is measured with, by a name such as `nasa/600`; those of `folder` and of
+    `series`, one with counts, only where they are given. Raises `SystemExit` for a folder without its files."""
     real = [] if folder is None else [bpi13(folder), nasa(folder)]
     found = [Case(f"{made.name}/120", made, 120.0, made.name != "smooth") for made in (LOADS["smooth"], *real)]
     found += [Case(f"{made.name}/600", made, 600.0, True) for made in real]
     for made in list(LOADS.values())[1:]:
         found += [Case(f"{made.name}/{startup:g}", made, startup, True) for startup in (120.0, 600.0)]
+    for counted in [] if series is None else counts(series):
+        found += [Case(f"{counted.name}/{startup:g}", counted, startup, True) for startup in (120.0, 600.0)]
     return {case.name: case for case in found}
 
 
@@ -70,6 +77,17 @@ def nasa(folder: Path) -> Load:
     path = _there(folder / NASA)
     start = _nasa_jobs(path).start + 14 * DAY
     return Load("nasa", "NASA iPSC/860 x15", partial(_nasa, path, start), start + 21 * DAY)
+
+
+def counts(folder: Path) -> list[Load]:
+    """A load of every file with counts in the folder, in the order of their names."""
+    found = sorted(folder.glob(f"*{SERIES}"))
+    if not found:
+        raise SystemExit(f"{folder}: no file *{SERIES}; --series names a folder that holds counts in five minutes")
+    names = [path.name.removesuffix(SERIES) for path in found]
+    return [
+        Load(name, f"counts of {path.name}", partial(_counted, path)) for name, path in zip(names, found, strict=True)
+    ]
 
 
 def _there(path: Path) -> Path:
@@ -99,6 +117,35 @@ def _bpi13(path: Path, start: float, seed: int) -> Trace:
     arrivals = _copies(events, 6, draw)
     mu = np.log(SERVICE_MEAN_S) - SERVICE_SIGMA**2 / 2
     return _trace("bpi13", events, arrivals, draw.lognormal(mu, SERVICE_SIGMA, len(arrivals)))
+
+
+def _counted(path: Path, seed: int) -> Trace:
+    start, volumes = _volumes(path)
+    draw = np.random.default_rng(seed)
+    came = draw.poisson(volumes * (ERLANGS / SERVICE_MEAN_S * SLOT_S / volumes.mean()))
+    slots = np.repeat(start + SLOT_S * np.arange(len(came)), came)
+    arrivals = np.sort(slots + draw.uniform(0.0, SLOT_S, len(slots)))
+    mu = np.log(SERVICE_MEAN_S) - SERVICE_SIGMA**2 / 2
+    end = start + SLOT_S * len(came)
+    durations = draw.lognormal(mu, SERVICE_SIGMA, len(arrivals))
+    return Trace(arrivals.tolist(), durations.tolist(), name=path.name.removesuffix(SERIES), start=start, end=end)
+
+
+@lru_cache
+def _volumes(path: Path) -> tuple[float, np.ndarray]:
+    """Start of the last days and tickets in each slot from there on; slots without a line have none."""
+    with path.open(newline="") as file:
+        rows = [
+            (dt.datetime.fromisoformat(row["timestamp"]).replace(tzinfo=dt.UTC).timestamp(), float(row["volume"]))
+            for row in csv.DictReader(file)
+        ]
+    end = int(rows[-1][0] // SLOT_S) + 1
+    first = max(int(rows[0][0] // SLOT_S), end - int(SERIES_DAYS * DAY / SLOT_S))
+    volumes = np.zeros(end - first)
+    for moment, volume in rows:
+        if moment // SLOT_S >= first:
+            volumes[int(moment // SLOT_S) - first] += volume
+    return first * SLOT_S, volumes
 
 
 def _copies(trace: Trace, times: int, draw: np.random.Generator) -> np.ndarray:

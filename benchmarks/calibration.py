@@ -1,6 +1,6 @@
 """Whether the confidence comes true: calibration error on days that were not learned from.
 
-    python -m benchmarks.calibration [--data FOLDER] [--loads smooth/120,flash] [--seeds 1] [--json]
+    python -m benchmarks.calibration [--data FOLDER] [--series FOLDER] [--loads smooth/120,flash] [--seeds 1] [--json]
 
 The loads are those of `benchmarks.replay`, at the same start-up times. `nhm-sched learn` on the training part; then the
 policy is asked at random ticks of the rest, and what it says is tried against what the rules do (`twin/trials.py`).
@@ -32,13 +32,16 @@ TARGET, MUST = 0.04, 0.08
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with the public job traces; default: made loads only")
+    parser.add_argument(
+        "--series", type=Path, help="folder with counts in five minutes (NAME_5min.csv): loads of their own"
+    )
     parser.add_argument("--loads", help="only these, separated by commas: nasa/120, or nasa for all of its start-ups")
     parser.add_argument("--decisions", type=int, default=1_000_000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows, found_in = [], dict[str, list[Reliability]]()
-    for case in chosen(cases(options.data), options.loads):
+    for case in chosen(cases(options.data, options.series), options.loads):
         for seed in range(options.seeds):
             found = measure(case, options.decisions, seed)
             found_in.setdefault(case.name, []).append(found)

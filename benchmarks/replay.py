@@ -1,12 +1,13 @@
 """Policies against every rival, on real and made loads: service, cost over a clairvoyant oracle's, and what is sure.
 
-    python -m benchmarks.replay [--data FOLDER] [--loads nasa/120,flash/600] [--policies plugin,rules,mine:make]
-                                [--seeds 5] [--frontier-seeds 2] [--jobs 2] [--target 0.95] [--json]
+    python -m benchmarks.replay [--data FOLDER] [--series FOLDER] [--loads nasa/120,flash/600]
+                                [--policies plugin,rules,mine:make] [--seeds 5] [--frontier-seeds 2] [--jobs 2]
+                                [--target 0.95] [--json]
 
-FOLDER holds the two public job traces (`benchmarks/_loads.py` says which and what is made of them); without it only the
-made loads are run. A policy is a name that `nhm-sched replay` knows, a rival with its knob (hpa=0.7), or
-MODULE:FACTORY: a function that takes a `twin.rivals.Scene` and makes a controller. All are compared with the plugin, or
-with the first policy where the plugin is not among them.
+FOLDER holds the two public job traces (`benchmarks/_loads.py` says which and what is made of them), that of `--series`
+counts in five minutes; without them only the made loads are run. A policy is a name that `nhm-sched replay` knows, a
+rival with its knob (hpa=0.7), or MODULE:FACTORY: a function that takes a `twin.rivals.Scene` and makes a controller.
+All are compared with the plugin, or with the first policy where the plugin is not among them.
 
 Control every 15 s; in time is a start within 60 s (`two-types`: each type its own). The rivals are tuned to the target
 on the first seed's training weeks; their frontiers are swept on the replayed weeks of the first seeds, with hindsight.
@@ -48,6 +49,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.replay"
     )
     parser.add_argument("--data", type=Path, help="folder with the public job traces; default: made loads only")
+    parser.add_argument(
+        "--series", type=Path, help="folder with counts in five minutes (NAME_5min.csv): loads of their own"
+    )
     parser.add_argument("--loads", help="only these, separated by commas: nasa/120, or nasa for all of its start-ups")
     parser.add_argument("--policies", default=",".join(POLICIES), help=f"default: {','.join(POLICIES)}")
     parser.add_argument("--seeds", type=int, default=5)
@@ -62,7 +66,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     try:
-        reports = [(case, played(case, options)) for case in chosen(cases(options.data), options.loads)]
+        reports = [(case, played(case, options)) for case in chosen(cases(options.data, options.series), options.loads)]
     except TraceError as error:
         raise SystemExit(f"error: {error}") from None
     if options.json:
