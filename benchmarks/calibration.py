@@ -65,7 +65,7 @@ def measure(case: Case, decisions: int, seed: int) -> Reliability:
         )
         pretrain(settings, train, decisions=decisions, practice=decisions // 2, tick_s=15.0, seed=seed)
         table, model = QTable.load(settings.q_table_path), DemandModel.load(settings.planner_path)
-        return reliability(settings, table, test, model, seed=seed)
+        return reliability(settings, table, test, model, past=train, seed=seed)
 
 
 def pooled(runs: Sequence[Reliability]) -> float:

@@ -1,7 +1,7 @@
-"""Forecasts inside the twin: the real forecaster moving through simulated time, and a seasonal guess for training.
+"""Forecasts inside the twin: the real forecaster moving through simulated time, and hourly means for training.
 
-Neither sees the future: `RollingForecasts` is fitted on the training part and gets counts of hours that are over;
-`SeasonalGuess` knows averages over the training part.
+None has seen the day that it speaks of: `RollingForecasts` is fitted on the training part and gets counts of hours that
+are over; `HourlyGuess` knows means of other days; `SeasonalGuess`, a rival's, those of the training part.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from nhm_sched_plugin.forecasting.forecaster import LoadForecaster
 
-__all__ = ["RollingForecasts", "SeasonalGuess", "hourly_series"]
+__all__ = ["HourlyGuess", "RollingForecasts", "SeasonalGuess", "hourly_series"]
 
 _HOUR: Final = 3600.0
+_DAY, _WEEK = 24, 168
 
 
 def hourly_series(counts: Sequence[tuple[float, int]]) -> pd.Series[float]:
@@ -99,15 +100,11 @@ def _seam(train: Trace, test: Trace) -> list[tuple[float, int]]:
 
 
 class SeasonalGuess:
-    """Mean arrivals by hour of the week (from two weeks on; else by hour of the day), times a load factor.
-
-    The 0.9 quantile is the mean times the 0.9 quantile of count / mean over the training part, and at least that of
-    Poisson counts.
-    """
+    """Mean arrivals by hour of the week (from two weeks on; else by hour of the day)."""
 
     def __init__(self, trace: Trace) -> None:
         counts = trace.hourly()
-        self._period = 168 if len(counts) >= 2 * 168 else 24
+        self._period = _WEEK if len(counts) >= 2 * _WEEK else _DAY
         sums, hours = [0.0] * self._period, [0] * self._period
         for start, count in counts:
             slot = self._slot(start)
@@ -115,10 +112,6 @@ class SeasonalGuess:
             hours[slot] += 1
         overall = len(trace) / max((trace.end - trace.start) / _HOUR, 1e-9)
         self._means = [total / n if n else overall for total, n in zip(sums, hours, strict=True)]
-        ratios = sorted(
-            count / self._means[self._slot(start)] for start, count in counts if self._means[self._slot(start)]
-        )
-        self._spread = max(1.0, ratios[math.ceil(0.9 * len(ratios)) - 1]) if ratios else 1.0
 
     def _slot(self, start: float) -> int:
         return int(start // _HOUR) % self._period
@@ -127,9 +120,59 @@ class SeasonalGuess:
         """Tickets per hour in the hour of `now`, or so many hours later."""
         return self._means[self._slot(now + hours_ahead * _HOUR)]
 
-    def forecast(self, now: float, factor: float) -> Forecast:
-        """For the next 60 minutes."""
-        mean = factor * max(self.rate(now), self.rate(now, 1))
+
+class HourlyGuess:
+    """What could have been expected in each hour of a trace without having seen its day: a mean of other days.
+
+    Of days that are learned from, all the others; of a trace with a `past`, the days before alone, those of the past
+    included. By hour of the day, from four weeks on by hour of the week. Where there is no other day it is the mean of
+    all hours (of the past, where there is one).
+    """
+
+    def __init__(self, trace: Trace, past: Trace | None = None) -> None:
+        import numpy as np
+
+        known = trace if past is None else past
+        self.service_s = known.service_mean_s
+        overall = len(known) / max((known.end - known.start) / _HOUR, 1e-9)
+        self._first, end = math.ceil(known.start / _HOUR), math.floor(trace.end / _HOUR)
+        hours = max(end - self._first, 0)
+        self._period = _WEEK if known.end - known.start >= 4 * _WEEK * _HOUR else _DAY
+        # A row a day (a week), a column an hour of it; hours outside of the trace are nobody's.
+        rows = math.ceil(hours / self._period)
+        tickets, seen = np.zeros((rows, self._period)), np.zeros((rows, self._period))
+        arrivals = trace.arrivals if past is None else np.concatenate([past.arrivals, trace.arrivals])
+        places = (arrivals // _HOUR).astype(np.int64) - self._first
+        tickets.flat[:hours] = np.bincount(places[(places >= 0) & (places < hours)], minlength=hours)
+        seen.flat[:hours] = 1.0
+        if past is None:
+            others, days = tickets.sum(axis=0) - tickets, seen.sum(axis=0) - seen
+        else:
+            others, days = np.cumsum(tickets, axis=0) - tickets, np.cumsum(seen, axis=0) - seen
+        expected = np.where(days > 0, others / np.maximum(days, 1.0), overall).ravel()[:hours]
+        whole = np.where(seen.sum(axis=0) > 0, tickets.sum(axis=0) / np.maximum(seen.sum(axis=0), 1.0), overall)
+        self._expected: list[float] = expected.tolist()
+        self._means: list[float] = whole.tolist()
+        # The 0.9 quantile of count / expected, of hours that may be known.
+        until = max(math.floor(known.end / _HOUR) - self._first, 0)
+        told, there = expected[:until], tickets.ravel()[:hours][:until]
+        ratios = np.sort(there[told > 0] / told[told > 0])
+        self._spread = max(1.0, float(ratios[math.ceil(0.9 * len(ratios)) - 1])) if len(ratios) else 1.0
+
+    def rate(self, now: float, hours_ahead: int = 0) -> float:
+        """Tickets per hour in the hour of `now`, or so many hours later."""
+        place = int(now // _HOUR) + hours_ahead - self._first
+        if 0 <= place < len(self._expected):
+            return self._expected[place]
+        return self._means[place % self._period]
+
+    def highest(self, now: float, ahead_s: float) -> float:
+        """The highest rate of the hours that begin by then, that of `now` included."""
+        return max([self.rate(now, ahead) for ahead in range(1 + math.ceil(ahead_s / _HOUR))])
+
+    def forecast(self, now: float) -> Forecast:
+        """For the next 60 minutes. The 0.9 quantile is the mean times that of count / mean, and at least Poisson's."""
+        mean = self.highest(now, _HOUR)
         upper = max(mean * self._spread, mean + 1.2816 * math.sqrt(mean))
         stamp = dt.datetime.fromtimestamp(now - now % _HOUR, dt.UTC)
         return Forecast(

@@ -30,17 +30,19 @@ def gap_of(
     model: DemandModel,
     trace: Trace,
     *,
+    past: Trace | None = None,
     tick_s: float = 15.0,
     progress: Callable[[float], Any] | None = None,
 ) -> float | None:
     """`decision.reward.gap_closed` on the last days of a trace, a week at most: the policy behind its gate against the
     rules alone and the oracle, on the same tickets.
 
-    None for less than a day, or where the oracle is not better than the rules in anything.
+    `past` is the history before, as in `trials.reliability`. None for less than a day, or where the oracle is not
+    better than the rules in anything.
     """
     if not len(trace) or trace.end - trace.start < _DAY:
         return None
-    window = Windows(settings, trace, 0, 0.0).last(_MOST_DAYS * _DAY)
+    window = Windows(settings, trace, 0, 0.0, past, model.crowds).last(_MOST_DAYS * _DAY)
     hours = (window.trace.end - window.trace.start) / 3600.0
     found: list[dict[str, float]] = []
     for number, gate in enumerate((None, math.inf)):

@@ -18,7 +18,7 @@ __all__ = ["Gated", "complete"]
 
 def complete(state: SchedulingState, window: Window, now: float) -> tuple[SchedulingState, Forecast]:
     """The state with the predicted loads and the crowd ahead, and the forecast."""
-    forecast = window.guess.forecast(now, 1.0)
+    forecast = window.guess.forecast(now)
     full = msgspec.structs.replace(
         state,
         predicted_load_1h=forecast.predicted_volume,

@@ -145,10 +145,10 @@ def learn(
         told = telling("check the confidence")
         table = QTable.load(Path(report.path))
         report.reliability = reliability(
-            settings, table, kept, model, tick_s=tick_s, seed=seed, moments=moments, progress=told
+            settings, table, kept, model, past=past, tick_s=tick_s, seed=seed, moments=moments, progress=told
         )
         told = telling("measure against rules and oracle")
-        report.gap_closed = gap_of(settings, table, model, kept, tick_s=tick_s, progress=told)
+        report.gap_closed = gap_of(settings, table, model, kept, past=past, tick_s=tick_s, progress=told)
         if report.gap_closed is not None:
             _note_gap(Path(report.path), report.gap_closed)
     return report

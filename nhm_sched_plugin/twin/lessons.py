@@ -170,16 +170,16 @@ def episode(
 ) -> float:
     """Runs the simulation to its end, learning from every control tick `lead` ticks later; the sum of the rewards.
 
-    `loads` [hours, 3]: per hour from the start the tickets expected in the next hour, six hours later, and the Erlangs
-    at the lead time; `crowds` as for `pilot.fly`. `open_steps` [lead, 6], `targets` and `found` [6] are room to work
-    in, `chance` [1] the state of the random numbers.
+    `loads` [hours, 3]: per hour of the clock, from that of the start on, the tickets expected in the next hour, six
+    hours later, and the Erlangs at the lead time; `crowds` as for `pilot.fly`. `open_steps` [lead, 6], `targets` and
+    `found` [6] are room to work in, `chance` [1] the state of the random numbers.
     """
     start, last_change, made, total = sim.t[NOW], -math.inf, 0, 0.0
     after = open_steps[lead]
     while sim.t[NOW] < sim.t[END]:
         observe(sim)
         seen, now = sim.seen, sim.t[NOW]
-        hour = min(int((now - start) / 3600.0), len(loads) - 1)
+        hour = min(pilot.hours_since(start, now), len(loads) - 1)
         duration = 1000.0 * seen[MEAN_SERVICE_S]
         state = state_index(
             seen[ACTIVE], seen[QUEUE], duration, seen[COMPLIANCE], loads[hour, 0], loads[hour, 1], seen[UTILISATION]
@@ -261,8 +261,8 @@ def trial(
 ) -> float:
     """What it costs to order `target` (NaN: nothing) once, and to leave the pool to the planner `until` then.
 
-    Worker-seconds and `late_s` for each late ticket. `offered` has the forecast's Erlangs per hour from `start` on,
-    `crowds` begins with the slot of now. `sim` stays as it is; `copy` is of the same window.
+    Worker-seconds and `late_s` for each late ticket. `offered` has the forecast's Erlangs per hour of the clock, from
+    that of `start` on, `crowds` begins with the slot of now. `sim` stays as it is; `copy` is of the same window.
     """
     observe(sim)
     _copy(sim, copy)
@@ -270,7 +270,7 @@ def trial(
     last_change = pilot.order(copy, target, last_change, limits)
     advance(copy, copy.t[NOW] + tick_s, False)
     while copy.t[NOW] < until:
-        hour = min(int((copy.t[NOW] - start) / 3600.0), len(offered) - 1)
+        hour = min(pilot.hours_since(start, copy.t[NOW]), len(offered) - 1)
         crowd = pilot.crowd_at(crowds, began, copy.t[NOW])
         need = pilot.need_now(copy, offered[hour], crowd, dispersion, w)
         last_change = pilot.order(copy, need, last_change, limits)

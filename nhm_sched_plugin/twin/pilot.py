@@ -15,7 +15,7 @@ from nhm_sched_plugin.twin.compiled import compiled, inner
 from nhm_sched_plugin.twin.engine import active, advance, count_arrivals, ordered, scale_to
 from nhm_sched_plugin.twin.layout import ARRIVALS, BUSY, END, NOW, SERVICE_S, WAITING
 
-__all__ = ["LIMITS", "crowd_at", "fly", "need_now", "order"]
+__all__ = ["LIMITS", "crowd_at", "fly", "hours_since", "need_now", "order"]
 
 LIMITS: Final = ("min_workers", "max_workers", "max_step", "cooldown_s")
 """What the array `limits` holds, in order."""
@@ -29,6 +29,12 @@ def crowd_at(crowds: Any, start: float, now: float) -> float:
     """Of an array with a number for each slot, the first being that of `start`; the last holds on."""
     slot = int(now // SLOT_S) - int(start // SLOT_S)
     return crowds[min(slot, len(crowds) - 1)]  # type: ignore[no-any-return]
+
+
+@inner
+def hours_since(start: float, now: float) -> int:
+    """Hours of the clock that began after `start`, up to `now`."""
+    return int(now // 3600.0) - int(start // 3600.0)
 
 
 @inner

@@ -289,6 +289,7 @@ def reliability(
     trace: Trace,
     model: DemandModel,
     *,
+    past: Trace | None = None,
     moments: int = 10_000,
     tick_s: float = 15.0,
     seed: int = 0,
@@ -297,15 +298,16 @@ def reliability(
     """Ask the policy on days that it has not learned from, and try what it says against what the rules do.
 
     The pool is run as the pipeline would: by the recommendation where confidence passes the gate, else by the rules.
-    `trace` should be one that neither `table` nor `model` was made from. Raises `TraceError` for a trace that is too
-    short for a single trial.
+    `trace` should be one that neither `table` nor `model` was made from; `past`, the history before it, is what the
+    forecast knows besides the days that are over (None: the other days of the trace). Raises `TraceError` for a trace
+    that is too short for a single trial.
     """
     asker = _Asker(settings, table, model, tick_s, seed)
     if trace.end - trace.start < WARM_S + asker.trials.horizon_s + tick_s or not len(trace):
         raise TraceError(
             f"{trace.name}: {trace.end - trace.start:.0f} s with {len(trace)} tickets are too short to try"
         )
-    windows = Windows(settings, trace, seed, 0.0)
+    windows = Windows(settings, trace, seed, 0.0, past, model.crowds)
     while asker.moments < moments:
         window = windows.draw(asker.draw, window_s(settings.planner.startup_s, tick_s))
         pool = pool_of(window, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from nhm_sched_plugin.policy.crowds import SLOT_S
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout
 from nhm_sched_plugin.twin.crowds import CrowdsAhead
-from nhm_sched_plugin.twin.forecasts import SeasonalGuess
+from nhm_sched_plugin.twin.forecasts import HourlyGuess
 from nhm_sched_plugin.twin.scenarios import overlaid, with_daily_crowds, with_flash_crowds
 from nhm_sched_plugin.twin.traces import Trace
 
@@ -29,17 +30,11 @@ _FIRST_POOL: Final = (0.3, 2.0)
 """Times the load expected at the start."""
 
 
-class _Guess(SeasonalGuess):
-    def __init__(self, trace: Trace) -> None:
-        super().__init__(trace)
-        self.service_s = trace.service_mean_s
-
-
 class Window(NamedTuple):
     """An episode to be: its tickets, what is forecast for them, and the first number of workers."""
 
     trace: Trace
-    guess: _Guess
+    guess: HourlyGuess
     workers: int
     crowds: NDArray[np.float64] = _NO_CROWDS
     """The crowd ahead in each slot, from the start's on."""
@@ -52,17 +47,12 @@ class Window(NamedTuple):
         return self.crowds[min(slot, len(self.crowds) - 1) :]
 
     def loads(self, startup_s: float) -> NDArray[np.float64]:
-        """Per hour from the start: tickets expected in the next hour, six hours later, and Erlangs at the lead time."""
-        start, guess = self.trace.start, self.guess
-        hours = math.ceil((self.trace.end - start) / 3600.0) + 1
-        moments = [start + 3600.0 * hour for hour in range(hours)]
+        """Per hour of the clock from that of the start on: tickets expected in the next hour, six hours later, and
+        Erlangs of the highest hour that begins within the lead time."""
+        guess, first = self.guess, int(self.trace.start // 3600.0)
         rows = [
-            (
-                max(guess.rate(at), guess.rate(at, 1)),
-                guess.rate(at, 6),
-                guess.rate(at + startup_s) * guess.service_s / 3600.0,
-            )
-            for at in moments
+            (guess.highest(at, 3600.0), guess.rate(at, 6), guess.highest(at, startup_s) * guess.service_s / 3600.0)
+            for at in (3600.0 * hour for hour in range(first, int(self.trace.end // 3600.0) + 1))
         ]
         return np.array(rows, np.float64)
 
@@ -70,7 +60,16 @@ class Window(NamedTuple):
 class Windows:
     """Draws windows of the trace itself and, for a `varied` share, of its variations: those that calibration weighs."""
 
-    def __init__(self, settings: Settings, trace: Trace, seed: int, varied: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        trace: Trace,
+        seed: int,
+        varied: float,
+        past: Trace | None = None,
+        crowds: Iterable[tuple[int, float]] = (),
+    ) -> None:
+        """`past` is the history before a trace that is not learned from, `crowds` those that were seen in it."""
         self._limits = settings.limits
         kinds = [[trace]]
         if varied:
@@ -80,7 +79,9 @@ class Windows:
                 [crowds_of(trace, drawn) for drawn in seeds] for crowds_of in (with_flash_crowds, with_daily_crowds)
             ]
         startup_s = settings.planner.startup_s
-        self._kinds = [[(each, _Guess(each), CrowdsAhead(each, startup_s)) for each in kind] for kind in kinds]
+        self._kinds = [
+            [(each, HourlyGuess(each, past), CrowdsAhead(each, startup_s, crowds)) for each in kind] for kind in kinds
+        ]
         self._varied = varied
 
     def draw(self, draw: random.Random, window_s: float) -> Window:
@@ -98,7 +99,7 @@ class Windows:
         return self._window(source, guess, crowds, max(source.start, source.end - length_s), source.end, 1.0, own=True)
 
     def _window(
-        self, source: Trace, guess: _Guess, crowds: CrowdsAhead, start: float, end: float, factor: float, own: bool
+        self, source: Trace, guess: HourlyGuess, crowds: CrowdsAhead, start: float, end: float, factor: float, own: bool
     ) -> Window:
         erlangs = guess.rate(start) * guess.service_s / 3600.0
         workers = max(self._limits.min_workers, math.ceil(erlangs * factor), 1)

@@ -177,6 +177,9 @@ class Flat:
     def rate(self, now: float, hours: int = 0) -> float:
         return 0.0
 
+    def highest(self, now: float, ahead_s: float) -> float:
+        return max(self.rate(now, hours) for hours in range(1 + math.ceil(ahead_s / 3600.0)))
+
 
 def quiet_pool(settings: Settings, arrivals: list[float], workers: int) -> tuple[Pool, Window]:
     trace = Trace(np.array(arrivals), np.full(len(arrivals), 100.0), start=0.0, end=4 * 3600.0)
@@ -314,9 +317,9 @@ def test_what_it_closes_of_the_gap_is_in_the_report_and_in_the_table(learned: tu
     table, model = QTable.load(settings.q_table_path), DemandModel.load(settings.planner_path)
     assert -1 <= report.gap_closed <= 1
     assert table.gap == report.gap_closed
-    kept = tickets(6.0).slice(5 * DAY, 6 * DAY)
+    past, kept = tickets(6.0).slice(0.0, 5 * DAY), tickets(6.0).slice(5 * DAY, 6 * DAY)
     told: list[float] = []
-    assert gap_of(settings, table, model, kept, progress=told.append) == report.gap_closed
+    assert gap_of(settings, table, model, kept, past=past, progress=told.append) == report.gap_closed
     assert told == sorted(told)
     assert told[-1] == 1.0
     assert gap_of(settings, QTable(), model, kept) == 0.0, "who never passes the gate is as good as the rules"

@@ -5,12 +5,13 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings, load_settings
 from nhm_sched_plugin.twin import Trace, pretrain
-from nhm_sched_plugin.twin.forecasts import RollingForecasts, SeasonalGuess
+from nhm_sched_plugin.twin.forecasts import HourlyGuess, RollingForecasts, SeasonalGuess
 from nhm_sched_plugin.twin.replay import replay
 from nhm_sched_plugin.twin.summary import report_data
 
@@ -144,6 +145,37 @@ def test_seasonal_guess() -> None:
     guess = SeasonalGuess(daily(10))
     assert guess.rate(START + 12 * 3600) > 2 * guess.rate(START)
     assert guess.rate(START, 12) == guess.rate(START + 12 * 3600)
-    forecast = guess.forecast(START + 12 * 3600, 2.0)
-    assert forecast.predicted_volume >= 2 * guess.rate(START + 12 * 3600)
-    assert forecast.points[0].quantiles[0.9] > forecast.predicted_volume
+
+
+def test_an_hour_is_guessed_from_the_other_days() -> None:
+    """A day with a thousand tickets at noon among days with a hundred: it is not expected on that day itself."""
+    noons = np.repeat([START + (day + 0.5) * DAY for day in range(5)], [100, 100, 1000, 100, 100])
+    trace = Trace(noons, [1.0] * 1400, start=START, end=START + 5 * DAY)
+    guess = HourlyGuess(trace)
+    assert [guess.rate(START + day * DAY + 12.5 * 3600) for day in range(5)] == [325, 325, 100, 325, 325]
+    assert guess.rate(START + 2 * DAY, 12) == 100
+    assert guess.rate(START + 7 * DAY + 12 * 3600) == 280, "the mean of all days for one that is not among them"
+    assert guess.highest(START + 11 * 3600, 0.0) == 0
+    assert guess.highest(START + 11 * 3600, 600.0) == 325
+    forecast = guess.forecast(START + 11.5 * 3600)
+    assert forecast.predicted_volume == 325
+    assert forecast.points[0].quantiles[0.9] == pytest.approx(3250), "ten times as many as expected were there, too"
+
+
+def test_with_a_past_only_the_days_before_count() -> None:
+    noons = np.repeat([START + (day + 0.5) * DAY for day in range(4)], [100, 200, 300, 400])
+    trace = Trace(noons, [2.0] * 200 + [4.0] * 800, start=START, end=START + 4 * DAY)
+    past, kept = trace.slice(START, START + 2 * DAY), trace.slice(START + 2 * DAY, trace.end)
+    guess = HourlyGuess(kept, past)
+    assert [guess.rate(START + day * DAY + 12 * 3600) for day in range(1, 5)] == [100, 150, 200, 250]
+    assert guess.rate(START + 12 * 3600) == 300 / 48, "nothing was before: the mean of the past"
+    assert guess.service_s == past.service_mean_s < kept.service_mean_s
+
+
+def test_from_four_weeks_on_it_is_the_hour_of_the_week() -> None:
+    """A batch every Monday."""
+    mondays = [START + 7 * DAY * week for week in range(5)]
+    trace = Trace([at for at in mondays for _ in range(70)], [1.0] * 350, start=START, end=START + 35 * DAY)
+    assert HourlyGuess(trace).rate(START + 7 * DAY) == 70
+    assert HourlyGuess(trace).rate(START + 8 * DAY) == 0
+    assert HourlyGuess(trace.slice(START, START + 21 * DAY)).rate(START + 8 * DAY) == 210 / 20
