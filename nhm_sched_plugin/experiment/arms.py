@@ -3,8 +3,11 @@
 Actions change a whole pool, so decisions of one block of time get in each other's way: the block is the unit of
 everything here, never the single decision. Where blocks belong to one arm (`switchback`, and all control ticks), the
 p-value comes from drawing the blocks' arms anew (a permutation test; exact for "no effect on any block"); where both
-arms share each block (`ticket`, `task_type`), from flipping the sign of each block's difference. Blocks are compared
+arms share each block (`ticket`), from flipping the sign of each block's difference. Blocks are compared
 only with blocks of the same rollout percentage. The interval is a cluster bootstrap over blocks.
+
+A task type (`rollout.unit: task_type`) is in its arm once and for all, so whatever tells it from the others looks like
+an effect, and no time makes the few of them many: there is no comparison (`fixed`).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from nhm_sched_plugin.experiment.bootstrap import Bools, Floats, Ints, Replicates, interval, multiplicities, sums
 from nhm_sched_plugin.experiment.sequential import START, Sequence, effects, first_look, sequence
 
-__all__ = ["Comparison", "Observed", "compare"]
+__all__ = ["Comparison", "Observed", "compare", "fixed"]
 
 PERMUTATIONS: Final = 4000
 MIN_BLOCKS: Final = 4
@@ -111,6 +114,15 @@ def compare(metric: str, seen: Observed, *, min_samples: int = 1000, level: floa
         significant=enough and sure,
         reason="" if enough else f"not enough data: {short}",
     )
+
+
+def fixed(metric: str) -> Comparison:
+    """No comparison: each task type has had one arm from the beginning."""
+    why = (
+        "nothing to compare: with rollout.unit task_type each task type stays in its arm, so the arms differ as the "
+        "task types do; set rollout.unit to switchback or ticket to compare"
+    )
+    return Comparison(metric=metric, treatment=0, control=0, blocks=0, reason=why)
 
 
 def _blocks(seen: Observed) -> _Blocks:

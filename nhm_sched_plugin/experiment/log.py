@@ -9,8 +9,12 @@ everywhere else, exploration included, as the policy was at each moment (it lear
   could have explored its way to the rules' action, but k is not recorded there: an error of at most epsilon.
 * In treatment the policy's action was executed, with the recorded probability. The rules' action is not recorded; a
   confidence of exactly 1 means that it was the same (docs/policy.md), anything less that it was another.
+* Where the arm was drawn, whether it made a difference has to be told by the same sign in both arms, or the weights of
+  the two do not add up to one decision: by that confidence, also where the rules' action is recorded. Unless what is
+  recorded contradicts it (advice that is not the built-in policy's may always say 1): then every arm made a difference.
 
-Two actions are the same when they lead to the same number of workers, to within 5 %; other actions go by their name.
+Elsewhere, and for people, two actions are the same when they lead to the same number of workers, to within 5 %; other
+actions go by their name.
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ FOLLOWABLE: Final = (Reason.APPLIED, Reason.SHADOW, Reason.NOT_IN_ROLLOUT, Reaso
 """Of decisions whose advice is followed at 100 %."""
 SAME: Final = 0.05
 """Targets closer than this (relative) are the same."""
+SURE: Final = 1.0 - 1e-9
+"""A confidence of 1."""
+_CONTRADICTED: Final = 0.05
+"""Share of the recorded pairs of actions with a confidence of 1 that may differ: rules read what the policy did not."""
 _EDGES: Final = (-0.2, -SAME, SAME, 0.2, 0.5)
 _CHANGES: Final = (
     "20 % fewer workers or less",
@@ -76,7 +84,9 @@ class Decided:
     confidence: Floats
     followable: Bools
     same: Bools
-    """Policy and rules would do the same (also where the advice would not be followed)."""
+    """Policy and rules would do the same, more or less (also where the advice would not be followed)."""
+    alike: Bools
+    """The arm makes no difference, as far as both arms can tell."""
     by_rules: Bools
     """The rules' action was executed."""
     explored: Bools
@@ -111,7 +121,7 @@ class Decided:
     @property
     def differs(self) -> Bools:
         """At 100 % something else would be done here than the rules do."""
-        found: Bools = self.followable & ~self.same
+        found: Bools = self.followable & ~self.alike
         return found
 
 
@@ -132,8 +142,9 @@ def decided(frame: pd.DataFrame, settings: Settings, *, ticks: bool) -> Decided:
     confidence = numbers("confidence")
     close = np.abs(wanted - executed) <= SAME * np.maximum(executed, 1.0)
     same = np.where(np.isfinite(executed) & np.isfinite(wanted), close, action == advised)
-    same = np.where(by_rules, same, confidence >= 1.0 - 1e-9)
+    same = np.where(by_rules, same, confidence >= SURE)
     chance = _chance(numbers("rollout_percentage"), at, reason, settings)
+    followable = np.isin(reason, FOLLOWABLE) & (advised != "")
     return Decided(
         host=_numbered(texts("host")),
         at=at,
@@ -142,8 +153,9 @@ def decided(frame: pd.DataFrame, settings: Settings, *, ticks: bool) -> Decided:
         action=action,
         advised=advised,
         confidence=confidence,
-        followable=np.isin(reason, FOLLOWABLE) & (advised != ""),
+        followable=followable,
         same=same.astype(bool),
+        alike=_alike(same.astype(bool), confidence, followable & by_rules, chance),
         by_rules=by_rules,
         explored=numbers("is_exploration") > 0,
         apart=np.where(by_rules, wanted - executed, np.nan),
@@ -158,6 +170,14 @@ def decided(frame: pd.DataFrame, settings: Settings, *, ticks: bool) -> Decided:
         sla=numbers("sla"),
         workers=numbers("workers"),
     )
+
+
+def _alike(same: Bools, confidence: Floats, recorded: Bools, chance: Floats) -> Bools:
+    drawn, sure = chance > 0, confidence >= SURE
+    shown = same[recorded & drawn & sure]
+    believed = not len(shown) or float(np.mean(~shown)) <= _CONTRADICTED
+    found: Bools = np.where(drawn, sure & believed, same)
+    return found
 
 
 def _workers(action: Texts, target: Floats, active: Floats) -> Floats:
@@ -214,17 +234,20 @@ def sample(found: Decided, settings: Settings, *, ticks: bool, episode_minutes: 
     changes = (np.diff(name, axis=1) != 0).any(axis=0)
     episode = np.append(0, np.cumsum(changes)).astype(np.int64)[: len(found)]
     first = np.flatnonzero(np.append(True, changes))[: len(found)]
-    target = np.where(found.followable, np.where(found.same | ~found.by_rules, found.propensity, 0.0), 1.0)
+    target = np.where(found.followable, np.where(found.alike | ~found.by_rules, found.propensity, 0.0), 1.0)
+    cluster = clusters(found.at[first], max(block_s, length))[episode] if len(found) else episode
+    if not ticks and settings.rollout.unit == "task_type":
+        cluster = _numbered(found.unit)  # drawn once and for all: as many as there are task types, however long it goes
     labels, codes = np.unique(np.append(found.done, found.wanted).astype(str), return_inverse=True)
     done, wanted = codes[: len(found)].astype(np.int64), codes[len(found) :].astype(np.int64)
     return Log(
         reward=found.reward,
         episode=episode,
-        cluster=clusters(found.at[first], max(block_s, length))[episode] if len(found) else episode,
+        cluster=cluster,
         unit=found.unit,
         chance=found.chance,
         target=target,
-        rules=np.where(found.followable & ~found.by_rules & ~found.same, 0.0, 1.0),
+        rules=np.where(found.differs & ~found.by_rules, 0.0, 1.0),
         state=_numbered(found.state),
         action=done,
         policy_actions=_policy(found, done, wanted, len(labels)),
@@ -250,9 +273,11 @@ def _policy(found: Decided, done: Ints, wanted: Ints, actions: int) -> Floats:
 
 
 def _rules(found: Decided, done: Ints, actions: int) -> Floats:
+    """What the rules would do. Where the arm decided, only control shows it and stands for the treated ones as well."""
     table = np.zeros((len(found), actions))
-    known = found.by_rules | found.same
-    table[np.flatnonzero(known), done[known]] = 1.0
+    known = found.by_rules | ~found.differs
+    times = np.where(found.differs, 1.0 / np.maximum(1.0 - found.chance, 1e-3), 1.0)
+    table[np.flatnonzero(known), done[known]] = times[known]
     return table
 
 

@@ -4,7 +4,9 @@
   Unbiased where every action of the policy had a chance; noisy.
 * `weighted`: the same, at each step divided by the sum of the ratios (self-normalised): slightly biased, less noisy.
 * `doubly_robust`: a model, corrected by weighted errors (Jiang and Li, 2016; for one step Dudik, Langford and Li,
-  2011): sum of ratio_{t-1} V(s_t) + ratio_t (r_t - Q(s_t, a_t)). Right when either model or probabilities are.
+  2011): sum of ratio_{t-1} V(s_t) + ratio_t (r_t - Q(s_t, a_t)). Right when either model or probabilities are. What
+  the rules would do where the arm decided is known in control alone; there Q is V, in both arms (a baseline), and right
+  are the probabilities, which the rollout draws.
 * `fitted_q`: the model alone (see `fqe`).
 
 All estimate (sum of rewards) / (number of decisions) over the episodes of the log, started in the states that the log
@@ -70,9 +72,9 @@ class Log:
     policy_actions: Floats
     """The policy's probability of every action, (N, A). A row of zeros: not known there."""
     rules_actions: Floats
-    """Likewise the rules'."""
+    """Likewise the rules', in proportion: a row may stand for several, and for none."""
     differs: Bools
-    """Policy and rules would do something else here."""
+    """Policy and rules would do something else here; where an arm was drawn, by a sign that both arms have."""
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -127,26 +129,32 @@ def weighted(log: Log, ratio: Floats, multiplicity: Floats) -> Replicates:
 
 
 def doubly_robust(
-    log: Log, ratio: Floats, policy: Floats, multiplicity: Floats, model: Floats | None = None
+    log: Log,
+    ratio: Floats,
+    policy: Floats,
+    multiplicity: Floats,
+    model: Floats | None = None,
+    unknown: Bools | None = None,
 ) -> Replicates:
     """The model's value plus the weighted errors of the model.
 
     `policy`: probabilities of every action (N, A). `model`: Q by decisions to go, (H + 1, S, A); default: fitted here.
-    Its noise is small beside that of the weights, so the draws keep it.
+    Its noise is small beside that of the weights, so the draws keep it. `unknown`: decisions of which one arm alone
+    knows what would have been done; V of the state is then expected of all their actions.
     """
     count = multiplicity.shape[1]
     step = _steps(log.episode)
     last = np.flatnonzero(np.append(np.diff(log.episode) != 0, True))
     left = (step[last] + 1)[np.searchsorted(last, np.arange(len(log)))] - step
+    usual = fqe.averaged(policy, log.state, int(log.state.max()) + 1)
     if model is None:
-        states = int(log.state.max()) + 1
-        table = fqe.fit(log.rows, states, policy.shape[1])
-        model = fqe.plan(table, fqe.averaged(policy, log.state, states), int(left.max()))[0]
-    known = policy.sum(axis=1, keepdims=True) > 0
-    full = np.where(known, policy, fqe.averaged(policy, log.state, model.shape[1])[log.state])
-    expected = (full * model[left, log.state]).sum(axis=1)
+        model = fqe.plan(fqe.fit(log.rows, *usual.shape), usual, int(left.max()))[0]
+    blind = np.zeros(len(log), dtype=bool) if unknown is None else unknown
+    known = (policy.sum(axis=1) > 0) & ~blind
+    expected = (np.where(known[:, None], policy, usual[log.state]) * model[left, log.state]).sum(axis=1)
+    predicted = np.where(blind, expected, model[left, log.state, log.action])
     before = np.where(step == 0, 1.0, np.append(1.0, ratio[:-1]))
-    gained = before * expected + ratio * (log.reward - model[left, log.state, log.action])
+    gained = before * expected + ratio * (log.reward - predicted)
     return _quotient(sums(gained, log.cluster, count), _sizes(log, count), multiplicity)
 
 
@@ -176,7 +184,7 @@ def estimates(log: Log, seed: int = 0) -> Evaluated:
     for method in METHODS:
         sides = {
             "policy": _side(method, log, own, log.policy_actions, multiplicity),
-            "rules": _side(method, log, theirs, log.rules_actions, multiplicity),
+            "rules": _side(method, log, theirs, log.rules_actions, multiplicity, log.differs & (log.chance > 0)),
         }
         lacks = dict(trouble)
         if method == "fitted_q":
@@ -188,13 +196,15 @@ def estimates(log: Log, seed: int = 0) -> Evaluated:
 _SIDES: Final = ("policy", "rules", "difference")
 
 
-def _side(method: str, log: Log, ratio: Floats, actions: Floats, multiplicity: Floats) -> Replicates:
+def _side(
+    method: str, log: Log, ratio: Floats, actions: Floats, multiplicity: Floats, unknown: Bools | None = None
+) -> Replicates:
     if method == "pdis":
         return pdis(log, ratio, multiplicity)
     if method == "weighted":
         return weighted(log, ratio, multiplicity)
     if method == "doubly_robust":
-        return doubly_robust(log, ratio, actions, multiplicity)
+        return doubly_robust(log, ratio, actions, multiplicity, unknown=unknown)
     return fitted_q(log, actions, multiplicity)
 
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from nhm_sched_plugin.errors import StoreError
-from nhm_sched_plugin.experiment.arms import Comparison, compare
+from nhm_sched_plugin.experiment.arms import Comparison, compare, fixed
 from nhm_sched_plugin.experiment.bootstrap import Bools, Floats, Replicates, clusters, interval, multiplicities, sums
 from nhm_sched_plugin.experiment.log import Decided, decided, observed, sample
 from nhm_sched_plugin.experiment.ope import Evaluated, estimates
@@ -241,6 +241,8 @@ def comparisons(found: Decided, settings: Settings, *, ticks: bool) -> tuple[Com
     tuning = settings.experiment
 
     def against(metric: str, values: Floats) -> Comparison:
+        if settings.rollout.unit == "task_type" and not ticks:
+            return fixed(metric)
         seen = observed(found, values, settings, ticks=ticks)
         return compare(metric, seen, min_samples=tuning.min_samples, level=tuning.confidence_threshold)
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from nhm_sched_plugin.experiment.log import decided, observed, sample
+from nhm_sched_plugin.experiment.ope import estimates
+from nhm_sched_plugin.experiment.shadow import comparisons
 from nhm_sched_plugin.settings import load_settings
 
 DEFAULTS: dict[str, Any] = {
@@ -120,6 +123,98 @@ def test_units_are_blocks_for_ticks_and_tickets_for_tickets() -> None:
     seen = observed(rows(*same_block), np.ones(3), SETTINGS, ticks=True)
     assert seen.block.tolist() == [1, 1, 0]
     assert seen.treated.all()
+
+
+def ramp(moments: int, moment: Any, settings: Any = SETTINGS, ticks: bool = True, **more: Any) -> Any:
+    """A log at 50 %: for each moment a draw of the arm, and what `moment(draw, treated)` says of it."""
+    draw = np.random.default_rng(3)
+    made = []
+    for at in range(moments):
+        treated = bool(draw.random() < 0.5)
+        arm = TREATED if treated else {"arm": "control", "reason": "not_in_rollout", "rollout_percentage": 50}
+        made.append({**arm, "advised_propensity": 1.0, "at": 3600.0 * at, **more, **moment(draw, treated)})
+    return rows(*made, settings=settings, ticks=ticks)
+
+
+def difference(found: Any) -> dict[str, Any]:
+    evaluated = estimates(sample(found, SETTINGS, ticks=True))
+    assert evaluated.policy.mean_weight == pytest.approx(1.0, abs=0.1)
+    assert evaluated.rules.mean_weight == pytest.approx(1.0, abs=0.1)
+    return {each.method: each for each in evaluated.estimates if each.of == "difference"}
+
+
+def holds(estimate: Any, truth: float) -> bool:
+    return bool(estimate.low <= truth <= estimate.high)
+
+
+def test_what_differs_by_little_has_the_same_weight_in_both_arms() -> None:
+    """103 workers where the rules keep 100, at the worse half of the moments: neither does anything."""
+
+    def moment(draw: Any, treated: bool) -> dict[str, Any]:
+        near = bool(draw.random() < 0.5)
+        advice = {"advised": "INCREASE_WORKER_POOL", "advised_target": 103.0} if near else {"confidence": 1.0}
+        done = {"action": "INCREASE_WORKER_POOL", "target": 103.0} if near and treated else {}
+        return {"reward": (-0.1 if near else 0.1) + draw.normal(0, 0.05), **advice, **done}
+
+    found = ramp(2000, moment, active_workers=100.0)
+    assert found.same.sum() > found.alike.sum(), "for people it is the same"
+    for estimate in difference(found).values():
+        assert abs(estimate.value) < 0.015, estimate
+        assert estimate.model_based or holds(estimate, 0.0)
+
+
+def test_moments_at_which_the_arm_decides_may_be_worse_than_others() -> None:
+    """The rules' action of treated moments is not recorded; that of those where both agree does not stand for it."""
+
+    def moment(draw: Any, treated: bool) -> dict[str, Any]:
+        apart = bool(draw.random() < 0.5)
+        done = {"action": "INCREASE_WORKER_POOL", "target": 13.0} if apart and not treated else {}
+        return {"reward": (0.0 if apart else 0.2) + draw.normal(0, 0.02), "confidence": 0.9 if apart else 1.0, **done}
+
+    found = difference(ramp(4000, moment))
+    for method in ("pdis", "weighted", "doubly_robust"):
+        assert holds(found[method], 0.0), found[method]
+
+
+def test_what_the_action_does_is_found_by_every_method() -> None:
+    """Growing earns 1, keeping 0; the rules grow at half of the moments, the policy never."""
+
+    def moment(draw: Any, treated: bool) -> dict[str, Any]:
+        grows = bool(draw.random() < 0.5)
+        done = {"action": "INCREASE_WORKER_POOL", "target": 13.0} if grows and not treated else {}
+        return {"reward": float(bool(done)) + draw.normal(0, 0.05), "confidence": 0.9 if grows else 1.0, **done}
+
+    for estimate in difference(ramp(4000, moment)).values():
+        assert estimate.value == pytest.approx(-0.5, abs=0.03), estimate
+        assert holds(estimate, -0.5)
+
+
+def test_a_confidence_of_1_that_the_record_contradicts_is_not_believed() -> None:
+    """Somebody else's advice is always sure."""
+
+    def moment(draw: Any, treated: bool) -> dict[str, Any]:
+        done = {"action": "INCREASE_WORKER_POOL", "target": 12.0} if treated else {}
+        return {**GROWN, "confidence": 1.0, "reward": 0.3 * treated + draw.normal(0, 0.05), **done}
+
+    found = ramp(1000, moment)
+    assert not found.alike.any()
+    assert difference(found)["doubly_robust"].value == pytest.approx(0.3, abs=0.02)
+
+
+def test_task_types_that_stay_in_their_arm_are_not_compared() -> None:
+    """Two task types with different rewards, one in each arm: no effect of anything."""
+    settings = load_settings({"rollout": {"unit": "task_type", "percentage": 50}})
+
+    def moment(draw: Any, treated: bool) -> dict[str, Any]:
+        return {"task_type": "ab"[treated], "ticket": str(draw.random()), "reward": 0.1 * treated, "at": draw.random()}
+
+    found = ramp(400, moment, settings, ticks=False)
+    for comparison in comparisons(found, settings, ticks=False):
+        assert comparison.difference is None
+        assert "task_type" in comparison.reason
+    evaluated = estimates(sample(found, settings, ticks=False))
+    assert evaluated.policy.clusters == 2
+    assert evaluated.best() is None, "two task types tell nothing, however many tickets"
 
 
 def test_nothing_rewarded_and_unknown_states_break_nothing() -> None:
