@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from nhm_sched_plugin.advice.bottleneck import Bottlenecks
+from nhm_sched_plugin.advice.defaults import FORESEEN
 from nhm_sched_plugin.advice.protocols import Forecaster, Policy
 from nhm_sched_plugin.decision import gate, rollout
 from nhm_sched_plugin.decision.known import known
@@ -95,6 +96,7 @@ class Pipeline:
         advice = _NO_ADVICE
         arm, arm_reason = rollout.arm(settings.rollout, settings.experiment, ticket, now)
         given, state = state, UNKNOWN_STATE
+        FORESEEN.set(None)
         with deadline(HOOKS_SHARE * budget_s):
             try:
                 forecast, later, missing = self._foresee(now, settings)
@@ -104,6 +106,7 @@ class Pipeline:
                 state = self._complete(ticket, given, forecast, later)
                 if forecast is not None:
                     forecast = self._with_bottleneck(forecast, state)
+                    FORESEEN.set(forecast)
                 advice = self._advise(ticket, state, forecast, missing, settings)
                 if advice.refusal is None and time.perf_counter() - started > budget_s:
                     advice = Advice(advice.recommendation, Reason.BUDGET_EXCEEDED, advice.vetoes)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nhm_sched_plugin.advice.arrivals import ArrivalCounter
 from nhm_sched_plugin.advice.protocols import Forecaster, Policy, Sink
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from nhm_sched_plugin.policy.learning import QPolicy
     from nhm_sched_plugin.settings import Settings
 
-__all__ = ["DefaultHooks"]
+__all__ = ["FORESEEN", "DefaultHooks"]
 
+FORESEEN: Final[ContextVar[Forecast | None]] = ContextVar("foreseen", default=None)
+"""The forecast of the decision that this thread makes, for the rule book: `nhm_sched_fallback` is not given it."""
 _MOST_FAILURES = 1000
 """A look; more say nothing new."""
 
@@ -73,7 +76,7 @@ class DefaultHooks:
 
     def rules(self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None) -> Recommendation:
         """What the rules would do, limits kept: the policy measures its confidence against this."""
-        return self._restrained(ticket, state, "")
+        return self._restrained(ticket, state, forecast, "")
 
     def rule_failures(self) -> list[str]:
         """Rules that failed since the last call, once per failure."""
@@ -81,9 +84,11 @@ class DefaultHooks:
         self.rule_book.failures = Counter()
         return list(failures.elements())[:_MOST_FAILURES]
 
-    def _restrained(self, ticket: Ticket | None, state: SchedulingState, reason: str) -> Recommendation:
+    def _restrained(
+        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, reason: str
+    ) -> Recommendation:
         now = self._clock()
-        answer = self.rule_book.evaluate(ticket, state, None, reason, now)
+        answer = self.rule_book.evaluate(ticket, state, forecast, reason, now)
         before = self._last
         if before is not None and before[0] is state and before[1] is answer:
             return before[2]  # the policy asks for its baseline, and then the pipeline for the fallback
@@ -177,7 +182,7 @@ class DefaultHooks:
 
     @hookimpl(trylast=True)
     def nhm_sched_fallback(self, ticket: Ticket | None, state: SchedulingState, reason: str) -> Recommendation:
-        return self._restrained(ticket, state, reason)
+        return self._restrained(ticket, state, FORESEEN.get(), reason)
 
     @hookimpl(trylast=True)
     def nhm_sched_reward(self, before: SchedulingState, after: SchedulingState) -> float:

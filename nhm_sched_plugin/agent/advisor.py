@@ -231,16 +231,29 @@ class Advisor:
             features = {**self._defaults.nhm_sched_collect_state(ticket), **features}
         if next_hour is not None:
             self._baseline.heard(next_hour)
-        elif forecast is None:
-            next_hour = self._baseline.rate(now)
-        else:
-            next_hour = forecast.next_hour
-        if sixth_hour is None and forecast is not None:
-            later = self._foreseen(_SIX_HOURS, now)
-            sixth_hour = None if later is None else later.predicted_volume
+        next_hour, sixth_hour = self._loads(next_hour, sixth_hour, forecast, now)
         return msgspec.structs.replace(
             given, predicted_load_1h=next_hour, predicted_load_6h=sixth_hour, features=features
         )
+
+    def _loads(
+        self, next_hour: float | None, sixth_hour: float | None, forecast: Forecast | None, now: float
+    ) -> tuple[float | None, float | None]:
+        if next_hour is None:
+            next_hour = self._baseline.rate(now) if forecast is None else forecast.next_hour
+        if sixth_hour is None and forecast is not None:
+            later = self._foreseen(_SIX_HOURS, now)
+            sixth_hour = None if later is None else later.predicted_volume
+        return next_hour, sixth_hour
+
+    def with_loads(self, given: SchedulingState) -> SchedulingState:
+        """A state that an outcome tells of, with the predicted loads where the caller sent none: what came of an advice
+        is learned in the state that it was given in."""
+        if given.predicted_load_1h is not None and given.predicted_load_6h is not None:
+            return given
+        now = self._clock()
+        loads = self._loads(given.predicted_load_1h, given.predicted_load_6h, self._foreseen(self._ahead, now), now)
+        return msgspec.structs.replace(given, predicted_load_1h=loads[0], predicted_load_6h=loads[1])
 
     def _reads_features(self) -> bool:
         """Whether the answer depends on them; counting what came lately takes as long as much of the rest."""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc
+import msgspec
 
 from nhm_sched_plugin.agent.advisor import Advisor
 from nhm_sched_plugin.agent.interceptors import Method, Refusal
@@ -122,7 +123,12 @@ class OptimizerService:
     async def outcome(self, raw: bytes, context: Any) -> bytes:
         request, _ = _checked(pb.OutcomeRequest, raw, check.check_outcome_request)
         # Without an id nobody can tell a repetition: each is an outcome of its own.
-        recorded = await self._outcomes.record(convert.experience_of(request, request.decision_id or new_id()))
+        told = convert.experience_of(request, request.decision_id or new_id())
+        if self._advisor.inline:
+            state = self._advisor.with_loads(told.state)
+        else:
+            state = await self._in_thread(context, self._advisor.with_loads, told.state)
+        recorded = await self._outcomes.record(msgspec.structs.replace(told, state=state))
         answer: bytes = pb.OutcomeResponse(
             accepted=recorded.accepted, updates=recorded.updates, q_value=recorded.q_value
         ).SerializeToString()

@@ -139,7 +139,7 @@ def _student(t: float, freedom: float) -> float:
 
 def _planned(table: QTable) -> list[Cell]:
     """Of the plan, whatever it asks for: one policy, whose parts are believed to be alike until they show otherwise."""
-    return [cell for row in table.rows.values() for arm, cell in row.items() if arm.startswith(PLANNED)]
+    return [cell for row in list(table.rows.values()) for arm, cell in row.items() if arm.startswith(PLANNED)]
 
 
 def _over_rules(cells: list[Cell], overall: Saving) -> _Pool:

@@ -71,6 +71,8 @@ need."""
 VERSION: Final = 2
 """Of the file. Version 1 knew no crowds and had one coefficient less."""
 _SURPRISE: Final = 3.0
+_MOST: Final = 1e12
+"""Tickets. A count beyond it, or below 0, is no measurement."""
 
 
 def expected(in_system: float, last_hour: float, window_s: float, service_s: float) -> float:
@@ -141,11 +143,14 @@ class DemandModel(msgspec.Struct, frozen=True, kw_only=True):
     """`VERSION`, of the file that it was read from; without one it is of the first."""
 
     def needed(self, in_system: float, features: Mapping[str, float], service_s: float, offered: float | None) -> float:
-        """See the module's `needed`. A count that `features` does not have is taken to be that of a steady state."""
+        """See the module's `needed`. A count that `features` lacks, or that is no count, is that of a steady state."""
         n15, n60, n120, n300, n900, n3600 = [
-            features.get(name, window / service_s * in_system) for name, window in ARRIVED.items()
+            count if 0.0 <= (count := features.get(name, -1.0)) < _MOST else window / service_s * in_system
+            for name, window in ARRIVED.items()
         ]
         level, crowd = math.nan if offered is None else offered, features.get(AHEAD, 0.0)
+        if not crowd < _MOST:
+            crowd = 0.0
         return needed(
             in_system, n15, n60, n120, n300, n900, n3600, service_s, level, crowd, self.dispersion, self.coefficients
         )

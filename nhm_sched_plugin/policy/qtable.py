@@ -243,7 +243,7 @@ class QTable:
             mark = _mark(tree.get("ledger"))
             overall = {str(arm): _saving(found) for arm, found in tree.get("overall", {}).items()}
             gap = None if tree.get("gap") is None else float(tree["gap"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise _unusable(name, f"holds a wrong entry ({type(error).__name__}: {error})") from None
         cells = (msgspec.structs.astuple(cell) for row in rows.values() for cell in row.values())
         if not all(math.isfinite(number) for found in (*cells, *overall.values(), (gap or 0.0,)) for number in found):
@@ -285,6 +285,8 @@ def _cell(found: list[float], version: int) -> Cell:
         return Cell(float(q), int(visits), float(mean), float(m2))
     trials, over, days, error, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
     saving = _saving([trials, over, days, error]) if version == VERSION else Saving()
+    if min(visits, m2, pairs, gain_m2, live, live_m2) < 0:
+        raise ValueError("a count or a spread below 0")
     return Cell(
         float(q), int(visits), float(mean), float(m2), *saving,
         int(pairs), float(gain), float(gain_m2), int(live), float(live_mean), float(live_m2),

@@ -166,7 +166,7 @@ class Bench:
         if name == "oracle":
             return self._oracle()
         if name == "static":
-            workers = static_workers(self.train, sla_wait_s=self.rules.sla_wait_s)
+            workers = static_workers(self.train, sla_wait_s=self.rules.sla_wait_s, classes=self.rules.classes)
             self.notes.append(f"static: {workers} workers, the fewest that start 95 % in time on the training part")
             return self._simulated(name, StaticController(workers), workers=workers)
         if name in RIVALS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -14,6 +14,7 @@ from nhm_sched_plugin.decision.rulebook import RuleBook, resolve_rule_book
 from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.planner import Planner
 from nhm_sched_plugin.settings import Settings
+from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.crowds import CrowdsAhead
 from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
@@ -44,14 +45,14 @@ class Forecasts(Protocol):
     ) -> Forecast | None: ...
 
 
-def static_workers(trace: Trace, *, sla_wait_s: float, share: float = 0.95) -> int:
+def static_workers(trace: Trace, *, sla_wait_s: float, classes: Sequence[TicketClass] = (), share: float = 0.95) -> int:
     """The smallest fixed pool that starts `share` of the tickets in time on `trace` (the training part only).
 
     That is the best a careful operator can do without scaling. Found by bisection, since more workers never hurt.
     """
 
     def enough(workers: int) -> bool:
-        pool = Pool(trace, workers=workers, startup_s=0.0, sla_wait_s=sla_wait_s)
+        pool = Pool(trace, workers=workers, startup_s=0.0, sla_wait_s=sla_wait_s, classes=classes)
         run = simulate(pool, StaticController(workers), tick_s=3600.0)
         return run.met >= share * (run.met + run.missed)
 

@@ -34,8 +34,8 @@ def gap_of(
     tick_s: float = 15.0,
     progress: Callable[[float], Any] | None = None,
 ) -> float | None:
-    """`decision.reward.gap_closed` on the last days of a trace, a week at most: the policy behind its gate against the
-    rules alone and the oracle, on the same tickets.
+    """`decision.reward.gap_closed` on the last days of a trace, a week at most: the policy behind its gate, asked at
+    any load, against the rules alone and the oracle, on the same tickets.
 
     `past` is the history before, as in `trials.reliability`. None for less than a day, or where the oracle is not
     better than the rules in anything.

@@ -315,7 +315,7 @@ def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int 
     if "actual_duration_ms" in found:
         _refuse(str(path), service)
         numbered = enumerate(found["actual_duration_ms"], 2)
-        durations = [_number(path, number, chosen["actual_duration_ms"], text) / 1000 for number, text in numbered]
+        durations = [_duration_s(path, number, chosen["actual_duration_ms"], text) for number, text in numbered]
     else:
         durations = _drawn(len(stamps), seed, **service)
     return Trace(
@@ -367,6 +367,16 @@ def _number(path: Path, line: int, what: str, text: str) -> float:
     if not math.isfinite(number):
         raise IngestError(f"{path}:{line}: {what} is {text.strip()!r}, not a number")
     return number
+
+
+def _duration_s(path: Path, line: int, what: str, text: str) -> float:
+    number = _number(path, line, what, text)
+    if number < 0:
+        raise IngestError(
+            f"{path}:{line}: {what} is {text.strip()}; a duration is 0 ms or more. Leave out lines of tickets that did "
+            "not end, or the column, and service times are drawn"
+        )
+    return number / 1000
 
 
 def _stamp(path: Path, line: int, text: str) -> float:

@@ -210,6 +210,20 @@ def test_an_outcome_is_learned_from_once(with_models: Any) -> None:
         assert (anonymous.accepted, anonymous.updates) == (True, expected)
 
 
+def test_what_came_of_an_advice_is_learned_in_the_state_that_it_was_given_in(
+    serving: Any, kit: Any, tmp_path: Path
+) -> None:
+    """Also for a client that sends what it measures and no predicted loads: the agent fills them in both times."""
+    kit.write_forecast(tmp_path / "agent", volume=900.0)
+    agent = serving({"ml": {"scheduling": {"update_interval": 10}}}).ready()
+    measured = {"active_workers": 10, "avg_task_duration_ms": 60_000, "resource_cpu_avg": 0.4}
+    advised = agent.stub.GetSchedulingRecommendation(pb.StateRequest(**measured)).state_hash
+    for number in range(10):
+        agent.stub.RecordActionOutcome(told(f"d{number}", state=pb.StateRequest(**measured)))
+    found = kit.wait_for(lambda: agent.stub.GetPolicySnapshot(pb.SnapshotRequest()).content, 60)
+    assert list(QTable.parse(unpack_policy(found)[0], "it").rows) == [advised]
+
+
 def test_outcomes_that_come_while_the_models_are_loaded_wait_for_them(serving: Any) -> None:
     agent = serving()
     assert agent.stub.RecordActionOutcome(told("early"), timeout=60).accepted

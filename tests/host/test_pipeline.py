@@ -6,6 +6,7 @@ import asyncio
 import math
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -162,6 +163,37 @@ def test_the_forecast_is_for_the_configured_horizon_and_fills_in_the_predicted_l
     given_by_host = msgspec.structs.replace(kit.BUSY, predicted_load_1h=1.0, predicted_load_6h=2.0)
     state = host.decide(kit.TICKET, given_by_host).state
     assert (state.predicted_load_1h, state.predicted_load_6h) == (1.0, 2.0)
+
+
+BOOK = """
+version: 1
+name: by forecast
+description: what only the forecast tells
+rules:
+  - name: sure
+    when: known.forecast_confidence && forecast_confidence > 0.5 && predicted_volume > 400.0
+    action: INCREASE_WORKER_POOL
+    parameters: {target_workers: 42}
+    because: "{predicted_volume:.0f} expected"
+otherwise: {action: NO_ACTION, because: nothing}
+"""
+
+
+@pytest.mark.parametrize("reason", [Reason.SHADOW, Reason.BELOW_VOLUME_THRESHOLD, Reason.DISABLED])
+def test_the_rule_book_sees_the_forecast_of_its_decision(kit: Any, tmp_path: Path, reason: Reason) -> None:
+    book = tmp_path / "book.yaml"
+    book.write_text(BOOK)
+    how = REACHED[reason]
+    config = {**how.get("config", {}), "fallback": {"rule_book": str(book)}}
+    forecaster = kit.FixedForecaster(how.get("volume", 500.0))
+    host = kit.start(config, forecaster=forecaster)
+    state = msgspec.structs.replace(kit.BUSY, queue_depth=0, predicted_load_1h=1.0)
+    decision = host.decide(kit.TICKET, state)
+    assert decision.reason is reason
+    assert decision.parameters == {"target_workers": 42}
+    assert decision.justification == f"{decision.forecast.predicted_volume:.0f} expected"
+    forecaster.volume = RuntimeError("down")
+    assert host.decide(kit.TICKET, state).justification == "nothing", "not that of the decision before"
 
 
 # -- the order of the calls

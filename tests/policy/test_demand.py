@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nhm_sched_plugin.errors import ModelError
+from nhm_sched_plugin.policy.crowds import AHEAD
 from nhm_sched_plugin.policy.demand import ARRIVED, COEFFICIENTS, WINDOWS_S, DemandModel, expected, needed
 from nhm_sched_plugin.policy.planner import Planner, explain
 from nhm_sched_plugin.settings import load_settings
@@ -72,6 +73,13 @@ def test_always_a_number_and_never_below_what_is_there(
 def test_missing_counts_are_those_of_a_steady_state() -> None:
     steady = {name: window / 300 * 40 for name, window in ARRIVED.items()}
     assert calibration().needed(40, {}, 300.0, None) == pytest.approx(calibration().needed(40, steady, 300.0, None))
+
+
+@pytest.mark.parametrize("count", [-1.0, -1e308, 1e13, 1e308, math.inf, math.nan])
+def test_what_is_no_count_is_that_of_a_steady_state(count: float) -> None:
+    """A host's own features may hold anything."""
+    broken = dict.fromkeys((*ARRIVED, AHEAD), count)
+    assert calibration().needed(40, broken, 300.0, None) == calibration().needed(40, {}, 300.0, None)
 
 
 def test_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import re
 import statistics
@@ -142,6 +143,16 @@ def test_trials_that_cannot_be_are_refused(saving: list[float]) -> None:
     table.overall["NO_ACTION"] = saving  # type: ignore[assignment]
     with pytest.raises(ModelError, match="it: holds a wrong entry"):
         QTable.parse(table.dump(), "it")
+
+
+@pytest.mark.parametrize("place", [1, 3, 4, 7, 8, 10, 11, 13])
+@pytest.mark.parametrize("number", [-1, -math.inf, math.inf, math.nan])
+def test_counts_and_spreads_that_cannot_be_are_refused(place: int, number: float) -> None:
+    cell = [0.25, 7, 0.5, 0.125, 40, 0.1, 5.0, 0.01, 50, 0.2, 3.0, 60, 0.3, 4.0]
+    QTable.parse(of_version(3, cell), "it")
+    cell[place] = number
+    with pytest.raises(ModelError, match="it: holds a"):
+        QTable.parse(of_version(3, cell), "it")
 
 
 def test_trials_are_kept_and_forgotten() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nhm_sched_plugin.policy.demand import ARRIVED
 from nhm_sched_plugin.policy.queueing import erlang_c, wait_exceeds
+from nhm_sched_plugin.twin.classes import TicketClass
 from nhm_sched_plugin.twin.controllers import StaticController, instructed, obeyed, static_workers
 from nhm_sched_plugin.twin.simulator import STARTING, Order, Pool, simulate
 from nhm_sched_plugin.twin.traces import Trace
@@ -143,6 +144,13 @@ def test_static_pool_is_the_smallest_that_is_enough() -> None:
         return run.met / (run.met + run.missed)
 
     assert share(workers) >= 0.95 > share(workers - 1)
+
+
+def test_a_static_pool_is_judged_by_each_class_s_own_wait() -> None:
+    """Who may wait for an hour needs fewer workers."""
+    trace = poisson(8.0, 5000)
+    patient = (TicketClass("patient", sla_wait_s=3600.0),)
+    assert static_workers(trace, sla_wait_s=60.0, classes=patient) < static_workers(trace, sla_wait_s=60.0)
 
 
 def test_adding_never_cancels_what_starts_up() -> None:

@@ -60,6 +60,11 @@ def test_drawn_service_times_are_lognormal_seeded_and_have_the_mean(tmp_path: Pa
         ("a.csv", "timestamp\nyesterday\n", "a.csv:2: timestamp 'yesterday'"),
         ("a.csv", "timestamp\n", "no rows"),
         ("a.csv", "timestamp,actual_duration_ms\n1,slow\n", "a.csv:2: actual_duration_ms is 'slow'"),
+        (
+            "a.csv",
+            "timestamp,actual_duration_ms\n1,5\n2,-1\n",
+            "a.csv:3: actual_duration_ms is -1; a duration is 0 ms or",
+        ),
         ("a.swf", "1 2 3\n", "a.swf:1: 3 fields"),
         ("a.swf", "; nothing\n", "no job"),
         ("a.swf", "1 x -1 5 1\n", "submit time is 'x'"),
