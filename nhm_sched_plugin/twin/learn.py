@@ -6,8 +6,9 @@
 3. Practice: fewer episodes in Python, with the real rule book, whose actions get their visits there. At random ticks
    the moment is tried with every action (`trials`): the trials that confidence is counted from.
 
-State key, reward, arms, rule book and Q-table are the live path's own. The forecast is a seasonal mean of the trace,
-not its future. Episodes are seeded by their number: an interrupted run goes on from its checkpoint to the same result.
+State key, reward, arms, rule book and Q-table are the live path's own. The forecast is a mean of other days, on days
+held out of those before. Episodes are seeded by their number: an interrupted run goes on from its checkpoint to the
+same result.
 """
 
 from __future__ import annotations
