@@ -73,11 +73,14 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """One writer of `path` at a time, across processes (advisory, released by the system when a process dies)."""
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """One writer of `path` at a time, across processes (advisory, released by the system when a process dies).
+
+    Raises `BlockingIOError` when there is another one and `wait` is off.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

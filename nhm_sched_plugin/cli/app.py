@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import tempfile
@@ -145,7 +146,7 @@ def between(low: float, high: float | None = None) -> Callable[[Any], Any]:
 
     def check(given: Any) -> Any:
         for number in given if isinstance(given, list) else [given]:
-            if number is not None and not (low <= number and (high is None or number <= high)):
+            if number is not None and not (low <= number < math.inf and (high is None or number <= high)):
                 allowed = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
                 raise typer.BadParameter(f"{number} is outside what is possible: {allowed}")
         return given

@@ -80,12 +80,17 @@ def _forecast(settings: Settings) -> str:
 
 
 def _policy(settings: Settings) -> str:
+    from nhm_sched_plugin.policy.demand import DemandModel
     from nhm_sched_plugin.policy.qtable import NO_TRIALS, QTable
 
+    planner = "planner not calibrated"
+    if settings.served_planner_path.exists():
+        model = DemandModel.load(settings.served_planner_path)
+        planner = f"planner calibrated on {count(model.tickets, 'ticket')} until {moment(model.end)}"
     if not settings.served_q_table_path.exists():
-        return "nothing learned yet: it starts from the planner"
+        return f"nothing learned yet, {planner}"
     found = QTable.load(settings.served_q_table_path)
-    detail = f"{len(found)} states, {found.updates:,} updates"
+    detail = f"{len(found)} states, {found.updates:,} updates, {planner}"
     return detail if found.overall else f"{detail}; {NO_TRIALS}"
 
 

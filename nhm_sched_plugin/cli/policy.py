@@ -24,7 +24,7 @@ from nhm_sched_plugin.cli.app import (
     writable,
 )
 from nhm_sched_plugin.cli.show import as_json as json_text
-from nhm_sched_plugin.cli.show import out, plain, progress, record, show, table, text, written
+from nhm_sched_plugin.cli.show import err, out, plain, progress, record, show, table, text, written
 from nhm_sched_plugin.errors import IngestError
 
 if TYPE_CHECKING:
@@ -102,16 +102,20 @@ def learn(
         Registry.of(settings).open()
     made = _made_of(max_duration, service_mean, service_sigma)
     trace = _times(partial(_same, _trace(settings, file, pairs(mapping, "--map"), made, seed)), volume, seed)
-    with progress("Learning") as update:
-        report = run(
-            settings,
-            trace,
-            decisions=decisions,
-            seed=seed,
-            fresh=fresh,
-            recalibrate=recalibrate,
-            progress=lambda what, share: update(share, 1.0, what.capitalize()),
-        )
+    try:
+        with progress("Learning") as update:
+            report = run(
+                settings,
+                trace,
+                decisions=decisions,
+                seed=seed,
+                fresh=fresh,
+                recalibrate=recalibrate,
+                progress=lambda what, share: update(share, 1.0, what.capitalize()),
+            )
+    except KeyboardInterrupt:
+        err.print("Interrupted. The same command goes on where it was; --fresh begins anew.")
+        raise typer.Exit(130) from None
     if register:
         from nhm_sched_plugin.training.policy_model import register_policy
 
@@ -119,7 +123,7 @@ def learn(
         ece = None if found is None or not found.trials else found.ece
         report.version = register_policy(settings, decisions=report.decisions, seed=seed, ece=ece)
     values = plain(report)
-    checked = values.pop("reliability")
+    checked, notes = values.pop("reliability"), values.pop("notes")
     if checked is not None:
         values |= {
             "calibration_error": checked["ece"],
@@ -128,7 +132,13 @@ def learn(
         }
     if report_path is not None:
         _learn_page(report, values, report_path)
-    show(report, as_json, lambda: record(values))
+
+    def printed() -> None:
+        record(values)
+        for note in notes:
+            out.print(f"Note: {note}.", markup=False, highlight=False, soft_wrap=True)
+
+    show(report, as_json, printed)
 
 
 def _learn_page(report: LearnReport, values: Mapping[str, Any], path: Path) -> None:
@@ -340,6 +350,11 @@ def q_table_show(
         for arm, cell in sorted(row.items())
         if key.startswith(state or "")
     ]
+    nothing = f"Nothing learned yet ({path})."
+    if learned.rows and not rows:
+        nothing = f"No state begins with {state!r}; {path} has {', '.join(sorted(learned.rows)[:5])}, ..."
+        if plot is not None:
+            raise typer.BadParameter(f"--state: {nothing}")
     if plot is not None:
         from nhm_sched_plugin.observe.learn_page import draw_table
 
@@ -353,7 +368,7 @@ def q_table_show(
             draw_table(plot, gains, "saved against the planner's own action (shares of the pool's cost)")
         except ValueError as error:
             raise typer.BadParameter(f"--plot {plot}: {error}") from None
-    show(rows, as_json, lambda: table(rows, f"Nothing learned yet ({path})."))
+    show(rows, as_json, lambda: table(rows, nothing))
 
 
 @q_table_app.command("reset")

@@ -146,6 +146,8 @@ class ReportData(msgspec.Struct, kw_only=True):
     title: str = "Predictive scheduling: what happened"
     subtitle: str = ""
     """One sentence: which tickets, over which time."""
+    notes: list[str] = []
+    """What to know about the figures, a sentence each; also in the terminal."""
     done: list[str] = []
     """What was done, step by step, a sentence each."""
     tickets: int | None = None

@@ -185,7 +185,7 @@ def _rewards(data: ReportData) -> _Grid | None:
 def _closing(data: ReportData) -> list[Any]:
     from rich.text import Text
 
-    lines = []
+    lines = [Text(f"* {note}", style="dim") for note in data.notes]
     if data.duration_s is not None:
         lines.append(Text(f"Took {words.duration(round(data.duration_s))}."))
     if data.report_path:

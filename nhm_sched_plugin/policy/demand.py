@@ -182,4 +182,6 @@ class DemandModel(msgspec.Struct, frozen=True, kw_only=True):
                 f"{name}: holds {len(model.coefficients)} coefficients or a number that is not finite; expected"
                 f" {len(COEFFICIENTS)} finite ones; run `nhm-sched learn` again"
             )
+        if not (model.dispersion > 0 and model.startup_s >= 0 and model.sla_wait_s >= 0 and model.service_s >= 0):
+            raise ModelError(f"{name}: holds a time or a dispersion below 0; run `nhm-sched learn` again")
         return model

@@ -351,9 +351,12 @@ class QPolicy:
         """Another process wrote: learn our steps on top of its table. What it left is unusable: keep it beside."""
         if not self._autosave:
             # Pre-training keeps no list of its (many) steps, so its table goes in whole and the other stays beside.
+            if self._corrupt:
+                _log.error("%s. It is kept as %s.", self._problem, set_aside(self.path))
+                self._corrupt = False
+                return
             aside = set_aside(self.path, "superseded")
             _log.warning("%s changed during pre-training; what was there is kept as %s.", self.path, aside)
-            self._corrupt = False
             return
         try:
             self._take_over()

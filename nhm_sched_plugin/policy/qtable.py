@@ -224,7 +224,7 @@ class QTable:
         """The table in `raw`. Raises `ModelError` that names `name` and the fix."""
         try:
             tree = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _unusable(name, f"is not valid JSON ({error})") from None
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             raise _unusable(name, "is not a Q-table")

@@ -29,7 +29,7 @@ from nhm_sched_plugin.twin.traces import Trace, TraceError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GENERATIONS", "best_room", "calibrate", "dispersion"]
+__all__ = ["GENERATIONS", "best_room", "calibrate", "dispersion", "recent"]
 
 GENERATIONS: Final = 80
 _AVERAGED: Final = 0.25
@@ -101,7 +101,7 @@ def calibrate(
     if not len(trace):
         raise TraceError(f"{trace.name}: no tickets to calibrate the planner on")
     crowds = CrowdsAhead(trace, settings.planner.startup_s).seen
-    trace = _recent(trace)
+    trace = recent(trace)
     planner = settings.planner
     own, busier = _scene(trace, planner.startup_s), _scene(overlaid(trace, _COPIES), planner.startup_s)
     spread = dispersion(trace)
@@ -149,7 +149,7 @@ def best_room(settings: Settings, trace: Trace, model: DemandModel, *, tick_s: f
 
     The planner is given the forecast that calibration gives it, which leaves the day itself out.
     """
-    trace = _recent(trace)
+    trace = recent(trace)
     scene = _scene(trace, settings.planner.startup_s)
 
     def loss(factor: float) -> float:
@@ -164,12 +164,13 @@ def _loss(late_cost: float, scene: _Scene, outcome: _Outcome) -> float:
     return outcome.cost + late_cost * outcome.late * len(scene.trace) * scene.work_s / scene.oracle_s
 
 
-def _recent(trace: Trace) -> Trace:
+def recent(trace: Trace) -> Trace:
+    """The part that a calibration looks at."""
     start = max(trace.start, trace.end - _MOST_DAYS * 86_400.0)
     if len(trace) > _MOST_TICKETS:
         start = max(start, float(trace.arrivals[-_MOST_TICKETS]))
-    recent = trace if start == trace.start else trace.slice(start, trace.end)
-    return recent if len(recent) else trace
+    part = trace if start == trace.start else trace.slice(start, trace.end)
+    return part if len(part) else trace
 
 
 def _scene(trace: Trace, startup_s: float) -> _Scene:

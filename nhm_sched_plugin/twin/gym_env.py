@@ -87,6 +87,9 @@ def target_of(factor: float, ordered: int) -> int:
     return min(math.floor(factor * ordered), ordered - 1) if factor < 1 else ordered
 
 
+_POOL: Final = frozenset({"sla_window_s", "service_s", "classes", "capacity", "mtbf_s", "startup_cv", "seed"})
+
+
 class WorkerPoolEnv(gymnasium.Env[NDArray[np.float32], Any]):
     """A pool of workers that the agent scales.
 
@@ -133,6 +136,11 @@ class WorkerPoolEnv(gymnasium.Env[NDArray[np.float32], Any]):
         for name, value in (("window_s", window_s), ("tick_s", tick_s)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be above 0 s")
+        if not 0 <= startup_s < math.inf:
+            raise ValueError(f"startup_s is {startup_s}; it must be a number of seconds, 0 or more")
+        if unknown := sorted(pool.keys() - _POOL):
+            known = ", ".join(sorted(_POOL))
+            raise ValueError(f"no argument {', '.join(unknown)}; of the pool these can be given: {known}")
         if lead_s is not None and not 0 <= lead_s < math.inf:
             raise ValueError(f"lead_s is {lead_s}; it must be a number of seconds, 0 or more")
         if not 0 <= late_penalty < math.inf:

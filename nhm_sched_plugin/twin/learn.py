@@ -13,22 +13,25 @@ same result.
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import hashlib
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from nhm_sched_plugin.errors import ModelError
-from nhm_sched_plugin.files import file_lock
+from nhm_sched_plugin.files import file_lock, set_aside
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import QPolicy
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings
-from nhm_sched_plugin.twin.calibrate import calibrate
+from nhm_sched_plugin.twin.calibrate import calibrate, recent
 from nhm_sched_plugin.twin.checkpoint import Checkpoint, Progress
 from nhm_sched_plugin.twin.controllers import RulesController
 from nhm_sched_plugin.twin.drill import Drill
@@ -44,9 +47,15 @@ PRACTICE: Final = 150_000
 HELD_OUT: Final = 0.2
 """Share of the days, the last ones, that `learn` keeps to see whether confidence comes true."""
 _FRESH_S: Final = 7 * 86_400.0
-"""A calibration is used again for as long as the trace has grown by less."""
+"""A calibration is used again for as long as the trace has grown by less,"""
+_ALIKE: Final = 1.25
+"""and its mean service time and tickets an hour differ by no more than this factor."""
+_SHORTEST_S: Final = 3600.0
+_FEWEST: Final = 20
+"""Tickets. There is nothing to learn from less."""
 _DAY: Final = 86_400.0
 Told = Callable[[float], Any]
+_log = logging.getLogger(__name__)
 
 
 class LearnReport(msgspec.Struct, kw_only=True):
@@ -67,6 +76,8 @@ class LearnReport(msgspec.Struct, kw_only=True):
     """Executed while practising."""
     path: str
     planner_path: str = ""
+    planner_reused: bool = False
+    """The calibration of an earlier run was fresh enough."""
     planner_sla: float | None = None
     """Share in time under the calibrated planner, on the tickets that it was calibrated on,"""
     planner_cost: float | None = None
@@ -78,6 +89,8 @@ class LearnReport(msgspec.Struct, kw_only=True):
     """On those days, a week at most: share of the reward's gap between rules and oracle (`twin.gap`)."""
     version: str = ""
     """Of `scheduling_policy` in the registry, where it was registered."""
+    notes: list[str] = []
+    """What to know about these figures."""
 
 
 def calibrated(
@@ -86,22 +99,43 @@ def calibrated(
     """The planner's calibration: the file's where it is fresh, else a new one, which is saved.
 
     Fresh: made with the same start-up time, SLA wait and cost of a late ticket, from tickets that end at most a week
-    before those of `trace`, and not after them. Raises `ModelError` when the file cannot be written.
+    before those of `trace`, and not after them, and are about as many and as long. A file that is of no use is kept
+    beside the new one. Raises `ModelError` when the file cannot be written.
     """
-    path, planner = settings.planner_path, settings.planner
-    if not again:
-        try:
-            model = DemandModel.load(path)
-        except (FileNotFoundError, ModelError):
-            pass
-        else:
-            asked = planner.startup_s, planner.sla_wait_s, planner.late_cost
-            alike = (model.startup_s, model.sla_wait_s, model.late_cost) == asked
-            if alike and 0 <= trace.end - model.end <= _FRESH_S:
-                return model
+    kept = None if again else _fresh(settings, trace)
+    if kept is not None:
+        return kept
     model = calibrate(settings, trace, seed=seed, progress=progress)
+    path = settings.planner_path
+    try:
+        DemandModel.load(path)
+    except FileNotFoundError:
+        pass
+    except ModelError as error:
+        _log.warning("%s. It is kept as %s.", error, set_aside(path))
     model.save(path)
     return model
+
+
+def _fresh(settings: Settings, trace: Trace) -> DemandModel | None:
+    try:
+        model = DemandModel.load(settings.planner_path)
+    except (FileNotFoundError, ModelError):
+        return None
+    planner, seen = settings.planner, recent(trace)
+    asked = planner.startup_s, planner.sla_wait_s, planner.late_cost
+    if (model.startup_s, model.sla_wait_s, model.late_cost) != asked or not 0 <= trace.end - model.end <= _FRESH_S:
+        return None
+    pace, was = (
+        tickets / max(end - start, 1.0)
+        for tickets, start, end in ((len(seen), seen.start, seen.end), (model.tickets, model.start, model.end))
+    )
+    alike = _like(pace, was) and _like(seen.service_mean_s, model.service_s)
+    return model if alike else None
+
+
+def _like(one: float, other: float) -> bool:
+    return max(one, other) <= _ALIKE * min(one, other)
 
 
 def learn(
@@ -120,8 +154,14 @@ def learn(
 
     Also what the policy closes there of the gap between rules and oracle. With fewer than five days nothing is held
     out and nothing counted. `progress` gets what is being done and the share of it, in [0, 1]. `fresh` forgets an
-    interrupted run; `moments` are tried on the days held out. Raises as `pretrain` does.
+    interrupted run; `moments` are tried on the days held out. Raises as `pretrain` does, and `TraceError` for a history
+    of less than an hour or 20 tickets.
     """
+    if trace.end - trace.start < _SHORTEST_S or len(trace) < _FEWEST:
+        raise TraceError(
+            f"{trace.name}: {len(trace)} tickets in {trace.end - trace.start:,.0f} s say too little to learn from; an "
+            f"hour and {_FEWEST} tickets are needed, a week or more is good"
+        )
 
     def telling(what: str) -> Told | None:
         return None if progress is None else lambda share: progress(what, share)
@@ -131,39 +171,49 @@ def learn(
     past, kept = trace.slice(trace.start, split), trace.slice(split, trace.end)
     if not len(past):
         past, kept = trace, trace.slice(trace.end, trace.end)
-    model = calibrated(settings, past, again=recalibrate, seed=seed, progress=telling("calibrate the planner"))
-    report = pretrain(
-        settings,
-        past,
-        decisions=decisions,
-        practice=(decisions + 1) // 2,
-        tick_s=tick_s,
-        seed=seed,
-        fresh=fresh,
-        progress=telling("learn"),
-    )
-    if len(kept):
-        told = telling("check the confidence")
-        table = QTable.load(Path(report.path))
-        report.reliability = reliability(
-            settings, table, kept, model, past=past, tick_s=tick_s, seed=seed, moments=moments, progress=told
+    with _alone(settings.q_table_path):
+        reused = not recalibrate and _fresh(settings, past) is not None
+        model = calibrated(settings, past, again=recalibrate, seed=seed, progress=telling("calibrate the planner"))
+        practice = (decisions + 1) // 2
+        run = _Run(settings, past, model, decisions, practice, tick_s, seed, None, fresh, telling("learn"))
+        report, table = run.report, run.policy.table
+        table.gap = None
+        if len(kept):
+            told = telling("check the confidence")
+            report.reliability = reliability(
+                settings, table, kept, model, past=past, tick_s=tick_s, seed=seed, moments=moments, progress=told
+            )
+            told = telling("measure against rules and oracle")
+            table.gap = gap_of(settings, table, model, kept, past=past, tick_s=tick_s, progress=told)
+        report.gap_closed, report.planner_reused = table.gap, reused
+        run.finish()
+    if reused:
+        made_to = dt.datetime.fromtimestamp(model.end, dt.UTC)
+        report.notes.append(
+            f"the planner's calibration of an earlier run is used, made from {model.tickets:,} tickets until "
+            f"{made_to:%Y-%m-%d %H:%M} UTC; --recalibrate makes a new one"
         )
-        told = telling("measure against rules and oracle")
-        report.gap_closed = gap_of(settings, table, model, kept, past=past, tick_s=tick_s, progress=told)
-        if report.gap_closed is not None:
-            _note_gap(Path(report.path), report.gap_closed)
+    if trace.drawn:
+        report.notes.append(
+            f"{trace.name} has no service times: they are drawn, {trace.service_mean_s:,.0f} s on average"
+        )
     return report
 
 
-def _note_gap(path: Path, gap: float) -> None:
-    """Into the Q-table, so that whoever serves it can tell how good it was. Raises `ModelError`."""
-    with file_lock(path):  # a host of the same folder may have saved meanwhile
-        table = QTable.load(path)
-        table.gap = gap
-        try:
-            table.save(path)
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be written ({error.strerror or error}); free space") from None
+@contextlib.contextmanager
+def _alone(q_table: Path) -> Iterator[None]:
+    """One run in a folder: two would write the planner of one beside the Q-table of the other. Raises `ModelError`."""
+    try:
+        with file_lock(Checkpoint(q_table).path, wait=False):
+            yield
+    except BlockingIOError:
+        raise ModelError(
+            f"{q_table.parent}: another pre-training is at work in this folder; wait for it, or set data_dir to another"
+        ) from None
+    except OSError as error:
+        raise ModelError(
+            f"{q_table.parent}: cannot be written ({error.strerror or error}); data_dir must be a folder to write in"
+        ) from None
 
 
 def pretrain(
@@ -187,49 +237,78 @@ def pretrain(
     """
     if not len(trace):
         raise TraceError(f"{trace.name}: no tickets to learn from")
-    practice = min(decisions if practice is None else practice, decisions, PRACTICE)
-    model = calibrated(settings, trace, seed=seed)
-    began = time.perf_counter()
-    rules = RulesController(settings)
-    policy = QPolicy(settings, rules.rules, path=path, autosave=False)
-    policy.planner.model = model
-    policy.table.forget_trials()
-    checkpoint = Checkpoint(policy.path)
-    run = _digest(settings, trace, model, policy.table, decisions, practice, tick_s, seed)
-    left = None if fresh else checkpoint.load(run)
-    done = Progress(run=run)
-    if left is not None:
-        done, policy.table = left
+    with _alone(settings.q_table_path if path is None else path):
+        model = calibrated(settings, trace, seed=seed)
+        run = _Run(
+            settings, trace, model, decisions, decisions if practice is None else practice, tick_s, seed, path, fresh,
+            progress,
+        )  # fmt: skip
+        run.finish()
+    return run.report
 
-    def told() -> None:
-        if progress is not None:
-            progress(min((done.drilled + done.made) / decisions, 1.0))
 
-    drilled, drill_s = done.drilled, 0.0
-    if done.drilled < decisions - practice:
-        drill_began = time.perf_counter()
-        drill = Drill(settings, trace, model, tick_s, seed)
-        policy.table = drill.run(policy.table, done, decisions - practice, checkpoint, told)
-        drill_s = time.perf_counter() - drill_began
-    practise(settings, trace, model, policy, rules, done, practice, tick_s, seed, checkpoint, told)
-    policy.save()
-    checkpoint.forget()
-    return LearnReport(
-        decisions=done.drilled + done.made,
-        episodes=done.drills + done.episodes,
-        trials=done.trials,
-        states=len(policy.table),
-        updates=policy.table.updates,
-        reward_mean=done.reward_sum / max(done.rewards, 1),
-        elapsed_s=time.perf_counter() - began,
-        decisions_per_s=(done.drilled - drilled) / drill_s if drill_s else 0.0,
-        actions=dict(done.actions),
-        path=str(policy.path),
-        planner_path=str(settings.planner_path),
-        planner_sla=model.sla,
-        planner_cost=model.cost,
-        resumed=left is not None,
-    )
+class _Run:
+    """A policy that has learned in the twin; nothing is saved but the checkpoint until `finish`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        trace: Trace,
+        model: DemandModel,
+        decisions: int,
+        practice: int,
+        tick_s: float,
+        seed: int,
+        path: Path | None,
+        fresh: bool,
+        progress: Told | None,
+    ) -> None:
+        practice, began = min(practice, decisions, PRACTICE), time.perf_counter()
+        rules = RulesController(settings)
+        policy = self.policy = QPolicy(settings, rules.rules, path=path, autosave=False)
+        policy.planner.model = model
+        policy.table.forget_trials()
+        checkpoint = self._checkpoint = Checkpoint(policy.path)
+        run = _digest(settings, trace, model, policy.table, decisions, practice, tick_s, seed)
+        left = None if fresh else checkpoint.load(run)
+        done = Progress(run=run)
+        if left is not None:
+            done, policy.table = left
+
+        def told() -> None:
+            if progress is not None:
+                progress(min((done.drilled + done.made) / decisions, 1.0))
+
+        drilled, drill_s = done.drilled, 0.0
+        if done.drilled < decisions - practice:
+            drill_began = time.perf_counter()
+            drill = Drill(settings, trace, model, tick_s, seed)
+            policy.table = drill.run(policy.table, done, decisions - practice, checkpoint, told)
+            drill_s = time.perf_counter() - drill_began
+        practise(settings, trace, model, policy, rules, done, practice, tick_s, seed, checkpoint, told)
+        # Who is interrupted from here on finds everything done.
+        checkpoint.keep(done, lambda: policy.table, now=True)
+        self.report = LearnReport(
+            decisions=done.drilled + done.made,
+            episodes=done.drills + done.episodes,
+            trials=done.trials,
+            states=len(policy.table),
+            updates=policy.table.updates,
+            reward_mean=done.reward_sum / max(done.rewards, 1),
+            elapsed_s=time.perf_counter() - began,
+            decisions_per_s=(done.drilled - drilled) / drill_s if drill_s else 0.0,
+            actions=dict(done.actions),
+            path=str(policy.path),
+            planner_path=str(settings.planner_path),
+            planner_sla=model.sla,
+            planner_cost=model.cost,
+            resumed=left is not None,
+        )
+
+    def finish(self) -> None:
+        """Save the Q-table; there is nothing to go on with any more. Raises `ModelError`."""
+        self.policy.save()
+        self._checkpoint.forget()
 
 
 def _digest(

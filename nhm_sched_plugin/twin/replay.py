@@ -113,7 +113,7 @@ def _report(
         first_workers=first_workers(scene),
         forecast_mape=played[0].mape,
         policies=standings(results, reference, hours=(test.end - test.start) / 3600),
-        notes=[*_notes(plan, knobs, len(results)), *played[0].notes],
+        notes=[*_notes(plan, knobs, len(results), test.drawn), *played[0].notes],
         oracle_hours=sum(result.oracle_hours for result in results) / len(results),
         reference=reference,
         sla_target=rules.sla_target,
@@ -123,7 +123,7 @@ def _report(
     )
 
 
-def _notes(plan: Plan, knobs: Sequence[Tuned], seeds: int) -> list[str]:
+def _notes(plan: Plan, knobs: Sequence[Tuned], seeds: int, drawn_times: bool) -> list[str]:
     notes = [
         f"{found.policy}: {found.what} {found.knob:g}, "
         + (
@@ -140,6 +140,8 @@ def _notes(plan: Plan, knobs: Sequence[Tuned], seeds: int) -> list[str]:
             else "of the policies alone: nothing about these tickets is drawn, so only what draws itself differs"
         )
         notes.append(f"{seeds} seeds, {drawn}; intervals are Student's t, 95 %, over differences paired by seed")
+    if drawn_times:
+        notes.append("the tickets have no service times of their own: they are drawn (--service-mean, --service-sigma)")
     if plan.rules.classes:
         waits = [plan.rules.sla_wait_s if kind.sla_wait_s is None else kind.sla_wait_s for kind in plan.rules.classes]
         each = ", ".join(f"{kind.name} {wait:g} s" for kind, wait in zip(plan.rules.classes, waits, strict=True))

@@ -32,6 +32,7 @@ def report_data(report: ReplayReport, command: str = "nhm-sched replay") -> Repo
             f"Replayed {report.tickets:,} tickets under each way of deciding, a check every {report.tick_s:,.0f} s.",
             *report.notes,
         ],
+        notes=report.notes,
         tickets=report.tickets,
         decisions=sum(count.count for result in plugin for count in result.decisions),
         policies=[shown(result, timeline=result is first or result.name in drawn) for result in ordered],
@@ -48,7 +49,7 @@ def report_data(report: ReplayReport, command: str = "nhm-sched replay") -> Repo
         ],
         seeds=len(report.seeds),
         sla_target_pct=100 * report.sla_target,
-        sla_wait_s=report.sla_wait_s,
+        sla_wait_s=None if any(result.sla_by_class for result in report.policies) else report.sla_wait_s,
         decision_counts=[
             DecisionCount(
                 action=count.action, source=count.source, arm=count.arm, reason=count.reason, count=count.count

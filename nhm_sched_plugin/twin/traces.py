@@ -90,6 +90,8 @@ class Trace:
         self.arrivals, self.ids, self.name = moments, names, name
         self.durations = lengths if lengths.min(initial=1.0) >= _NO_TIME_S else np.maximum(lengths, _NO_TIME_S)
         self.kinds, self.bands = kinds, bands
+        self.drawn = False
+        """The log had no service times; these are drawn."""
         self.start = float(moments[0] if start is None else start)
         self.end = float(math.nextafter(moments[-1], math.inf) if end is None else end)
         if not self.start <= self.end:
@@ -129,7 +131,7 @@ class Trace:
     def slice(self, start: float, end: float) -> Trace:
         """The tickets that arrive in [start, end)."""
         first, last = np.searchsorted(self.arrivals, (start, end))
-        return Trace(
+        made = Trace(
             self.arrivals[first:last],
             self.durations[first:last],
             ids=self.ids[first:last],
@@ -139,6 +141,8 @@ class Trace:
             start=start,
             end=end,
         )
+        made.drawn = self.drawn
+        return made
 
     def split(self, train_fraction: float) -> tuple[Trace, Trace]:
         """The first part of the time and the rest, cut at a full hour (UTC) where that leaves both parts some time."""
@@ -165,7 +169,7 @@ class Trace:
         copied[1:] = origin[1:] == origin[:-1]
         arrivals[copied] += draw.uniform(-jitter_s, jitter_s, np.count_nonzero(copied))
         arrivals.clip(self.start, math.nextafter(self.end, -math.inf), out=arrivals)
-        return Trace(
+        made = Trace(
             arrivals,
             self.durations[origin],
             task_types=self.kinds[origin] if len(self.kinds) else (),
@@ -174,6 +178,8 @@ class Trace:
             start=self.start,
             end=self.end,
         )
+        made.drawn = self.drawn
+        return made
 
     def capped(self, max_duration_s: float) -> Trace:
         """No ticket takes longer than that. Raises `TraceError` when it is not above 0."""
@@ -181,7 +187,7 @@ class Trace:
             raise TraceError(f"max_duration_s is {max_duration_s}; it must be above 0")
         if not len(self) or self.durations.max() <= max_duration_s:
             return self
-        return Trace(
+        made = Trace(
             self.arrivals,
             np.minimum(self.durations, max_duration_s),
             ids=self.ids,
@@ -191,6 +197,8 @@ class Trace:
             start=self.start,
             end=self.end,
         )
+        made.drawn = self.drawn
+        return made
 
     def hourly(self) -> list[tuple[float, int]]:
         """(start of the hour, arrivals), every full hour of the period, idle ones included."""
@@ -215,7 +223,9 @@ class Trace:
             durations = [float(duration) / 1000 for duration in frame["actual_duration_ms"]]
         else:
             durations = _drawn(len(arrivals), seed, **service)
-        return cls(arrivals, durations, name=name, ids=ids, task_types=task_types, risk_bands=risk_bands)
+        trace = cls(arrivals, durations, name=name, ids=ids, task_types=task_types, risk_bands=risk_bands)
+        trace.drawn = "actual_duration_ms" not in frame
+        return trace
 
 
 def read_trace(
@@ -294,31 +304,42 @@ def read_swf(path: Path, *, max_duration_s: float = math.inf) -> Trace:
 
 def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int = 0, **service: float) -> Trace:
     """A CSV file with a header. `mapping` names its columns: keys `timestamp`, `ticket_id`, `task_type`, `risk_band`,
-    `actual_duration_ms`; a key that is not mapped is looked for under its own name. Only `timestamp` is required:
-    ISO 8601 (UTC unless it has an offset) or Unix seconds. Without durations see the module's text. Raises
+    `actual_duration_ms` (or `_s`, `_min`); a key that is not mapped is looked for under its own name. Only `timestamp`
+    is required: ISO 8601 (UTC unless it has an offset) or Unix seconds. Without durations see the module's text. Raises
     `IngestError`.
     """
+    mapping = mapping or {}
+    if unknown := [key for key in mapping if key not in _COLUMNS]:
+        raise IngestError(f"--map {unknown[0]}=...: no such target; a trace takes: {', '.join(_COLUMNS)}")
     rows = csv.DictReader(_lines(path))
-    header = rows.fieldnames or []
-    chosen = {key: (mapping or {}).get(key, key) for key in _COLUMNS}
-    for key, column in chosen.items():
-        if column not in header and (key == "timestamp" or key in (mapping or {})):
-            raise IngestError(f"{path}: no column {column!r} for {key}; the file has: {', '.join(header) or 'nothing'}")
-    found: dict[str, list[str]] = {key: [] for key, column in chosen.items() if column in header}
-    for row in rows:
-        for key, values in found.items():
-            values.append(row[chosen[key]] or "")
-    stamps = [_stamp(path, number, text) for number, text in enumerate(found["timestamp"], 2)]
+    try:
+        header = rows.fieldnames or []
+        chosen = {key: mapping.get(key, key) for key in _COLUMNS}
+        for key, column in chosen.items():
+            if column not in header and (key == "timestamp" or key in mapping):
+                there = ", ".join(header) or "nothing"
+                raise IngestError(f"{path}: no column {column!r} for {key}; the file has: {there}")
+        found: dict[str, list[str]] = {key: [] for key, column in chosen.items() if column in header}
+        lines: list[int] = []
+        for row in rows:
+            lines.append(rows.line_num)
+            for key, values in found.items():
+                values.append(row[chosen[key]] or "")
+    except csv.Error as error:
+        raise IngestError(f"{path}:{rows.line_num}: {error}; is a quotation mark left open?") from None
+    stamps = [_stamp(path, number, text) for number, text in zip(lines, found["timestamp"], strict=True)]
     if not stamps:
         raise IngestError(f"{path}: no rows below the header")
     durations: Floats | list[float]
-    if "actual_duration_ms" in found:
+    timed = [key for key in _DURATIONS if key in found]
+    if timed:
         _refuse(str(path), service)
-        numbered = enumerate(found["actual_duration_ms"], 2)
-        durations = [_duration_s(path, number, chosen["actual_duration_ms"], text) for number, text in numbered]
+        key = next((key for key in timed if key in mapping), timed[0])
+        numbered = zip(lines, found[key], strict=True)
+        durations = [_duration_s(path, number, chosen[key], text, _DURATIONS[key]) for number, text in numbered]
     else:
         durations = _drawn(len(stamps), seed, **service)
-    return Trace(
+    trace = Trace(
         stamps,
         durations,
         ids=found.get("ticket_id", ()),
@@ -326,9 +347,18 @@ def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int 
         risk_bands=found.get("risk_band", ()),
         name=path.name,
     )
+    trace.drawn = not timed
+    return trace
 
 
-_COLUMNS: Final = ("timestamp", "ticket_id", "task_type", "risk_band", "actual_duration_ms")
+_DURATIONS: Final = {"actual_duration_ms": 1e-3, "actual_duration_s": 1.0, "actual_duration_min": 60.0}
+"""Seconds in one."""
+_COLUMNS: Final = ("timestamp", "ticket_id", "task_type", "risk_band", *_DURATIONS)
+_OPTIONS: Final = {"service_mean_s": "--service-mean", "service_sigma": "--service-sigma"}
+_LATEST_S: Final = 1e11
+"""Unix seconds of the year 5138; what is beyond it counts in milliseconds or less."""
+_LONGEST_S: Final = 1e9
+"""Thirty years."""
 
 
 def _drawn(
@@ -346,7 +376,7 @@ def _drawn(
 
 def _refuse(name: str, service: Mapping[str, float]) -> None:
     if service:
-        given = ", ".join(f"{key} {value:g}" for key, value in service.items())
+        given = ", ".join(f"{_OPTIONS.get(key, key)} {value:g}" for key, value in service.items())
         raise TraceError(f"{name} has service times of its own; leave out {given}: they are for logs without")
 
 
@@ -369,21 +399,29 @@ def _number(path: Path, line: int, what: str, text: str) -> float:
     return number
 
 
-def _duration_s(path: Path, line: int, what: str, text: str) -> float:
-    number = _number(path, line, what, text)
-    if number < 0:
+def _duration_s(path: Path, line: int, what: str, text: str, unit_s: float) -> float:
+    seconds = _number(path, line, what, text) * unit_s
+    if not 0 <= seconds <= _LONGEST_S:
         raise IngestError(
-            f"{path}:{line}: {what} is {text.strip()}; a duration is 0 ms or more. Leave out lines of tickets that did "
-            "not end, or the column, and service times are drawn"
+            f"{path}:{line}: {what} is {text.strip()}; a duration is 0 or more, and less than thirty years. Leave out "
+            "lines of tickets that did not end, or the column, and service times are drawn"
         )
-    return number / 1000
+    return seconds
 
 
 def _stamp(path: Path, line: int, text: str) -> float:
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        if math.isfinite(seconds) and abs(seconds) > _LATEST_S:
+            raise IngestError(
+                f"{path}:{line}: timestamp {text.strip()} would be in year {1970 + seconds / 31_556_952:,.0f}; Unix "
+                "seconds are expected, so divide milliseconds by 1000"
+            )
+        if math.isfinite(seconds):
+            return seconds
     try:
         stamp = dt.datetime.fromisoformat(text.strip())
     except ValueError:

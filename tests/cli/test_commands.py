@@ -153,6 +153,8 @@ def test_learn_and_the_q_table(nhm: Any, tickets: Path, folder: Path) -> None:
     some = nhm("q-table", "show", "--state", rows[0]["state"], "--json").json
     assert some == [row for row in rows if row["state"] == rows[0]["state"]]
     assert "visits" in nhm("q-table", "show").out
+    other = nhm("q-table", "show", "--state", "zzz").out
+    assert f"No state begins with 'zzz'; {learned.json['path']} has {rows[0]['state']}, " in other
     picture, page = folder / "q.png", folder / "learn.html"
     assert nhm("q-table", "show", "--plot", picture).code == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -179,6 +181,8 @@ def test_replay_from_a_file_and_from_the_records(nhm: Any, tickets: Path, on_tra
     )
     assert (done.code, done.err) == (0, "")
     assert "Replay of day.one.csv" in done.out
+    assert "* a replay asks" not in done.out
+    assert "* static: " in done.out
     assert [row["name"] for row in json.loads(figures.read_text(encoding="utf-8"))["policies"]] == ["rules", "static"]
     assert "Replay of day.one.csv" in page.read_text(encoding="utf-8")
     made = nhm("replay", "--load", "two-types", "--policies", "static,oracle", "--seeds", 2, "--tick", 60,
@@ -255,10 +259,10 @@ def test_doctor_tells_of_a_table_without_trials(nhm: Any, folder: Path) -> None:
     table = QTable()
     table.update("u1-b0-s1-t1", "NO_ACTION", 1.0, 0.1)
     table.save(path)
-    assert policy() == f"1 states, 1 updates; {NO_TRIALS}"
+    assert policy() == f"1 states, 1 updates, planner not calibrated; {NO_TRIALS}"
     table.overall[PLANNED] = Saving(30, 0.1, 2.0, 0.1)
     table.save(path)
-    assert policy() == "1 states, 1 updates"
+    assert policy() == "1 states, 1 updates, planner not calibrated"
 
 
 def test_doctor_on_a_sound_installation(nhm: Any, on_trained: Path) -> None:

@@ -77,6 +77,7 @@ def test_wrong_variable_and_missing_file(nhm: Any, folder: Path, monkeypatch: py
         ),
         (["replay", "x.swf", "--decisions", "-5"], "-5 is outside what is possible: 0 or more"),
         (["replay", "x.swf", "--seeds", "0"], "0 is outside what is possible: 1 or more"),
+        (["replay", "x.swf", "--startup", "inf"], "inf is outside what is possible: 0 or more"),
         (["replay", "x.swf", "--tick", "0"], "0.0 is outside what is possible: 1 or more"),
         (["replay", "x.swf", "--json", "no/such/folder.json"], "no/such/folder.json cannot be written"),
         (["replay", "x.swf", "--volume", "0"], "0.0 is outside what is possible: 0.001 to 10000"),
@@ -112,7 +113,7 @@ def test_wrong_options(nhm: Any, arguments: list[str], told: str) -> None:
         (["replay", "page.html"], "a trace is a .swf or a .csv file"),
         (
             ["replay", "done.csv", "--service-mean", "9"],
-            "done.csv has service times of its own; leave out service_mean_s 9",
+            "done.csv has service times of its own; leave out --service-mean 9",
         ),
         (["learn"], "the database holds no tickets; run `nhm-sched ingest FILE` first"),
         (["train"], "ingest"),
@@ -172,6 +173,11 @@ def test_damaged_snapshots_are_told_and_left_alone(nhm: Any, folder: Path) -> No
     assert [row["component"] for row in checked.json if not row["ok"]] == ["forecast", "policy"]
     nhm("hooks", "trace")
     assert {path.name: path.read_bytes() for path in snapshots.iterdir()} == before
+
+    (snapshots / "q_table.json").unlink()
+    (snapshots / "planner.json").write_text("garbage", encoding="utf-8")
+    (row,) = [row for row in nhm("doctor", "--json").json if row["component"] == "policy"]
+    assert (row["ok"], "planner.json: is not a calibrated planner" in row["detail"]) == (False, True)
 
 
 def test_a_damaged_spool_gives_what_it_still_has(nhm: Any, folder: Path) -> None:

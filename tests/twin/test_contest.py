@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import re
@@ -144,6 +145,44 @@ def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ):
         with pytest.raises(ValueError, match=told):
             replay(BUSY, (name,))
+    for body, told in (
+        ("1 / 0", "'theirs:make': cannot import 'theirs' (ZeroDivisionError: division by zero, theirs.py:"),
+        ("def make(scene): return None", "'theirs:make' made a NoneType without watches_tickets, on_arrival"),
+        ("def make(): ...", "'theirs:make' cannot be made (TypeError: make() takes 0"),
+        ("def make(scene): return Raw(float('nan'))", "'theirs:make' asked for nan workers at 1970-01-03"),
+        ("def make(scene): return Raw(3.7)", "'theirs:make' asked for 3.7 workers at 1970-01-03"),
+        ("def make(scene): return Raw('8')", "'theirs:make' asked for '8' workers at 1970-01-03"),
+        ("def make(scene): return Mine('mine', scene)", "'theirs:make' failed (KeyError: 'mood', theirs.py:15)"),
+        ("def make(scene): return Vague('mine', scene)", "'theirs:make' failed (TypeError: 'float' object"),
+    ):
+        (tmp_path / "theirs.py").write_text(THEIRS + body + "\n")
+        monkeypatch.delitem(sys.modules, "theirs", raising=False)
+        importlib.invalidate_caches()
+        with pytest.raises(ValueError, match=re.escape(told)):
+            replay(BUSY, ("theirs:make",), {"data_dir": tmp_path / "data"}, tick_s=300.0)
+
+
+THEIRS = """
+from nhm_sched_plugin.twin.rivals.base import Autoscaler
+
+class Raw:
+    name, watches_tickets = "raw", False
+    def __init__(self, answer):
+        self.answer = answer
+    def on_arrival(self, *_): ...
+    def on_finished(self, *_): ...
+    def on_tick(self, state, now):
+        return self.answer
+
+class Mine(Autoscaler):
+    def desired(self, state, now):
+        return state.features["mood"]
+
+class Vague(Autoscaler):
+    def desired(self, state, now):
+        return 3.7
+
+"""
 
 
 def test_each_type_by_its_own_wait() -> None:

@@ -15,6 +15,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from nhm_sched_plugin.decision import reward as contract
+from nhm_sched_plugin.errors import ModelError
 from nhm_sched_plugin.policy import arms, state_key
 from nhm_sched_plugin.policy.arms import ACTIONS, ARMS
 from nhm_sched_plugin.policy.demand import DemandModel
@@ -29,12 +30,14 @@ from nhm_sched_plugin.twin.compiled import compiled
 from nhm_sched_plugin.twin.drill import table_of, values_of
 from nhm_sched_plugin.twin.gap import gap_of
 from nhm_sched_plugin.twin.learn import calibrated, learn
+from nhm_sched_plugin.twin.traces import TraceError
 from nhm_sched_plugin.twin.trials import Move, Trials, horizon_s, reliability, score, window_s
 from nhm_sched_plugin.twin.windows import Window, Windows
 from nhm_sched_plugin.types import Action, SchedulingState
 
 DAY = 86_400.0
-MODEL = calibration()
+MODEL = calibration(start=-30_000.0, service_s=301.0)
+"""Of tickets as many and as long as those of `tickets`."""
 
 
 def tickets(days: float = 2.0, seed: int = 0) -> Trace:
@@ -358,6 +361,72 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert not (tmp_path / "halved/snapshots/q_table.json.learning").exists()
 
 
+def test_who_is_interrupted_while_confidence_is_checked_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table that was learned is not learned on top of: both ways end in the same one."""
+    trace = tickets(6.0)
+
+    def run(folder: str) -> Any:
+        settings = ready(tmp_path / folder)
+        return settings, learn(settings, trace, decisions=2000, moments=50)
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    settings, whole = run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr("nhm_sched_plugin.twin.learn.gap_of", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("halved")
+    again, rest = run("halved")
+    assert (whole.resumed, rest.resumed) == (False, True)
+    assert again.q_table_path.read_bytes() == settings.q_table_path.read_bytes()
+    assert (rest.updates, rest.gap_closed) == (whole.updates, whole.gap_closed)
+    assert not list(again.q_table_path.parent.glob("*.learning"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    settings, trace = ready(tmp_path), tickets(1.0)
+    second: list[str] = []
+
+    def beside(share: float) -> None:
+        if not second:
+            with pytest.raises(ModelError) as told:
+                learn(settings, trace, decisions=100)
+            second.append(str(told.value))
+
+    pretrain(settings, trace, decisions=500, progress=beside)
+    assert "another pre-training is at work in this folder" in second[0]
+    assert "data_dir" in second[0]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nhm_sched_plugin.twin.learn.calibrate", lambda *_, **__: pytest.fail("worked in vain"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"cannot be written .*; data_dir must be a folder to write in"):
+        learn(load_settings({"data_dir": tmp_path / "file"}), tickets(1.0))
+
+
+@pytest.mark.parametrize("trace", [tickets(1.0).slice(0.0, 3000.0), Trace([1.0] * 19, [1.0] * 19, start=0.0, end=DAY)])
+def test_what_is_too_little_to_learn_from_is_refused(tmp_path: Path, trace: Trace) -> None:
+    settings = load_settings({"data_dir": tmp_path})
+    with pytest.raises(TraceError, match=r"say too little to learn from; an hour and 20 tickets are needed"):
+        learn(settings, trace)
+    assert not settings.planner_path.exists()
+
+
+def test_what_to_know_about_the_figures_is_noted(tmp_path: Path) -> None:
+    trace = tickets(1.0)
+    trace.drawn = True
+    first, second = learn(ready(tmp_path), trace, decisions=200).notes
+    assert "calibration of an earlier run" in first
+    assert "--recalibrate" in first
+    assert "no service times: they are drawn, " in second
+
+
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_none(tmp_path: Path) -> None:
     trace = tickets(1.0)
 
@@ -376,7 +445,9 @@ def test_a_calibration_is_used_again_while_it_fits(tmp_path: Path, monkeypatch: 
 
     def counted(settings: Settings, trace: Trace, **_: Any) -> DemandModel:
         made.append(trace.end)
-        return msgspec.structs.replace(MODEL, end=trace.end, late_cost=settings.planner.late_cost)
+        return msgspec.structs.replace(
+            MODEL, start=trace.start, end=trace.end, tickets=len(trace), late_cost=settings.planner.late_cost
+        )
 
     monkeypatch.setattr("nhm_sched_plugin.twin.learn.calibrate", counted)
     settings = load_settings({"data_dir": tmp_path})
@@ -389,6 +460,21 @@ def test_a_calibration_is_used_again_while_it_fits(tmp_path: Path, monkeypatch: 
     dearer = settings.model_copy(update={"planner": settings.planner.model_copy(update={"late_cost": 20.0})})
     calibrated(dearer, trace.slice(0.0, DAY))
     assert len(made) == 4
+    calibrated(dearer, trace.slice(0.0, DAY).capped(60.0))
+    calibrated(dearer, trace.slice(0.0, DAY).scaled(2.0, seed=1))
+    assert len(made) == 6, "a calibration for tickets as long and as many"
+
+
+def test_a_damaged_calibration_is_kept_beside_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nhm_sched_plugin.twin.learn.calibrate", lambda settings, trace, **_: MODEL)
+    settings = load_settings({"data_dir": tmp_path})
+    settings.planner_path.parent.mkdir(parents=True)
+    settings.planner_path.write_text("garbage")
+    assert calibrated(settings, tickets(1.0)) == MODEL == DemandModel.load(settings.planner_path)
+    assert settings.planner_path.with_name("planner.json.corrupt-1").read_text() == "garbage"
+    assert "kept as" in caplog.text
 
 
 def test_windows_vary_and_stay_inside(tmp_path: Path) -> None:

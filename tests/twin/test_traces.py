@@ -40,6 +40,18 @@ def test_csv_with_a_mapping(tmp_path: Path) -> None:
     assert (trace.ids.tolist(), trace.durations.tolist()) == (["a", "b"], [1.5, 2.0])
 
 
+def test_durations_in_other_units_and_targets_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.csv"
+    path.write_text("timestamp,took,minutes\n10,90,2\n20,30,4\n")
+    assert read_csv(path, mapping={"actual_duration_s": "took"}).durations.tolist() == [90.0, 30.0]
+    assert read_csv(path, mapping={"actual_duration_min": "minutes"}).durations.tolist() == [120.0, 240.0]
+    assert not read_csv(path, mapping={"actual_duration_s": "took"}).capped(40.0).drawn
+    assert read_csv(path).slice(0.0, 15.0).drawn, "nothing tells how long they took"
+    for wrong in ("duration_ms", "actual_duration", "foo"):
+        with pytest.raises(IngestError, match=f"--map {wrong}=...: no such target; a trace takes: timestamp, "):
+            read_csv(path, mapping={wrong: "took"})
+
+
 def test_drawn_service_times_are_lognormal_seeded_and_have_the_mean(tmp_path: Path) -> None:
     path = tmp_path / "arrivals.csv"
     path.write_text("timestamp\n" + "\n".join(str(n) for n in range(20_000)))
@@ -63,8 +75,16 @@ def test_drawn_service_times_are_lognormal_seeded_and_have_the_mean(tmp_path: Pa
         (
             "a.csv",
             "timestamp,actual_duration_ms\n1,5\n2,-1\n",
-            "a.csv:3: actual_duration_ms is -1; a duration is 0 ms or",
+            "a.csv:3: actual_duration_ms is -1; a duration is 0 or",
         ),
+        ("a.csv", "timestamp\n1709510432465\n", "a.csv:2: timestamp 1709510432465 would be in year 56,"),
+        ("a.csv", "timestamp\n1\n\nnan\n", "a.csv:4: timestamp 'nan' is neither ISO 8601 nor Unix seconds"),
+        (
+            "a.csv",
+            "timestamp,actual_duration_ms\n1,1e300\n",
+            "a.csv:2: actual_duration_ms is 1e300; a duration is 0 or",
+        ),
+        ("a.csv", 'timestamp,ticket_id\n1,"' + "x" * 140_000, "is a quotation mark left open?"),
         ("a.swf", "1 2 3\n", "a.swf:1: 3 fields"),
         ("a.swf", "; nothing\n", "no job"),
         ("a.swf", "1 x -1 5 1\n", "submit time is 'x'"),
@@ -144,7 +164,7 @@ def test_durations_are_capped(tmp_path: Path) -> None:
 def test_service_times_are_not_drawn_over_those_of_the_log(tmp_path: Path, name: str) -> None:
     (tmp_path / "log.swf").write_text(SWF)
     (tmp_path / "log.csv").write_text("timestamp,actual_duration_ms\n1,9000\n")
-    with pytest.raises(IngestError, match=rf"{name} has service times of its own; leave out service_mean_s 5"):
+    with pytest.raises(IngestError, match=rf"{name} has service times of its own; leave out --service-mean 5"):
         read_trace(tmp_path / name, service_mean_s=5.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import operator
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -107,9 +108,8 @@ class Autoscaler(abc.ABC):
 
     def on_tick(self, state: SchedulingState, now: float) -> int | None:
         current = round((state.active_workers or 0.0) + state.features.get(STARTING, 0.0))
-        wanted = self.desired(state, now)
-        if wanted is None:
-            wanted = current
+        asked = self.desired(state, now)
+        wanted = current if asked is None else operator.index(asked)
         highest = self._highest.add(now, wanted)
         target = min(wanted, self.most(current)) if wanted >= current else min(highest, current)
         return max(self.scene.min_workers, min(target, self.scene.max_workers))
