@@ -145,6 +145,8 @@ class WorkerPoolEnv(gymnasium.Env[NDArray[np.float32], Any]):
             raise ValueError(f"lead_s is {lead_s}; it must be a number of seconds, 0 or more")
         if not 0 <= late_penalty < math.inf:
             raise ValueError(f"late_penalty is {late_penalty}; it must be a number, 0 or more")
+        if int(min_workers) != min_workers or int(max_workers) != max_workers:
+            raise ValueError(f"min_workers is {min_workers} and max_workers {max_workers}; whole numbers are needed")
         if not 0 <= min_workers < max_workers:
             raise ValueError(f"min_workers is {min_workers} and max_workers {max_workers}; one must be below the other")
         if not changes or not all(0 <= change < math.inf for change in changes):
@@ -181,7 +183,12 @@ class WorkerPoolEnv(gymnasium.Env[NDArray[np.float32], Any]):
         draw, given, trace = self.np_random, options or {}, self.trace
         start = draw.uniform(trace.start, trace.end - self.window_s)
         workers = math.ceil(trace.load * draw.uniform(0.5, 1.5))
-        start, workers = float(given.get("start", start)), int(given.get("workers", workers))
+        if unknown := sorted(given.keys() - {"start", "workers"}):
+            raise ValueError(f"no option {', '.join(unknown)}; known: start, workers")
+        asked = given.get("workers")
+        if asked is not None and (int(asked) != asked or not 0 <= asked <= self.max_workers):
+            raise ValueError(f"workers is {asked}; a whole number from 0 to {self.max_workers} is needed")
+        start, workers = float(given.get("start", start)), workers if asked is None else int(asked)
         if not trace.start <= start < trace.end:
             raise ValueError(f"start is {start}; the trace goes from {trace.start} to {trace.end}")
         self._pool = Pool(
@@ -212,6 +219,8 @@ class WorkerPoolEnv(gymnasium.Env[NDArray[np.float32], Any]):
         return seen, float(earned), False, pool.now >= pool.trace.end, self._info()
 
     def _target(self, action: Any) -> int:
+        if isinstance(self.action_space, spaces.Box):
+            action = np.asarray(action, np.float32)  # of doubles and lists only the values count
         if not self.action_space.contains(action):
             raise ValueError(f"action {action!r} is not in {self.action_space}")
         if isinstance(self.action_space, spaces.Discrete):

@@ -110,6 +110,7 @@ def test_actions_stay_within_the_limits() -> None:
     env = WorkerPoolEnv(day(), actions="workers", min_workers=2, max_workers=9)
     env.reset(seed=1)
     assert env.step(np.array([7.4], np.float32))[-1]["workers"] == 7
+    assert env.step(np.array([6.4]))[-1]["workers"] == 6, "doubles are taken as they are"
     with pytest.raises(ValueError, match=r"action array\(\[10\.\].*is not in Box"):
         env.step(np.array([10.0], np.float32))
     changing = WorkerPoolEnv(day(), min_workers=2, max_workers=9)
@@ -127,6 +128,10 @@ def test_actions_stay_within_the_limits() -> None:
         ({"actions": "both"}, "actions is 'both'"),
         ({"tick_s": 0}, "tick_s is 0"),
         ({"min_workers": 5, "max_workers": 5}, "min_workers is 5 and max_workers 5"),
+        ({"max_workers": 1.5}, "min_workers is 0 and max_workers 1.5; whole numbers are needed"),
+        ({"startup_s": math.inf}, "startup_s is inf"),
+        ({"foo": 1}, "no argument foo; of the pool these can be given: capacity, classes, mtbf_s"),
+        ({"workers": 3}, "no argument workers"),
         ({"changes": ()}, "changes are"),
         ({"changes": (1.0, math.nan)}, "changes are"),
         ({"lead_s": -5.0}, "lead_s is -5.0"),
@@ -145,6 +150,14 @@ def test_a_wrong_start_is_refused() -> None:
         env.step(0)
     with pytest.raises(ValueError, match=r"start is -1\.0; the trace goes from 0\.0"):
         env.reset(options={"start": -1})
+    for options, told in (
+        ({"begin": 1}, "no option begin; known: start, workers"),
+        ({"workers": -1}, "workers is -1; a whole number from 0 to 1000 is needed"),
+        ({"workers": 5.5}, "workers is 5.5; a whole number"),
+        ({"workers": 2000}, "workers is 2000; a whole number"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            env.reset(options=options)
 
 
 def documented(word: str) -> str:
