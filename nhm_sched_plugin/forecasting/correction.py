@@ -91,5 +91,5 @@ def _at(probability: float, quantiles: Sequence[float]) -> float:
         return 0.0
     for (low, a), (high, b) in pairwise([(0.0, 0.0), *zip(LEVELS, quantiles, strict=True)]):
         if probability <= high:
-            return a + (b - a) * (probability - low) / (high - low)
+            return min(a + (b - a) * (probability - low) / (high - low), b)  # rounding may go beyond it
     return quantiles[-1]

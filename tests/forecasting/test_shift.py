@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nhm_sched_plugin.forecasting.intervals import LEVELS
@@ -264,6 +264,7 @@ def test_any_correction_is_bounded(hours: list[Hour], ahead: float) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(COUNTS, QUANTILES, st.floats(0.5, 200), CORRECTIONS)
+@example(0.0, [0.0, 0.0, 0.0625, 1.875, 1.875], 1.0, Correction(0.0, (0.0,) * len(LEADS), 1.4e-45, 0.0))
 def test_corrected_quantiles_stay_in_order(mean: float, quantiles: list[float], ahead: float, by: Correction) -> None:
     moved, values = corrected(mean, quantiles, ahead, by)
     assert moved == pytest.approx(mean * by.factor(ahead))

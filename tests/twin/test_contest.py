@@ -6,6 +6,7 @@ import importlib
 import json
 import random
 import re
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -157,6 +158,7 @@ def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ):
         (tmp_path / "theirs.py").write_text(THEIRS + body + "\n")
         monkeypatch.delitem(sys.modules, "theirs", raising=False)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # of a file as long, made in the same second
         importlib.invalidate_caches()
         with pytest.raises(ValueError, match=re.escape(told)):
             replay(BUSY, ("theirs:make",), {"data_dir": tmp_path / "data"}, tick_s=300.0)
