@@ -96,7 +96,6 @@ class Pipeline:
         advice = _NO_ADVICE
         arm, arm_reason = rollout.arm(settings.rollout, settings.experiment, ticket, now)
         given, state = state, UNKNOWN_STATE
-        FORESEEN.set(None)
         with deadline(HOOKS_SHARE * budget_s):
             try:
                 forecast, later, missing = self._foresee(now, settings)
@@ -106,7 +105,6 @@ class Pipeline:
                 state = self._complete(ticket, given, forecast, later)
                 if forecast is not None:
                     forecast = self._with_bottleneck(forecast, state)
-                    FORESEEN.set(forecast)
                 advice = self._advise(ticket, state, forecast, missing, settings)
                 if advice.refusal is None and time.perf_counter() - started > budget_s:
                     advice = Advice(advice.recommendation, Reason.BUDGET_EXCEEDED, advice.vetoes)
@@ -118,7 +116,7 @@ class Pipeline:
                 chosen, source, reason = advice.recommendation, _source(advice.recommendation), _APPLIED
             else:
                 reason = advice.refusal or arm_reason or Reason.INTERNAL_ERROR
-                chosen, source = self._fall_back(ticket, state, reason)
+                chosen, source = self._fall_back(ticket, state, forecast, reason)
         decision = self._written_down(ticket, state, forecast, advice, chosen, source, reason, arm, now, started)
         self._count(decision, advice)
         return decision
@@ -255,9 +253,10 @@ class Pipeline:
         return Advice(other, None) if other is not None and admissible(other) else advice
 
     def _fall_back(
-        self, ticket: Ticket | None, state: SchedulingState, reason: Reason
+        self, ticket: Ticket | None, state: SchedulingState, forecast: Forecast | None, reason: Reason
     ) -> tuple[Recommendation, Source]:
         """Step 4: the rules. At the very last: keep things as they are."""
+        FORESEEN.set(forecast)
         try:
             chosen = self._call.nhm_sched_fallback(ticket=ticket, state=state, reason=str(reason))
         except Exception as error:  # noqa: BLE001 - the last resort below needs nobody

@@ -172,8 +172,9 @@ def learn(
     if not len(past):
         past, kept = trace, trace.slice(trace.end, trace.end)
     with _alone(settings.q_table_path):
-        reused = not recalibrate and _fresh(settings, past) is not None
-        model = calibrated(settings, past, again=recalibrate, seed=seed, progress=telling("calibrate the planner"))
+        reused = None if recalibrate else _fresh(settings, past)
+        told = telling("calibrate the planner")
+        model = reused or calibrated(settings, past, again=True, seed=seed, progress=told)
         practice = (decisions + 1) // 2
         run = _Run(settings, past, model, decisions, practice, tick_s, seed, None, fresh, telling("learn"))
         report, table = run.report, run.policy.table
@@ -185,9 +186,9 @@ def learn(
             )
             told = telling("measure against rules and oracle")
             table.gap = gap_of(settings, table, model, kept, past=past, tick_s=tick_s, progress=told)
-        report.gap_closed, report.planner_reused = table.gap, reused
+        report.gap_closed, report.planner_reused = table.gap, reused is not None
         run.finish()
-    if reused:
+    if reused is not None:
         made_to = dt.datetime.fromtimestamp(model.end, dt.UTC)
         report.notes.append(
             f"the planner's calibration of an earlier run is used, made from {model.tickets:,} tickets until "
@@ -203,17 +204,20 @@ def learn(
 @contextlib.contextmanager
 def _alone(q_table: Path) -> Iterator[None]:
     """One run in a folder: two would write the planner of one beside the Q-table of the other. Raises `ModelError`."""
-    try:
-        with file_lock(Checkpoint(q_table).path, wait=False):
-            yield
-    except BlockingIOError:
-        raise ModelError(
-            f"{q_table.parent}: another pre-training is at work in this folder; wait for it, or set data_dir to another"
-        ) from None
-    except OSError as error:
-        raise ModelError(
-            f"{q_table.parent}: cannot be written ({error.strerror or error}); data_dir must be a folder to write in"
-        ) from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(Checkpoint(q_table).path, wait=False))
+        except BlockingIOError:
+            raise ModelError(
+                f"{q_table.parent}: another pre-training is at work in this folder; wait for it, or set data_dir to "
+                "another"
+            ) from None
+        except OSError as error:
+            why = error.strerror or error
+            raise ModelError(
+                f"{q_table.parent}: cannot be written ({why}); data_dir must be a folder to write in"
+            ) from None
+        yield
 
 
 def pretrain(
