@@ -15,6 +15,7 @@ from nhm_sched_plugin.cli import (  # noqa: F401 - they register themselves
     forecasts,
     ingesting,
     policy,
+    q_table,
     quality,
     questions,
     recommending,

@@ -69,9 +69,11 @@ class Trace:
         name: str = "trace",
         start: float | None = None,
         end: float | None = None,
+        drawn: bool = False,
     ) -> None:
-        """Sorts by arrival. Raises `TraceError` for columns of different length, times that are no numbers, and without
-        tickets or a period (or with one that ends before it starts)."""
+        """Sorts by arrival. `drawn`: the log had no service times, these are drawn. Raises `TraceError` for columns of
+        different length, times that are no numbers, and without tickets or a period (or with one that ends before it
+        starts)."""
         moments, lengths = np.asarray(arrivals, np.float64), np.asarray(durations, np.float64)
         names = np.asarray(ids, np.dtypes.StringDType())
         kinds, bands = Labels.of(task_types), Labels.of(risk_bands)
@@ -90,8 +92,7 @@ class Trace:
         self.arrivals, self.ids, self.name = moments, names, name
         self.durations = lengths if lengths.min(initial=1.0) >= _NO_TIME_S else np.maximum(lengths, _NO_TIME_S)
         self.kinds, self.bands = kinds, bands
-        self.drawn = False
-        """The log had no service times; these are drawn."""
+        self.drawn = drawn
         self.start = float(moments[0] if start is None else start)
         self.end = float(math.nextafter(moments[-1], math.inf) if end is None else end)
         if not self.start <= self.end:
@@ -131,7 +132,7 @@ class Trace:
     def slice(self, start: float, end: float) -> Trace:
         """The tickets that arrive in [start, end)."""
         first, last = np.searchsorted(self.arrivals, (start, end))
-        made = Trace(
+        return Trace(
             self.arrivals[first:last],
             self.durations[first:last],
             ids=self.ids[first:last],
@@ -140,9 +141,8 @@ class Trace:
             name=self.name,
             start=start,
             end=end,
+            drawn=self.drawn,
         )
-        made.drawn = self.drawn
-        return made
 
     def split(self, train_fraction: float) -> tuple[Trace, Trace]:
         """The first part of the time and the rest, cut at a full hour (UTC) where that leaves both parts some time."""
@@ -169,7 +169,7 @@ class Trace:
         copied[1:] = origin[1:] == origin[:-1]
         arrivals[copied] += draw.uniform(-jitter_s, jitter_s, np.count_nonzero(copied))
         arrivals.clip(self.start, math.nextafter(self.end, -math.inf), out=arrivals)
-        made = Trace(
+        return Trace(
             arrivals,
             self.durations[origin],
             task_types=self.kinds[origin] if len(self.kinds) else (),
@@ -177,9 +177,8 @@ class Trace:
             name=self.name,
             start=self.start,
             end=self.end,
+            drawn=self.drawn,
         )
-        made.drawn = self.drawn
-        return made
 
     def capped(self, max_duration_s: float) -> Trace:
         """No ticket takes longer than that. Raises `TraceError` when it is not above 0."""
@@ -187,7 +186,7 @@ class Trace:
             raise TraceError(f"max_duration_s is {max_duration_s}; it must be above 0")
         if not len(self) or self.durations.max() <= max_duration_s:
             return self
-        made = Trace(
+        return Trace(
             self.arrivals,
             np.minimum(self.durations, max_duration_s),
             ids=self.ids,
@@ -196,9 +195,8 @@ class Trace:
             name=self.name,
             start=self.start,
             end=self.end,
+            drawn=self.drawn,
         )
-        made.drawn = self.drawn
-        return made
 
     def hourly(self) -> list[tuple[float, int]]:
         """(start of the hour, arrivals), every full hour of the period, idle ones included."""
@@ -223,9 +221,10 @@ class Trace:
             durations = [float(duration) / 1000 for duration in frame["actual_duration_ms"]]
         else:
             durations = _drawn(len(arrivals), seed, **service)
-        trace = cls(arrivals, durations, name=name, ids=ids, task_types=task_types, risk_bands=risk_bands)
-        trace.drawn = "actual_duration_ms" not in frame
-        return trace
+        timed = "actual_duration_ms" in frame
+        return cls(
+            arrivals, durations, name=name, ids=ids, task_types=task_types, risk_bands=risk_bands, drawn=not timed
+        )
 
 
 def read_trace(
@@ -339,16 +338,15 @@ def read_csv(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int 
         durations = [_duration_s(path, number, chosen[key], text, _DURATIONS[key]) for number, text in numbered]
     else:
         durations = _drawn(len(stamps), seed, **service)
-    trace = Trace(
+    return Trace(
         stamps,
         durations,
         ids=found.get("ticket_id", ()),
         task_types=found.get("task_type", ()),
         risk_bands=found.get("risk_band", ()),
         name=path.name,
+        drawn=not timed,
     )
-    trace.drawn = not timed
-    return trace
 
 
 _DURATIONS: Final = {"actual_duration_ms": 1e-3, "actual_duration_s": 1.0, "actual_duration_min": 60.0}
