@@ -31,7 +31,8 @@ def reliability_plot(points: Sequence[Point]) -> canvas.Plot:
         said, found = [point.said for point in filled], [point.found for point in filled]
         sizes = [30 + 900 * point.trials / total for point in filled]
         axes.plot(said, found, color=canvas.SERIES[0], linewidth=1.2)
-        axes.scatter(said, found, s=sizes, color=canvas.SERIES[0], alpha=0.8, label="counted", zorder=3, clip_on=False)
+        axes.scatter(said, found, s=sizes, color=canvas.SERIES[0], alpha=0.8, zorder=3, clip_on=False)
+        axes.scatter([], [], s=60, color=canvas.SERIES[0], alpha=0.8, label="counted")  # the legend's, of one size
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="confidence said", ylabel="share that came true")
         canvas.legend(drawing, axes, 2)
         return drawing

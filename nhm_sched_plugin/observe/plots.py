@@ -243,7 +243,7 @@ def trade(policies: Sequence[PolicyResult], frontiers: Sequence[Frontier]) -> Pl
         width, height = max(right - left, 0.1), max(100 - lowest, 0.5)
         axes.set_xlim(left - 0.06 * width, right + 0.06 * width)
         axes.set_ylim(lowest - 0.15 * height, 100 + 0.06 * height)
-        axes.set_xlabel("worker-hours, as a multiple of the oracle's (left is cheaper)")
+        axes.set_xlabel("worker-hours, as a multiple of the oracle's" + (" (left is cheaper)" if wide else ""))
         axes.set_ylabel("tickets in time, percent")
         canvas.legend(figure, axes, 5 if wide else 3)
         return figure
