@@ -312,17 +312,19 @@ class HookManager(pluggy.PluginManager):
         logger.error("plugin %s %s", plugin_name, self.problems[plugin_name])
 
     def _trace_calls(self) -> None:
-        started = threading.local()
+        running = threading.local()
 
         def before(hook_name: str, _: Any, kwargs: Any) -> None:
-            started.at = time.perf_counter()
+            running.__dict__.setdefault("since", []).append(time.perf_counter())  # a hook may call another
 
         def after(outcome: Any, hook_name: str, implementations: Any, kwargs: Any) -> None:
-            took = (time.perf_counter() - started.at) * 1e6
+            started = running.since.pop()
+            took = (time.perf_counter() - started) * 1e6
             answer = outcome.exception or outcome.get_result()
             names = [implementation.plugin_name for implementation in reversed(implementations)]
             given = ", ".join(f"{name}: {type(value).__name__}" for name, value in kwargs.items())
-            logger.info("%s(%s) by %s -> %r in %.0f us", hook_name, given, names, answer, took)
+            extra = {"started": started}  # a record's own time is when the call was over, or later on a busy machine
+            logger.info("%s(%s) by %s -> %r in %.0f us", hook_name, given, names, answer, took, extra=extra)
 
         self.add_hookcall_monitoring(before, after)
 

@@ -39,7 +39,7 @@ class _Calls(logging.Handler):
             "answer": _simple(answer),
         }
         # Logged when a call ends; in the order in which they began an outer call comes before those inside it.
-        self.rows.append((record.created - took / 1e6, row))
+        self.rows.append((record.__dict__["started"], row))
 
 
 def trace_decision(

@@ -867,6 +867,25 @@ def test_the_trace_switch_logs_every_call(kit: Any, caplog: pytest.LogCaptureFix
     assert "by ['mine', 'built-in'] -> [] in" in lines[0]
 
 
+def test_a_traced_call_is_timed_from_its_own_start_not_from_that_of_a_call_inside_it(
+    kit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def recommend(ticket: Any, state: Any, forecast: Any) -> None:
+        time.sleep(0.05)
+        host._plugin.hooks.hook.nhm_sched_guard(
+            recommendation=Recommendation(action=Action.NO_ACTION), ticket=ticket, state=state
+        )
+
+    with caplog.at_level(logging.INFO, "nhm_sched_plugin.extension"):
+        host = kit.start({"hooks": {"trace": True}}, plugins={"mine": kit.plugin(recommend=recommend)})
+        host.decide(kit.TICKET, kit.BUSY)
+    outer = next(record for record in caplog.records if record.getMessage().startswith("nhm_sched_recommend("))
+    inner = next(record for record in caplog.records if record.getMessage().startswith("nhm_sched_guard("))
+    assert outer.__dict__["started"] + 0.05 <= inner.__dict__["started"]
+    assert isinstance(outer.args, tuple)
+    assert float(str(outer.args[4])) >= 50_000
+
+
 def test_no_trace_without_the_switch(kit: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "nhm_sched_plugin.extension"):
         kit.start().decide(kit.TICKET, kit.BUSY)
