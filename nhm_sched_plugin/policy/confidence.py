@@ -65,6 +65,8 @@ TRIAL_DEPENDENCE: Final = 25
 """The same for trials against the plan: a minute apart, each twenty minutes long or more."""
 MIN_DAYS: Final = 2.0
 """From fewer nobody can say how days differ."""
+SPREAD_AT: Final = 0.75
+"""Share of the states, weighted by their days, in which days differ less than what each state's own is pulled to."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()
@@ -108,9 +110,10 @@ class _Pool(NamedTuple):
     error: float
     """squared error of the mean of all,"""
     variance: float
-    """and variance of a day (of a trial) in a usual state. Each state's own is pulled to it, or would betray the states
-    in which no crowd happened to come; there an arm looks both dear and certain. Of days it is the mean standard
-    deviation, squared: the few states that crowds come in would make up most of a mean of variances."""
+    """and variance of a day (of a trial) that no state is spared. Each state's own is pulled to it, or would betray the
+    states in which no crowd happened to come; there an arm looks both dear and certain. Of days it is the third
+    quartile of the standard deviations, squared: most states have seen fewer crowds than will come, so theirs are too
+    small, but in those of an outage days differ a hundred times as much, which says nothing of the others."""
     trials: int
     days: float = math.inf
     saving: float = 0.0
@@ -145,9 +148,9 @@ def _planned(table: QTable) -> list[Cell]:
 def _over_rules(cells: list[Cell], overall: Saving) -> _Pool:
     tried = [cell for cell in cells if cell.trials]
     several = [cell for cell in tried if cell.days >= MIN_DAYS]
-    weight = math.fsum(cell.days for cell in several)
-    spread = math.fsum(cell.days * math.sqrt(cell.days * cell.over_error) for cell in several)
-    variance = ((spread + PRIOR_SD) / (weight + 1.0)) ** 2
+    spreads = [(math.sqrt(cell.days * cell.over_error), cell.days) for cell in several]
+    weight = math.fsum(days for _, days in spreads)
+    variance = ((weight * _quantile(spreads, SPREAD_AT) + PRIOR_SD) / (weight + 1.0)) ** 2
     errors = [_pulled(cell.days, cell.over_error, variance) for cell in several]
     between, _, _ = _random_effects([cell.over for cell in several], errors)
     seen = [cell.over for cell in tried if cell.trials >= MIN_TRIALS]
@@ -160,6 +163,16 @@ def _over_rules(cells: list[Cell], overall: Saving) -> _Pool:
         overall.days,
         (sum(mean >= 0 for mean in seen) + 1) / (len(seen) + 2),
     )
+
+
+def _quantile(weighted: list[tuple[float, float]], share: float) -> float:
+    """The least value that has at least `share` of the weight at or below it; 0 of none."""
+    left = share * math.fsum(weight for _, weight in weighted)
+    for value, weight in sorted(weighted):
+        left -= weight
+        if left <= 0.0:
+            return value
+    return 0.0
 
 
 def _pulled(days: float, error: float, variance: float) -> float:

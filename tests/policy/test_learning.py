@@ -552,6 +552,31 @@ def test_days_are_what_counts_not_their_trials() -> None:
     assert sure(20, 5, 0) < 0.05
 
 
+def test_the_days_of_an_outage_do_not_unsettle_the_states_of_other_days() -> None:
+    table, tried = QTable(), DailySavings({}, 86_400.0)
+    for day in range(6):
+        for _ in range(40):
+            for state in range(8):
+                tried.add(f"calm{state}", "plan:NO_ACTION", day * 86_400.0, 0.1 + 0.02 * (-1) ** (day + state))
+            tried.add("rush", "plan:NO_ACTION", day * 86_400.0, 2.5)
+            tried.add("outage", "plan:NO_ACTION", day * 86_400.0, 40.0 if day == 3 else 0.1)
+    tried.tell(table)
+    assert confidence(table, "calm0", "NO_ACTION", "x", planned=True) == CEILING
+    assert confidence(table, "outage", "NO_ACTION", "x", planned=True) < 0.9, "that of one day of six"
+
+
+def test_a_state_that_was_spared_crowds_is_not_certain_to_be() -> None:
+    """Three of eight states saw a crowd on one of six days; what saves there cannot be known to cost in the others."""
+    table, tried = QTable(), DailySavings({}, 86_400.0)
+    for day in range(6):
+        for _ in range(40):
+            for state in range(8):
+                crowd = day == state < 3
+                tried.add(f"s{state}", "plan:NO_ACTION", day * 86_400.0, 2.0 if crowd else -0.1)
+    tried.tell(table)
+    assert 0.2 < confidence(table, "s7", "NO_ACTION", "x", planned=True) < 0.7
+
+
 @pytest.mark.parametrize("freedom", [1.0, 2.0, 4.5, 30.0, math.inf])
 def test_students_t_is_near_enough(freedom: float) -> None:
     from scipy import stats
