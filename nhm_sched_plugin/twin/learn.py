@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -175,9 +175,9 @@ def learn(
         reused = None if recalibrate else _fresh(settings, past)
         told = telling("calibrate the planner")
         model = reused or calibrated(settings, past, again=True, seed=seed, progress=told)
-        practice = (decisions + 1) // 2
-        run = _Run(settings, past, model, decisions, practice, tick_s, seed, None, fresh, telling("learn"))
-        report, table = run.report, run.policy.table
+        course = _Course(decisions, min((decisions + 1) // 2, PRACTICE), tick_s, seed)
+        learned = _learn(settings, past, model, course, None, fresh, telling("learn"))
+        report, table = learned.report, learned.policy.table
         table.gap = None
         if len(kept):
             told = telling("check the confidence")
@@ -187,7 +187,7 @@ def learn(
             told = telling("measure against rules and oracle")
             table.gap = gap_of(settings, table, model, kept, past=past, tick_s=tick_s, progress=told)
         report.gap_closed, report.planner_reused = table.gap, reused is not None
-        run.finish()
+        learned.save()
     if reused is not None:
         made_to = dt.datetime.fromtimestamp(model.end, dt.UTC)
         report.notes.append(
@@ -243,88 +243,90 @@ def pretrain(
         raise TraceError(f"{trace.name}: no tickets to learn from")
     with _alone(settings.q_table_path if path is None else path):
         model = calibrated(settings, trace, seed=seed)
-        run = _Run(
-            settings, trace, model, decisions, decisions if practice is None else practice, tick_s, seed, path, fresh,
-            progress,
-        )  # fmt: skip
-        run.finish()
-    return run.report
+        course = _Course(decisions, min(decisions if practice is None else practice, decisions, PRACTICE), tick_s, seed)
+        learned = _learn(settings, trace, model, course, path, fresh, progress)
+        learned.save()
+    return learned.report
 
 
-class _Run:
-    """A policy that has learned in the twin; nothing is saved but the checkpoint until `finish`."""
+class _Course(NamedTuple):
+    """What there is to learn."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        trace: Trace,
-        model: DemandModel,
-        decisions: int,
-        practice: int,
-        tick_s: float,
-        seed: int,
-        path: Path | None,
-        fresh: bool,
-        progress: Told | None,
-    ) -> None:
-        practice, began = min(practice, decisions, PRACTICE), time.perf_counter()
-        rules = RulesController(settings)
-        policy = self.policy = QPolicy(settings, rules.rules, path=path, autosave=False)
-        policy.planner.model = model
-        policy.table.forget_trials()
-        checkpoint = self._checkpoint = Checkpoint(policy.path)
-        run = _digest(settings, trace, model, policy.table, decisions, practice, tick_s, seed)
-        left = None if fresh else checkpoint.load(run)
-        done = Progress(run=run)
-        if left is not None:
-            done, policy.table = left
+    decisions: int
+    practice: int
+    """Of them in Python, with the rules and with trials."""
+    tick_s: float
+    seed: int
 
-        def told() -> None:
-            if progress is not None:
-                progress(min((done.drilled + done.made) / decisions, 1.0))
 
-        drilled, drill_s = done.drilled, 0.0
-        if done.drilled < decisions - practice:
-            drill_began = time.perf_counter()
-            drill = Drill(settings, trace, model, tick_s, seed)
-            policy.table = drill.run(policy.table, done, decisions - practice, checkpoint, told)
-            drill_s = time.perf_counter() - drill_began
-        practise(settings, trace, model, policy, rules, done, practice, tick_s, seed, checkpoint, told)
-        # Who is interrupted from here on finds everything done.
-        checkpoint.keep(done, lambda: policy.table, now=True)
-        self.report = LearnReport(
-            decisions=done.drilled + done.made,
-            episodes=done.drills + done.episodes,
-            trials=done.trials,
-            states=len(policy.table),
-            updates=policy.table.updates,
-            reward_mean=done.reward_sum / max(done.rewards, 1),
-            elapsed_s=time.perf_counter() - began,
-            decisions_per_s=(done.drilled - drilled) / drill_s if drill_s else 0.0,
-            actions=dict(done.actions),
-            path=str(policy.path),
-            planner_path=str(settings.planner_path),
-            planner_sla=model.sla,
-            planner_cost=model.cost,
-            resumed=left is not None,
-        )
+class _Learned(NamedTuple):
+    """A policy that has learned in the twin; nothing but its checkpoint is on the disk before `save`."""
 
-    def finish(self) -> None:
+    report: LearnReport
+    policy: QPolicy
+    checkpoint: Checkpoint
+
+    def save(self) -> None:
         """Save the Q-table; there is nothing to go on with any more. Raises `ModelError`."""
         self.policy.save()
-        self._checkpoint.forget()
+        self.checkpoint.forget()
 
 
-def _digest(
+def _learn(
     settings: Settings,
     trace: Trace,
     model: DemandModel,
-    table: QTable,
-    decisions: int,
-    practice: int,
-    tick_s: float,
-    seed: int,
-) -> str:
+    course: _Course,
+    path: Path | None,
+    fresh: bool,
+    progress: Told | None,
+) -> _Learned:
+    """Drill and practice, from the checkpoint on where there is one."""
+    began, (decisions, practice, tick_s, seed) = time.perf_counter(), course
+    rules = RulesController(settings)
+    policy = QPolicy(settings, rules.rules, path=path, autosave=False)
+    policy.planner.model = model
+    policy.table.forget_trials()
+    checkpoint = Checkpoint(policy.path)
+    run = _digest(settings, trace, model, policy.table, course)
+    left = None if fresh else checkpoint.load(run)
+    done = Progress(run=run)
+    if left is not None:
+        done, policy.table = left
+
+    def told() -> None:
+        if progress is not None:
+            progress(min((done.drilled + done.made) / decisions, 1.0))
+
+    drilled, drill_s = done.drilled, 0.0
+    if done.drilled < decisions - practice:
+        drill_began = time.perf_counter()
+        drill = Drill(settings, trace, model, tick_s, seed)
+        policy.table = drill.run(policy.table, done, decisions - practice, checkpoint, told)
+        drill_s = time.perf_counter() - drill_began
+    practise(settings, trace, model, policy, rules, done, practice, tick_s, seed, checkpoint, told)
+    # Who is interrupted from here on finds everything done.
+    checkpoint.keep(done, lambda: policy.table, now=True)
+    report = LearnReport(
+        decisions=done.drilled + done.made,
+        episodes=done.drills + done.episodes,
+        trials=done.trials,
+        states=len(policy.table),
+        updates=policy.table.updates,
+        reward_mean=done.reward_sum / max(done.rewards, 1),
+        elapsed_s=time.perf_counter() - began,
+        decisions_per_s=(done.drilled - drilled) / drill_s if drill_s else 0.0,
+        actions=dict(done.actions),
+        path=str(policy.path),
+        planner_path=str(settings.planner_path),
+        planner_sla=model.sla,
+        planner_cost=model.cost,
+        resumed=left is not None,
+    )
+    return _Learned(report, policy, checkpoint)
+
+
+def _digest(settings: Settings, trace: Trace, model: DemandModel, table: QTable, course: _Course) -> str:
     """Of all that the result of a run depends on."""
     found = hashlib.sha256()
     for array in (trace.arrivals, trace.durations):
@@ -335,7 +337,7 @@ def _digest(
             for tree in (settings.planner, settings.limits, settings.fallback, settings.ml.scheduling)
         ),
         msgspec.json.encode(model).decode(),
-        *(trace.start, trace.end, decisions, practice, tick_s, seed),
+        *(trace.start, trace.end, *course),
     )
     found.update(repr(about).encode())
     found.update(table.dump())
