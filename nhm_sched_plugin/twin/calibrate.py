@@ -36,6 +36,7 @@ _AVERAGED: Final = 0.25
 """Share of the generations, the last ones, whose centres are averaged."""
 _ROOMS: Final = (1.0, 0.9, 1.15, 0.8, 1.3)
 """Of those that cost the same the first is taken."""
+_STEPS: Final = 4
 _MOST_TICKETS: Final = 300_000
 """The most recent ones; more cost time and say little new of the next minutes."""
 _MOST_DAYS: Final = 28
@@ -126,6 +127,12 @@ def calibrate(
         if progress is not None:
             progress((generation + 1) / generations)
     found = origin + scale * np.mean(centres[-math.ceil(_AVERAGED * generations) :], axis=0)
+    # The search weighs days with more crowds than came. How much room those that came are worth is settled last.
+    for _ in range(_STEPS):
+        room = _best_room(settings, own, found, spread, tick_s)
+        if room == 1.0:
+            break
+        found = _with_room(found, room)
     outcome = run(own, found)
     return DemandModel(
         coefficients=tuple(found.tolist()),
@@ -149,15 +156,25 @@ def best_room(settings: Settings, trace: Trace, model: DemandModel, *, tick_s: f
 
     The planner is given the forecast that calibration gives it, which leaves the day itself out.
     """
-    trace = recent(trace)
-    scene = _scene(trace, settings.planner.startup_s)
+    scene = _scene(recent(trace), settings.planner.startup_s)
+    return _best_room(settings, scene, np.array(model.coefficients), model.dispersion, tick_s)
 
+
+def _best_room(
+    settings: Settings, scene: _Scene, coefficients: NDArray[np.float64], spread: float, tick_s: float
+) -> float:
     def loss(factor: float) -> float:
-        scaled = factor * np.array(model.coefficients)
-        scaled[-1] = model.coefficients[-1]
-        return _loss(settings.planner.late_cost, scene, _run(settings, scene, scaled, model.dispersion, tick_s))
+        outcome = _run(settings, scene, _with_room(coefficients, factor), spread, tick_s)
+        return _loss(settings.planner.late_cost, scene, outcome)
 
     return min(_ROOMS, key=loss)
+
+
+def _with_room(coefficients: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    """Times the factor, but for crowds that come back: those are known."""
+    scaled = factor * coefficients
+    scaled[-1] = coefficients[-1]
+    return scaled
 
 
 def _loss(late_cost: float, scene: _Scene, outcome: _Outcome) -> float:

@@ -167,18 +167,18 @@ class _Learner:
         planned, table = self._policy.planner.planned, self._policy.table
         last = self._rules.last_pool_action_at
         losses, theirs = self._trials.losses(moves, last), self._trials.rules_loss(last)
-        scale, seen = self._trials.scale(plan), set[tuple[str, bool]]()
+        worth_s, seen = self._trials.worth_s, set[tuple[str, bool]]()
         for at, (move, loss) in enumerate(zip(moves, losses, strict=True)):
             arm = arm_of(move.action, move.parameters, planned(plan, move.action))
             if (arm, at == 0) in seen:
                 continue
             seen.add((arm, at == 0))
             if self._window.own and not move.like(rules):
-                self._daily.add(state, arm if at else PLANNED + arm, now, (theirs - loss) / scale)
+                self._daily.add(state, arm if at else PLANNED + arm, now, (theirs - loss) / worth_s)
             if at:
-                table.tried(state, arm, (losses[0] - loss) / scale)
+                table.tried(state, arm, (losses[0] - loss) / worth_s)
         arm = arm_of(rules.action, rules.parameters, planned(plan, rules.action))
-        table.tried(state, RULES + arm, (losses[0] - theirs) / scale)
+        table.tried(state, RULES + arm, (losses[0] - theirs) / worth_s)
         self._done.trials += 1
 
     def _learn(self, step: Experience, after: SchedulingState) -> None:

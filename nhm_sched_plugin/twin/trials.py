@@ -22,7 +22,6 @@ import numpy as np
 from nhm_sched_plugin.decision.guards import POOL_ACTIONS
 from nhm_sched_plugin.policy.demand import DemandModel
 from nhm_sched_plugin.policy.learning import arm_of
-from nhm_sched_plugin.policy.planner import Plan
 from nhm_sched_plugin.policy.qtable import QTable
 from nhm_sched_plugin.settings import Settings
 from nhm_sched_plugin.twin import layout, lessons
@@ -97,18 +96,19 @@ class Trials:
         """A new episode."""
         self._pool, self._window = pool, window
         self._offered = np.ascontiguousarray(window.loads(self._startup_s)[:, 2])
-        self._load = max(window.trace.load, 1.0)
         self._copy = _another(pool.sim)
         self._rules_pool = copy.copy(pool)
         self._rules_pool.sim = _another(pool.sim)
 
-    def scale(self, plan: Plan) -> float:
-        """Worker-seconds that the tickets in the system and as many as are there on average cost meanwhile.
+    @property
+    def worth_s(self) -> float:
+        """Worker-seconds that the tickets of the history take, on average, in the length of a trial.
 
-        Savings are told in shares of it, so that a small pool and a large one teach the same. The average keeps an
-        empty pool before the morning's rush from counting for thousands.
+        Savings are told in shares of it, so that a small pool and a large one teach the same. It is one for all
+        moments: in shares of what is there at the moment, a crowd that is served in time would count for no more than
+        the workers who idle at night.
         """
-        return (self._load + (plan.in_system or plan.active or 0)) * self.horizon_s
+        return max(self._window.load, 1.0) * self.horizon_s
 
     def possible(self, now: float) -> bool:
         """Whether a trial from now on would end inside the window, and the pool is warm."""
@@ -353,4 +353,4 @@ class _Asker(Gated):
         (mine,), theirs = self.trials.losses([own], last), self.trials.rules_loss(last)
         plan = self.policy.planner.plan(state, forecast)
         arm = arm_of(own.action, own.parameters, self.policy.planner.planned(plan, own.action))
-        self.said.append(Said(said.state_hash, arm, said.confidence, (theirs - mine) / self.trials.scale(plan)))
+        self.said.append(Said(said.state_hash, arm, said.confidence, (theirs - mine) / self.trials.worth_s))

@@ -40,6 +40,8 @@ class Window(NamedTuple):
     """The crowd ahead in each slot, from the start's on."""
     own: bool = True
     """Whether it is of the trace itself."""
+    load: float = 1.0
+    """Erlangs of all that the window is a part of."""
 
     def crowds_from(self, now: float) -> NDArray[np.float64]:
         """The same from the slot of `now` on."""
@@ -104,7 +106,8 @@ class Windows:
         erlangs = guess.rate(start) * guess.service_s / 3600.0
         workers = max(self._limits.min_workers, math.ceil(erlangs * factor), 1)
         known = crowds.between(start, end)
-        return Window(source.slice(start, end), guess, min(workers, self._limits.max_workers), known, own)
+        part, workers = source.slice(start, end), min(workers, self._limits.max_workers)
+        return Window(part, guess, workers, known, own, source.load)
 
     def sim(self, window: Window, settings: Settings, tick_s: float) -> layout.Sim:
         """A simulation of the window, with room for an order at each tick."""

@@ -31,7 +31,7 @@ from nhm_sched_plugin.twin.drill import table_of, values_of
 from nhm_sched_plugin.twin.gap import gap_of
 from nhm_sched_plugin.twin.learn import calibrated, learn
 from nhm_sched_plugin.twin.traces import TraceError
-from nhm_sched_plugin.twin.trials import Move, Trials, horizon_s, reliability, score, window_s
+from nhm_sched_plugin.twin.trials import Move, Trials, horizon_s, pool_of, reliability, score, window_s
 from nhm_sched_plugin.twin.windows import Window, Windows
 from nhm_sched_plugin.types import Action, SchedulingState
 
@@ -212,6 +212,21 @@ def test_a_trial_costs_what_can_be_counted_by_hand(tmp_path: Path) -> None:
     # Ordered now, it is there from 2130 on, and stays for the cooldown as well.
     assert grown == pytest.approx(1320.0 + 300.0)
     assert trials.losses([Move(Action.NO_ACTION, {}), Move(Action.ADJUST_PRIORITY_WEIGHTS, {})], None) == [kept, kept]
+
+
+def test_what_a_trial_saves_is_told_in_one_measure_for_all_moments(tmp_path: Path) -> None:
+    """In shares of what is there at the moment, a crowd in time would count for no more than a worker idle at night."""
+    settings, history = ready(tmp_path), tickets(2.0)
+    trials, windows = Trials(settings, MODEL, 15.0), Windows(settings, history, 0, 0.0)
+    told = set()
+    for draw in map(random.Random, range(8)):
+        window = windows.draw(draw, 4 * 3600.0)
+        pool = pool_of(window, settings)
+        trials.begin(pool, window)
+        told.add(trials.worth_s)
+        pool.advance(window.trace.start + 7200.0)
+        told.add(trials.worth_s)
+    assert told == {history.load * trials.horizon_s}
 
 
 @pytest.mark.parametrize(
