@@ -1,17 +1,13 @@
-"""How sure is it that an arm is at least as good as what the rules would do? A posterior of what it saves.
+"""How sure is it that an arm is at least as good as what the rules would do?
 
 In the twin, at random control ticks, the same moment is continued by the rules, and with each other action, the planner
 following it (`twin/trials.py`). What an arm saves over the rules is mostly a little idle time one way or the other, and
-rarely a crowd that waits or does not: single trials say little, their mean is what counts. So
-confidence is P(mean saving in this state >= 0), from a random-effects model: states differ around the plan's
-(for other arms the arm's) mean over all states, by as much as the trials show (R. DerSimonian, N. Laird 1986,
-"Meta-analysis in clinical trials"), and a state with few trials of its own is believed to be like the others. How sure
-a mean is depends on how it differs from day to day, not on the number of trials: ten thousand moments of a day with one
-crowd tell of one crowd. So errors are clustered by day (K.-Y. Liang, S. Zeger 1986), of days as they came, and the
-posterior is Student's t with as many degrees of freedom as days allow. Below `MIN_TRIALS` of the arm, or two days, the
-answer is at most `UNSEEN`, and so it is below `SEEN` in the state; but the plan is one policy whatever it asks for, and
-where it was hardly tried the answer is at most the share of the states, tried enough, in which it saved (Laplace's rule
-of succession).
+rarely a crowd that waits or does not: single trials say little, their mean is what counts. So confidence is P(mean
+saving in this state >= 0). How sure a mean is depends on how days differ, not on the number of trials: ten thousand
+moments of a day with one crowd tell of one crowd. So it is a bootstrap of days as they came, made where the trials are
+(`twin/daily.py`), and the Q-table keeps what it says. Below `MIN_TRIALS` of the arm, or two days, the answer is at most
+`UNSEEN`, and so it is below `SEEN` in the state; but the plan is one policy whatever it asks for, and where it was
+hardly tried the answer is at most what its days in all other states say, and the share of them in which it saved.
 
 The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at
 P < `BRAKE` that the arm is at least as good but for `MARGIN`, confidence is that P, whatever the twin found. Rewards
@@ -65,8 +61,6 @@ TRIAL_DEPENDENCE: Final = 25
 """The same for trials against the plan: a minute apart, each twenty minutes long or more."""
 MIN_DAYS: Final = 2.0
 """From fewer nobody can say how days differ."""
-SPREAD_AT: Final = 0.75
-"""Share of the states, weighted by their days, in which days differ less than what each state's own is pulled to."""
 PRIOR_SD: Final = 0.1
 PRIOR_VISITS: Final = 5
 _NORMAL: Final = NormalDist()
@@ -81,28 +75,20 @@ def value(cell: Cell, learning_rate: float) -> float:
 def confidence(table: QTable, state: str, arm: str, rules_arm: str, *, planned: bool = False) -> float:
     """P(`arm` is at least as good here as the rules' `rules_arm`), in [0, `CEILING`]; `planned`: it is the plan's."""
     row = table.rows.get(state, _NO_CELLS)
-    name = PLANNED if planned else arm
     cell = row.get(PLANNED + arm if planned else arm, UNTRIED)
-    if not cell.trials and not planned:
-        return UNSEEN
-    pool: _Pool = table.pooled(
-        name, lambda cells: _over_rules(_planned(table) if planned else cells, table.overall.get(name, Saving()))
-    )
-    if pool.trials < MIN_TRIALS or pool.days < MIN_DAYS:
-        most = UNSEEN
-    elif cell.trials >= SEEN:
-        most = CEILING
-    else:
-        most = min(pool.saving, CEILING) if planned else UNSEEN
-    own = _pulled(cell.days, cell.over_error, pool.variance) if cell.trials else math.inf
-    days = cell.days if cell.trials else pool.days
-    found = min(_odds(pool, cell.over, own, max(days - 1.0, 1.0)), most)
+    overall = table.overall.get(PLANNED if planned else arm, Saving())
+    found = min(cell.odds, CEILING)
+    if overall.trials < MIN_TRIALS or overall.days < MIN_DAYS:
+        found = min(found, UNSEEN) if cell.trials else UNSEEN
+    elif cell.trials < SEEN:
+        unseen = min(overall.odds, CEILING) if planned else UNSEEN
+        found = min(found, unseen) if cell.trials else unseen
     odds = live_odds(row.get(arm), row.get(rules_arm))
     return min(found, odds) if odds is not None and odds < BRAKE else found
 
 
 class _Pool(NamedTuple):
-    """Of what an arm saves in a trial, over all states."""
+    """Of what an arm gains on the plan in a trial, over all states."""
 
     mean: float
     between: float
@@ -110,74 +96,19 @@ class _Pool(NamedTuple):
     error: float
     """squared error of the mean of all,"""
     variance: float
-    """and variance of a day (of a trial) that no state is spared. Each state's own is pulled to it, or would betray the
-    states in which no crowd happened to come; there an arm looks both dear and certain. Of days it is the third
-    quartile of the standard deviations, squared: most states have seen fewer crowds than will come, so theirs are too
-    small, but in those of an outage days differ a hundred times as much, which says nothing of the others."""
+    """and variance of a trial in a usual state."""
     trials: int
-    days: float = math.inf
-    saving: float = 0.0
-    """Share of the states with `MIN_TRIALS` in which it saved: what to expect of one that was not tried."""
 
 
-def _odds(pool: _Pool, saved: float, error: float, freedom: float = math.inf) -> float:
-    """P(mean saving in a state >= 0), given its mean with a squared error, and what the arm saves in all states.
+def _odds(pool: _Pool, gained: float, error: float) -> float:
+    """P(mean gain in a state >= 0), given its mean with a squared error, and what the arm gains in all states.
 
     The empirical Bayes posterior (C. Morris 1983, "Parametric empirical Bayes inference"): the less sure a state's own
     mean is beside how much states differ, the more it is pulled to that of all.
     """
     pull = 1.0 if math.isinf(error) else error / (error + pool.between)
-    saving = saved + pull * (pool.mean - saved)
-    return _student(saving / math.sqrt(pull * pool.between + pull * pull * pool.error), freedom)
-
-
-def _student(t: float, freedom: float) -> float:
-    """P(T <= t) of Student's distribution, to 0.01: D. Wallace 1959, "Bounds on normal approximations to Student's and
-    the chi-square distributions"."""
-    if math.isinf(freedom):
-        return _NORMAL.cdf(t)
-    z = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0) * math.sqrt(freedom * math.log1p(t * t / freedom))
-    return _NORMAL.cdf(math.copysign(z, t))
-
-
-def _planned(table: QTable) -> list[Cell]:
-    """Of the plan, whatever it asks for: one policy, whose parts are believed to be alike until they show otherwise."""
-    return [cell for row in list(table.rows.values()) for arm, cell in row.items() if arm.startswith(PLANNED)]
-
-
-def _over_rules(cells: list[Cell], overall: Saving) -> _Pool:
-    tried = [cell for cell in cells if cell.trials]
-    several = [cell for cell in tried if cell.days >= MIN_DAYS]
-    spreads = [(math.sqrt(cell.days * cell.over_error), cell.days) for cell in several]
-    weight = math.fsum(days for _, days in spreads)
-    variance = ((weight * _quantile(spreads, SPREAD_AT) + PRIOR_SD) / (weight + 1.0)) ** 2
-    errors = [_pulled(cell.days, cell.over_error, variance) for cell in several]
-    between, _, _ = _random_effects([cell.over for cell in several], errors)
-    seen = [cell.over for cell in tried if cell.trials >= MIN_TRIALS]
-    return _Pool(
-        overall.mean,
-        between,
-        _pulled(overall.days, overall.error, PRIOR_SD**2) if overall.trials else PRIOR_SD**2,
-        variance,
-        overall.trials,
-        overall.days,
-        (sum(mean >= 0 for mean in seen) + 1) / (len(seen) + 2),
-    )
-
-
-def _quantile(weighted: list[tuple[float, float]], share: float) -> float:
-    """The least value that has at least `share` of the weight at or below it; 0 of none."""
-    left = share * math.fsum(weight for _, weight in weighted)
-    for value, weight in sorted(weighted):
-        left -= weight
-        if left <= 0.0:
-            return value
-    return 0.0
-
-
-def _pulled(days: float, error: float, variance: float) -> float:
-    """Squared error of a mean over days: its own, and as much of a usual one as a day is worth."""
-    return (error * days * days + variance) / (days + 1.0) / days
+    gain = gained + pull * (pool.mean - gained)
+    return _NORMAL.cdf(gain / math.sqrt(pull * pool.between + pull * pull * pool.error))
 
 
 def _over_plan(cells: list[Cell]) -> _Pool:

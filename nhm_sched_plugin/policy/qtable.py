@@ -2,9 +2,9 @@
 
 An *arm* is an action, or an action with a `+` or `-` when it was executed with a target above or below the capacity
 planner's (see `arms`). `rules:` before an arm stands for what the rules did there. One JSON file holds it: versioned,
-with a SHA-256 digest, written atomically. Of files of version 1 and 2 all is read but what trials saved over the rules:
-they did not say from how many days they were. A file that an agent keeps says up to where it contains the agent's
-ledger of outcomes (`Mark`).
+with a SHA-256 digest, written atomically. Of files of older versions all is read but what trials saved over the rules:
+they did not say how sure that is by days as they come. A file that an agent keeps says up to where it contains the
+agent's ledger of outcomes (`Mark`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from nhm_sched_plugin.files import file_lock, read_file, replace_file, set_aside
 __all__ = ["NO_TRIALS", "PLANNED", "RULES", "UNTRIED", "Cell", "Mark", "QTable", "Saving", "reset"]
 
 FORMAT: Final = "nhm-sched-q-table"
-VERSION: Final = 3
-_READ: Final = {1: 4, 2: 14, 3: 14}
+VERSION: Final = 4
+_READ: Final = {1: 4, 2: 14, 3: 14, 4: 14}
 """Numbers of a cell, by version of the file."""
 RULES: Final = "rules:"
 """Before an arm: what the rules' own action saved over the planner's,"""
@@ -54,8 +54,8 @@ class Cell(msgspec.Struct, frozen=True, gc=False):
     """on average,"""
     days: float = 0.0
     """on so many days,"""
-    over_error: float = 0.0
-    """with this squared standard error."""
+    odds: float = 0.0
+    """and how sure it is that the mean is not below 0."""
     pairs: int = 0
     """How often the twin tried it against the planner's own arm,"""
     gain: float = 0.0
@@ -78,11 +78,11 @@ class Saving(NamedTuple):
 
     trials: int = 0
     mean: float = 0.0
-    """In shares of what usual and present tickets cost meanwhile (`trials.Trials.scale`)."""
+    """In shares of what the history's tickets take on average in that time (`trials.Trials.worth_s`)."""
     days: float = 0.0
     """On how many days, as if each had had as many trials: (sum n)^2 / sum n^2 (Kish 1965)."""
-    error: float = 0.0
-    """Squared standard error of the mean, by days (cluster-robust: Liang and Zeger 1986)."""
+    odds: float = 0.0
+    """P(the mean is not below 0), by a bootstrap of days (`twin.daily`); of all states, in one that was not tried."""
 
 
 class Mark(NamedTuple):
@@ -159,8 +159,8 @@ class QTable:
     def saved(self, state: str, arm: str, saving: Saving) -> None:
         """What all trials say that the arm saved over the rules' action there."""
         old = self.cell(state, arm) or UNTRIED
-        trials, over, days, error = saving
-        self._tried(state, arm, msgspec.structs.replace(old, trials=trials, over=over, days=days, over_error=error))
+        trials, over, days, odds = saving
+        self._tried(state, arm, msgspec.structs.replace(old, trials=trials, over=over, days=days, odds=odds))
 
     def _tried(self, state: str, arm: str, cell: Cell) -> None:
         self._put(state, arm, cell)
@@ -241,7 +241,8 @@ class QTable:
             }
             updates = int(tree["updates"])
             mark = _mark(tree.get("ledger"))
-            overall = {str(arm): _saving(found) for arm, found in tree.get("overall", {}).items()}
+            told = tree.get("overall", {}) if version == VERSION else {}
+            overall = {str(arm): _saving(found) for arm, found in told.items()}
             gap = None if tree.get("gap") is None else float(tree["gap"])
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise _unusable(name, f"holds a wrong entry ({type(error).__name__}: {error})") from None
@@ -283,8 +284,8 @@ def _cell(found: list[float], version: int) -> Cell:
     q, visits, mean, m2 = found[:4]
     if version == 1:
         return Cell(float(q), int(visits), float(mean), float(m2))
-    trials, over, days, error, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
-    saving = _saving([trials, over, days, error]) if version == VERSION else Saving()
+    trials, over, days, odds, pairs, gain, gain_m2, live, live_mean, live_m2 = found[4:]
+    saving = _saving([trials, over, days, odds]) if version == VERSION else Saving()
     if min(visits, m2, pairs, gain_m2, live, live_m2) < 0:
         raise ValueError("a count or a spread below 0")
     return Cell(
@@ -294,10 +295,10 @@ def _cell(found: list[float], version: int) -> Cell:
 
 
 def _saving(found: list[float]) -> Saving:
-    trials, mean, days, error = found
-    if trials < 0 or error < 0 or (trials and days < 1):
-        raise ValueError(f"trials {trials}, days {days}, squared error {error}")
-    return Saving(int(trials), float(mean), float(days), float(error))
+    trials, mean, days, odds = found
+    if trials < 0 or not 0 <= odds <= 1 or (trials and days < 1):
+        raise ValueError(f"trials {trials}, days {days}, odds {odds}")
+    return Saving(int(trials), float(mean), float(days), float(odds))
 
 
 def _mark(found: Any) -> Mark | None:

@@ -72,13 +72,13 @@ def waiting(host: SchedulerHost) -> int:
 
 def test_what_hosts_live_through_comes_back_as_policy(served: Served, ask: Ask, kit: Any) -> None:
     host = ask(served.address)
-    kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q3-3", 60)
+    kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q4-3", 60)
     finish(host, kit, 120)
     assert host.flush(20)
     version = kit.wait_for(
-        lambda: (found := host.decide(None, kit.BUSY).policy_version) not in ("", "q3-3") and found, 60
+        lambda: (found := host.decide(None, kit.BUSY).policy_version) not in ("", "q4-3") and found, 60
     )
-    assert int(version.removeprefix("q3-")) >= 100
+    assert int(version.removeprefix("q4-")) >= 100
     assert host.decide(None, kit.BUSY).forecast.predicted_volume == 500
     kit.wait_for(lambda: waiting(host) == 0, 60)
 
@@ -106,7 +106,7 @@ def test_an_edge_hands_on_both_ways(served: Served, folder: Path, tmp_path: Path
     edge = Served(tmp_path / "edge", optimizer__endpoint=served.address, optimizer__mirror_interval_s="0.1").start()
     try:
         host = ask(edge.address)
-        kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q3-3", 60)
+        kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q4-3", 60)
         finish(host, kit, 30)
         assert host.flush(20)
         kit.wait_for(lambda: waiting(host) == 0, 60)

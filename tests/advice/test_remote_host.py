@@ -55,7 +55,7 @@ def test_a_well_agent_is_mirrored_and_not_asked_on_the_hot_path(
     assert asked == (agent.count("GetLoadForecast"), agent.count("GetSchedulingRecommendation"))
     last = decisions[-1]
     assert last.forecast.predicted_volume == 500
-    assert last.recommendation.policy_version == "q3-3"
+    assert last.recommendation.policy_version == "q4-3"
     assert mirror(host)["forecast.json"] == (folder / "snapshots" / "forecast.json").read_bytes()
     assert [part.ok for part in host.health() if part.component in ("forecaster", "policy")] == [True, True]
 
@@ -65,7 +65,7 @@ def test_what_the_agent_has_learned_comes_to_the_host(agent: ScriptedAgent, fold
     mirrored(host, kit)
     learn(folder, 12)
     kit.write_forecast(folder, volume=900.0)
-    kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q3-12", 20)
+    kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q4-12", 20)
     kit.wait_for(lambda: host.decide(None, kit.BUSY).forecast.predicted_volume == 900, 20)
     taken = "nhm_sched_mirror_takeovers_total"
     assert kit.counted(host, taken, table="policy", status="success") == 2
@@ -128,7 +128,7 @@ def test_a_fresh_mirror_carries_the_host_through_anything(
     if mode in ("dead", "hang"):
         agent.stop()
         agent.start()
-    kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q3-50", 20)
+    kit.wait_for(lambda: host.decide(None, kit.BUSY).policy_version == "q4-50", 20)
 
 
 @pytest.mark.parametrize("mode", ["hang", "garbage", "nonsense", "unavailable", "full", "dead"])

@@ -71,7 +71,7 @@ def test_forecast_and_recommendation_of_an_agent(nhm: Run, serving: Any, kit: An
     said = json.loads(nhm("recommend", "--endpoint", agent.address, *STATE, "--json").out)
     assert said["action"] == "INCREASE_WORKER_POOL"
     assert said["parameters"]["target_workers"] > 10
-    assert said["policy_version"] == "q3-untrained"
+    assert said["policy_version"] == "q4-untrained"
     assert said["decision_id"]
     assert agent.handled("GetSchedulingRecommendation") == 2
 
@@ -90,7 +90,7 @@ def test_without_an_agent_it_is_this_machines_own_policy(nhm: Run, kit: Any, tmp
     kit.write_forecast(tmp_path / "own", volume=500.0)
     before = sorted(tmp_path.rglob("*"))
     said = json.loads(nhm("recommend", *STATE, "--json").out)
-    assert (said["action"], said["policy_version"]) == ("INCREASE_WORKER_POOL", "q3-untrained")
+    assert (said["action"], said["policy_version"]) == ("INCREASE_WORKER_POOL", "q4-untrained")
     assert said["decision_id"] is None
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
     assert "500.00" in nhm("forecast", "--horizon", "60").out

@@ -30,7 +30,7 @@ def test_an_edge_answers_from_the_first_ones_tables_and_passes_outcomes_on(
     ask = pb.ForecastRequest(horizon_minutes=60)
     kit.wait_for(lambda: edge.stub.GetLoadForecast(ask, timeout=PATIENCE_S).mean_volume == 500, PATIENCE_S)
     said = edge.stub.GetSchedulingRecommendation(pb.StateRequest(**BUSY), timeout=PATIENCE_S)
-    assert said.policy_version == "q3-untrained"
+    assert said.policy_version == "q4-untrained"
     whole = first.stub.GetForecastSnapshot(pb.SnapshotRequest())
 
     def handed_on() -> bool:
@@ -48,7 +48,7 @@ def test_an_edge_answers_from_the_first_ones_tables_and_passes_outcomes_on(
     def learned() -> bool:
         request = pb.StateRequest(**BUSY)
         version = edge.stub.GetSchedulingRecommendation(request, timeout=PATIENCE_S).policy_version
-        return bool(version.startswith("q3-") and version != "q3-untrained")
+        return bool(version.startswith("q4-") and version != "q4-untrained")
 
     kit.wait_for(learned, PATIENCE_S)
 

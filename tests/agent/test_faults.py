@@ -76,7 +76,7 @@ def test_an_agent_on_a_full_disk_goes_on_advising_and_says_what_is_wrong(kit: An
             assert "could not be written" in caught.value.details()
             assert stub.GetLoadForecast(forecast, timeout=PATIENCE_S).mean_volume == 500
             said = stub.GetSchedulingRecommendation(pb.StateRequest(**BUSY), timeout=PATIENCE_S)
-            assert said.policy_version == "q3-untrained"
+            assert said.policy_version == "q4-untrained"
         assert stub.RecordActionOutcome(outcome, timeout=PATIENCE_S).accepted, "by itself, as soon as there is room"
         kit.wait_for(lambda: "ledger.sqlite cannot be used" in agent.errors.read_text(), PATIENCE_S)
 
@@ -109,7 +109,7 @@ def test_the_agents_clock_jumps_an_hour_either_way(kit: Any, serving: Any, tmp_p
             forecast = agent.stub.GetLoadForecast(pb.ForecastRequest(horizon_minutes=60), timeout=PATIENCE_S)
             assert forecast.mean_volume == 500
             said = agent.stub.GetSchedulingRecommendation(pb.StateRequest(**BUSY), timeout=PATIENCE_S)
-            assert said.policy_version.startswith("q3-")
+            assert said.policy_version.startswith("q4-")
         host.stop()
         known = set(agent.server._learner.ledger._file.run(_ids))
         assert known == set(host.sent)

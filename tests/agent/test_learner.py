@@ -114,7 +114,7 @@ def test_the_policy_answers_from_what_was_learned(tmp_path: Path) -> None:
     agent.policy.refresh()
     agent.policy.save()
     assert agent.table.updates == 1
-    assert agent.policy.version == "q3-1"
+    assert agent.policy.version == "q4-1"
     assert agent.learner.health().ok
 
 

@@ -75,7 +75,7 @@ def test_the_printed_interface_is_enough(kit: Any, command: Any, tmp_path: Path)
     assert (volume, horizon) == (500, 60)
     assert timestamp > 1_700_000_000_000
     action, parameters, version, decision_id = found["said"]
-    assert (action, version) == ("INCREASE_WORKER_POOL", "q3-untrained")
+    assert (action, version) == ("INCREASE_WORKER_POOL", "q4-untrained")
     assert int(parameters["target_workers"]) > 10
     assert decision_id
     assert found["told"] == [[True, 1], [False, 1]], "a decision counts once"

@@ -76,7 +76,7 @@ def test_a_recommendation_comes_from_the_policy(with_models: Any) -> None:
     recommendation = convert.recommendation_of(answer)
     assert recommendation.action is Action.INCREASE_WORKER_POOL
     assert recommendation.parameters["target_workers"] > 10
-    assert answer.policy_version == "q3-untrained"
+    assert answer.policy_version == "q4-untrained"
     assert answer.state_hash.startswith("u")
     assert answer.propensity == 1.0, "the agent never explores"
     assert answer.justification

@@ -24,7 +24,6 @@ from nhm_sched_plugin.policy.confidence import (
     MIN_TRIALS,
     MIN_VISITS,
     SEEN,
-    _student,
     confidence,
     live_odds,
     preferred,
@@ -153,7 +152,7 @@ def test_saved_every_interval_and_found_again(tmp_path: Path) -> None:
     policy.save()
     again = QPolicy(settings(tmp_path), keep)
     assert again.table.rows == policy.table.rows
-    assert again.version == policy.version == "q3-101"
+    assert again.version == policy.version == "q4-101"
 
 
 def test_exploration_share_propensity_and_admission(tmp_path: Path) -> None:
@@ -279,13 +278,19 @@ def try_out(
     daily: float = 0.0,
 ) -> None:
     """Trials that saved so much over the rules' action on average, on days that differ by `daily`."""
+    tried = _TRIED.setdefault(table, DailySavings({}, 86_400.0))
+    add_trials(tried, arm, saved, trials, spread, state, days, daily)
+    tried.tell(table)
+
+
+def add_trials(
+    tried: DailySavings, arm: str, saved: float, trials: int, spread: float, state: str, days: int, daily: float
+) -> None:
     draw = random.Random(f"{arm}{saved}{state}")
     means = [draw.gauss(saved, daily) for _ in range(days)]
-    tried = _TRIED.setdefault(table, DailySavings({}, 86_400.0))
     for trial in range(trials):
         day = trial % days
         tried.add(state, arm, day * 86_400.0, draw.gauss(means[day], spread))
-    tried.tell(table)
 
 
 def test_confidence_follows_the_trials(tmp_path: Path) -> None:
@@ -505,10 +510,11 @@ def test_where_the_plan_was_hardly_tried_it_is_as_good_as_in_most_states() -> No
     """The plan is one policy: what it saved in nine states of ten is to be expected of one more."""
 
     def unseen(bad: int, good: int, trials: int = 400) -> float:
-        table = QTable()
+        table, tried = QTable(), DailySavings({}, 86_400.0)
         for number in range(bad + good):
             saved = -0.2 if number < bad else 0.3
-            try_out(table, f"{PLANNED}NO_ACTION", saved, trials, state=f"state {number}")
+            add_trials(tried, f"{PLANNED}NO_ACTION", saved, trials, 0.1, f"state {number}", 20, 0.0)
+        tried.tell(table)
         return confidence(table, "nowhere", "INCREASE_WORKER_POOL", "x", planned=True)
 
     assert confidence(QTable(), "nowhere", "NO_ACTION", "x", planned=True) == 0.5
@@ -516,7 +522,7 @@ def test_where_the_plan_was_hardly_tried_it_is_as_good_as_in_most_states() -> No
     assert unseen(1, 9) == pytest.approx(10 / 12)
     assert unseen(5, 5) < 0.7
     assert unseen(9, 1) < 0.2
-    assert unseen(0, 500) == CEILING
+    assert unseen(0, 120) == CEILING
     table = QTable()
     for number in range(10):
         try_out(table, "NO_ACTION", 0.3, 400, state=f"state {number}")
@@ -545,7 +551,7 @@ def test_days_are_what_counts_not_their_trials() -> None:
         tried.tell(table)
         return confidence(table, KEY, "NO_ACTION", "x", planned=True)
 
-    assert sure(10_000, 1, 1) == 0.5, "nobody knows how days differ"
+    assert sure(10_000, 1, 1) == pytest.approx(0.5, abs=0.02), "nobody knows how days differ"
     assert sure(1000, 5, 1) < 0.8, "its mean is 0.12"
     assert sure(1000, 5, 1) == pytest.approx(sure(20, 5, 1), abs=0.02)
     assert sure(20, 5, 1) < sure(20, 50, 10) < sure(20, 50, 50) == CEILING
@@ -562,7 +568,7 @@ def test_the_days_of_an_outage_do_not_unsettle_the_states_of_other_days() -> Non
             tried.add("outage", "plan:NO_ACTION", day * 86_400.0, 40.0 if day == 3 else 0.1)
     tried.tell(table)
     assert confidence(table, "calm0", "NO_ACTION", "x", planned=True) == CEILING
-    assert confidence(table, "outage", "NO_ACTION", "x", planned=True) < 0.9, "that of one day of six"
+    assert confidence(table, "outage", "NO_ACTION", "x", planned=True) < 0.95, "that of one day of six"
 
 
 def test_a_state_that_was_spared_crowds_is_not_certain_to_be() -> None:
@@ -575,15 +581,6 @@ def test_a_state_that_was_spared_crowds_is_not_certain_to_be() -> None:
                 tried.add(f"s{state}", "plan:NO_ACTION", day * 86_400.0, 2.0 if crowd else -0.1)
     tried.tell(table)
     assert 0.2 < confidence(table, "s7", "NO_ACTION", "x", planned=True) < 0.7
-
-
-@pytest.mark.parametrize("freedom", [1.0, 2.0, 4.5, 30.0, math.inf])
-def test_students_t_is_near_enough(freedom: float) -> None:
-    from scipy import stats
-
-    for at in range(-60, 61):
-        exact = stats.norm.cdf(at / 10) if math.isinf(freedom) else stats.t.cdf(at / 10, freedom)
-        assert _student(at / 10, freedom) == pytest.approx(exact, abs=0.01)
 
 
 def test_health_tells_of_the_calibration(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_survives_the_file_exactly(tmp_path: Path) -> None:
         (lambda raw: raw[: len(raw) // 2], "not valid JSON"),
         (lambda raw: b"\x00" * 40, "not valid JSON"),
         (lambda raw: raw.replace(b'"updates":200', b'"updates":900'), "SHA-256 digest"),
-        (lambda raw: raw.replace(b'"version":3', b'"version":9'), "version 9"),
+        (lambda raw: raw.replace(b'"version":4', b'"version":9'), "version 9"),
         (lambda raw: b"[1, 2]", "not a Q-table"),
         (lambda raw: json.dumps({"format": "something"}).encode(), "not a Q-table"),
     ],
@@ -122,7 +122,7 @@ def test_older_files_are_read_without_what_trials_saved(tmp_path: Path) -> None:
     table = QTable.load(path)
     assert table.cell("s", "a") == Cell(0.25, 7, 0.5, 0.125)
     table.save(path)
-    assert json.loads(path.read_text())["version"] == 3
+    assert json.loads(path.read_text())["version"] == 4
     assert QTable.load(path).rows == table.rows
     second = [0.25, 7, 0.5, 0.125, 40, 30, 0.1, 2.0, 50, 0.2, 3.0, 60, 0.3, 4.0]
     assert QTable.parse(of_version(2, second), "it").cell("s", "a") == Cell(
@@ -130,13 +130,15 @@ def test_older_files_are_read_without_what_trials_saved(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("version", [0, 4, "3", [3], None, True])
+@pytest.mark.parametrize("version", [0, 5, "4", [4], None, True])
 def test_a_version_that_is_not_known_is_named(version: Any) -> None:
-    with pytest.raises(ModelError, match=re.escape(f"it: has version {version!r}; this program reads versions 1 to 3")):
+    with pytest.raises(ModelError, match=re.escape(f"it: has version {version!r}; this program reads versions 1 to 4")):
         QTable.parse(of_version(version, [0.25, 7, 0.5, 0.125]), "it")
 
 
-@pytest.mark.parametrize("saving", [[-1, 0.1, 1.0, 0.1], [9, 0.1, 0.0, 0.1], [9, 0.1, 2.0, -0.1], [9, 0.1, 2.0]])
+@pytest.mark.parametrize(
+    "saving", [[-1, 0.1, 1.0, 0.1], [9, 0.1, 0.0, 0.1], [9, 0.1, 2.0, -0.1], [9, 0.1, 2.0, 1.1], [9, 0.1, 2.0]]
+)
 def test_trials_that_cannot_be_are_refused(saving: list[float]) -> None:
     """Nothing that is asked for a confidence later may stumble over them."""
     table = filled()
@@ -149,10 +151,10 @@ def test_trials_that_cannot_be_are_refused(saving: list[float]) -> None:
 @pytest.mark.parametrize("number", [-1, -math.inf, math.inf, math.nan])
 def test_counts_and_spreads_that_cannot_be_are_refused(place: int, number: float) -> None:
     cell = [0.25, 7, 0.5, 0.125, 40, 0.1, 5.0, 0.01, 50, 0.2, 3.0, 60, 0.3, 4.0]
-    QTable.parse(of_version(3, cell), "it")
+    QTable.parse(of_version(4, cell), "it")
     cell[place] = number
     with pytest.raises(ModelError, match="it: holds a"):
-        QTable.parse(of_version(3, cell), "it")
+        QTable.parse(of_version(4, cell), "it")
 
 
 def test_trials_are_kept_and_forgotten() -> None:
@@ -162,11 +164,11 @@ def test_trials_are_kept_and_forgotten() -> None:
     for gain in gains:
         table.tried("u0-b0-s1-t1", "NO_ACTION", gain)
     table.tried("new", "rules:NO_ACTION", 0.5)
-    table.saved("u0-b0-s1-t1", "NO_ACTION", Saving(9, 0.2, 2.5, 0.01))
-    table.overall["NO_ACTION"], table.gap = Saving(9, 0.2, 2.5, 0.01), 0.5
+    table.saved("u0-b0-s1-t1", "NO_ACTION", Saving(9, 0.2, 2.5, 0.75))
+    table.overall["NO_ACTION"], table.gap = Saving(9, 0.2, 2.5, 0.75), 0.5
     cell = table.cell("u0-b0-s1-t1", "NO_ACTION")
     assert cell is not None
-    assert (cell.trials, cell.over, cell.days, cell.over_error, cell.pairs) == (9, 0.2, 2.5, 0.01, 3)
+    assert (cell.trials, cell.over, cell.days, cell.odds, cell.pairs) == (9, 0.2, 2.5, 0.75, 3)
     assert cell.gain == pytest.approx(statistics.fmean(gains))
     assert cell.gain_m2 == pytest.approx(2 * statistics.variance(gains))
     assert table.best("new") == 0.0, "never visited: no value"

@@ -4,30 +4,72 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
 
+import numpy as np
 import pytest
 
 from nhm_sched_plugin.policy.qtable import PLANNED, QTable
-from nhm_sched_plugin.twin.daily import DailySavings, day_s, saving
+from nhm_sched_plugin.twin.daily import OTHERS, DailySavings, day_s, odds
 
 DAY = 86_400.0
 
 
-def test_equal_days_give_the_error_of_their_means() -> None:
-    means = [0.3, -0.1, 0.2, 0.4]
-    found = saving([(10, 10 * mean) for mean in means])
-    assert (found.trials, found.days) == (40, pytest.approx(4))
-    assert found.mean == pytest.approx(statistics.fmean(means))
-    assert found.error == pytest.approx(statistics.variance(means) / 4)
+def test_the_odds_are_a_bootstrap_of_days() -> None:
+    """Of two days, 2 : 1 for the one that saves, and one of both turned over: counted by hand."""
+    draw = np.random.default_rng(1)
+    weight = draw.exponential(size=(200_000, 3))
+    turned = np.where(draw.random(200_000) < 0.5, -0.2, 0.1)
+    exact = (weight[:, 0] * 0.2 - weight[:, 1] * 0.1 + weight[:, 2] * turned >= 0).mean()
+    assert odds([(10, 2.0), (10, -1.0)], [], OTHERS) == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("saved", [0.3, -0.3])
+def test_few_days_are_not_certain_and_many_are(saved: float) -> None:
+    sure = [odds([(10, 10 * saved)] * days, [], OTHERS) for days in (1, 2, 5, 20)]
+    if saved < 0:
+        sure = [1.0 - each for each in sure]
+    assert sure[0] == pytest.approx(0.5, abs=0.02)
+    assert sure == sorted(sure)
+    assert 0.7 < sure[1] < 0.8
+    assert sure[3] > 0.99
+
+
+def test_one_day_that_saves_much_is_told_from_one_that_costs_much() -> None:
+    """Their means are as far from 0 and their variances the same."""
+    little, much = [(10, -1.0)] * 9, (10, 19.0)
+    saves = odds([*little, much], [], OTHERS)
+    costs = odds([(count, -total) for count, total in [*little, much]], [], OTHERS)
+    assert 0.5 < saves < 0.8
+    assert costs == pytest.approx(1.0 - saves, abs=0.02)
+    steady = odds([(10, 1.0)] * 10, [], OTHERS)
+    assert steady > 0.95 > saves, "the same mean, day for day"
+
+
+def test_days_of_other_states_count_until_there_are_own_ones() -> None:
+    others, own = [(10, 5.0)] * 30, [(10, -1.0)]
+    believed = [odds(own * days, others, OTHERS) for days in (0, 1, 10, 80)]
+    assert believed == sorted(believed, reverse=True)
+    assert believed[0] == 1.0
+    assert believed[1] > 0.95
+    assert believed[3] < 0.05
+    assert odds(own, others, 0) == odds(own, [], OTHERS), "no more of them than there were days"
+
+
+def test_the_odds_do_not_hang_on_the_order_of_days() -> None:
+    days = [(count, total) for count, total in zip(range(1, 12), (0.3, -0.5, 0.1) * 4, strict=False)]
+    assert odds(days, days[::-1], 5) == odds(days[::-1], days, 5)
 
 
 def test_a_day_with_most_of_the_trials_is_nearly_the_only_one() -> None:
-    found = saving([(1000, 500.0), (1, -1.0), (1, -1.0)])
-    assert found.days == pytest.approx(1.0, abs=0.01)
-    assert found.mean == pytest.approx(498 / 1002)
-    alone = saving([(5, 1.0)])
-    assert (alone.days, alone.error) == (1.0, 0.0)
+    table, tried = QTable(), DailySavings({}, DAY)
+    for day, (count, saved) in enumerate([(1000, 0.5), (1, -1.0), (1, -1.0)]):
+        for _ in range(count):
+            tried.add("u1", "NO_ACTION", day * DAY, saved)
+    tried.tell(table)
+    cell = table.cell("u1", "NO_ACTION")
+    assert cell is not None
+    assert cell.days == pytest.approx(1.0, abs=0.01)
+    assert cell.over == pytest.approx(498 / 1002)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +92,12 @@ def test_the_table_is_told_of_each_arm_and_of_the_plan_in_all_states() -> None:
     table = QTable()
     tried.tell(table)
     assert set(table.overall) == {PLANNED, "NO_ACTION", "INCREASE_WORKER_POOL"}
-    assert table.overall[PLANNED] == pytest.approx(saving([(len(all_), sum(all_)) for all_ in by_day.values()]))
+    counts = [len(all_) for all_ in by_day.values()]
+    trials, mean, days, unseen = table.overall[PLANNED]
+    assert (trials, days) == (sum(counts), pytest.approx(trials**2 / sum(count**2 for count in counts)))
+    assert mean == pytest.approx(sum(sum(all_) for all_ in by_day.values()) / trials)
+    plans = [cell for row in table.rows.values() for arm, cell in row.items() if arm.startswith(PLANNED)]
+    assert unseen <= (sum(cell.over >= 0 for cell in plans) + 1) / (len(plans) + 2), "Laplace"
     assert sum(saving.trials for saving in table.overall.values()) == 400
     cells = [cell for row in table.rows.values() for cell in row.values()]
     assert sum(cell.trials for cell in cells) == 400
