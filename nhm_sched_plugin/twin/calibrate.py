@@ -7,7 +7,7 @@ Training sees the trace itself, a busier overlay of it, the trace with flash cro
 (`scenarios`). Crowds are few and differ much, so coefficients that suit those of one draw suit no other: every
 generation meets crowds drawn anew, and the answer is not the best candidate, who was lucky with his, but the mean of
 where the search stood in its last generations (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
-averaging").
+averaging"). Last, a constant on the room is settled on the days as they came.
 """
 
 from __future__ import annotations

@@ -6,31 +6,28 @@ draws in which the days, each weighted by chance, save in sum. It takes days as 
 one whose crowd would have waited are no bell curve, and have the variance of nine that save a little and one that costs
 much.
 
-Few days say little, so others are drawn beside a state's own: `OTHERS` of other states, which are believed to be like
-it until its own say otherwise (the prior of a Dirichlet process: T. Ferguson 1973, "A Bayesian analysis of some
-nonparametric problems"; its base is empirical), and one of its own turned into its opposite, or two days that saved
-would be certain.
+A day has the same weight in all states, since it is the same crowd that comes in them. Which of them it meets is luck,
+so a state's own days are joined by `OTHERS` with the mean that all other states have under these weights: a crowd that
+came there may come here, in the size that it had. And by one of its own turned into its opposite, or two days that
+saved would be certain.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
 from nhm_sched_plugin.policy.confidence import MIN_TRIALS
 from nhm_sched_plugin.policy.qtable import PLANNED, QTable, Saving
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+__all__ = ["DailySavings", "Day", "Sums", "day_s", "odds"]
 
-__all__ = ["OTHERS", "DailySavings", "Sums", "day_s", "odds"]
-
-OTHERS: Final = 8
-"""Days of other states that are drawn beside a state's own, at most as many as there were days."""
-_DRAWS: Final = 4000
+OTHERS: Final = 16
+"""Days of other states that count beside a state's own."""
+_DRAWS: Final = 10_000
 _DAY_S: Final = 86_400.0
 _FEWEST: Final = 8
 
@@ -71,7 +68,7 @@ class DailySavings:
     def tell(self, table: QTable) -> None:
         """Put what they say into the table: of each state and arm, and of each arm and of the plan in all states.
 
-        The plan is one policy, whatever it asks for: its days in other states are those of all that it asked for.
+        The plan is one policy, whatever it asks for: its other days are those of all that it asked for anywhere else.
         """
         alike: dict[str, dict[tuple[str, str], dict[str, Day]]] = {}
         for state, arms in self.sums.items():
@@ -79,46 +76,40 @@ class DailySavings:
                 alike.setdefault(PLANNED if arm.startswith(PLANNED) else arm, {})[state, arm] = days
         table.overall = {}
         for name, places in alike.items():
+            sure, unseen = odds(list(places.values()))
+            for ((state, arm), days), each in zip(places.items(), sure, strict=True):
+                table.saved(state, arm, _saving(days.values(), each))
             together: dict[str, Day] = {}
             for days in places.values():
                 for day, (count, total) in days.items():
                     before = together.get(day, (0, 0.0))
                     together[day] = before[0] + count, before[1] + total
-            most = min(OTHERS, round(_kish(together.values())))
-            every = [one for days in places.values() for one in days.values()]
-            for (state, arm), days in places.items():
-                others = [one for place, theirs in places.items() if place != (state, arm) for one in theirs.values()]
-                table.saved(state, arm, _saving(days.values(), odds(list(days.values()), others, most)))
-            unseen = min(odds([], every, most), _share_that_saves(places.values()))
-            table.overall[name] = _saving(together.values(), unseen)
+            table.overall[name] = _saving(together.values(), min(unseen, _share_that_saves(places.values())))
 
 
-def odds(own: Collection[Day], others: Collection[Day], most: int) -> float:
-    """P(the mean of what days like these save is not below 0), in [0, 1]; `most`: so many of the others count.
+def odds(places: Sequence[Mapping[str, Day]]) -> tuple[list[float], float]:
+    """P(the mean of what is saved is not below 0), in [0, 1]: for each of the places, which have a day at least, and
+    for one that was not tried.
 
-    The same days give the same answer, in whatever order they come.
+    The same days give the same answers, in whatever order they come.
     """
+    calendar = {day: at for at, day in enumerate(sorted({day for days in places for day in days}))}
+    trials, saved = np.zeros((2, len(places), len(calendar)))
+    for row, days in enumerate(places):
+        for day, (count, total) in days.items():
+            trials[row, calendar[day]], saved[row, calendar[day]] = count, total
     draw = np.random.default_rng(0)
-    counts, means = _days(own)
-    usual = float(counts.mean()) if len(counts) else 1.0
-    drawn, sizes = [np.broadcast_to(means, (_DRAWS, len(means)))], [counts]
-    if len(others):
-        weights, values = _days(others)
-        drawn.append(draw.choice(values, (_DRAWS, most), p=weights / weights.sum()))
-        sizes.append(np.full(most, usual))
-    if len(counts):
-        drawn.append(-draw.choice(means, (_DRAWS, 1), p=counts / counts.sum()))
-        sizes.append(np.array([usual]))
-    saved = np.hstack(drawn)
-    weight = draw.exponential(size=saved.shape) * np.concatenate(sizes)
-    return float(((weight * saved).sum(axis=1) >= 0.0).mean())
-
-
-def _days(found: Collection[Day]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Trials of each day, and their mean."""
-    days = np.array(list(found), np.float64).reshape(-1, 2)
-    counts, totals = days[np.lexsort((days[:, 1], days[:, 0]))].T
-    return counts, totals / counts
+    weights = draw.exponential(size=(len(calendar), _DRAWS))
+    once, place = draw.exponential(size=_DRAWS), draw.random(_DRAWS)
+    all_trials, all_saved = trials.sum(axis=0) @ weights, saved.sum(axis=0) @ weights
+    sure = []
+    for count, total in zip(trials, saved, strict=True):
+        own = total @ weights
+        others = (all_saved - own) / np.maximum(all_trials - count @ weights, 1e-9) if len(places) > 1 else 0.0
+        drawn = np.searchsorted(np.cumsum(count), place * count.sum(), side="right")
+        opposite, usual = -once * total[drawn] / count[drawn], count[count > 0].mean()
+        sure.append(float((own + usual * (OTHERS * others + opposite) >= 0.0).mean()))
+    return sure, float((all_saved >= 0.0).mean())
 
 
 def _share_that_saves(states: Collection[dict[str, Day]]) -> float:

@@ -110,8 +110,8 @@ def test_set_aside_and_reset_overwrite_nothing(tmp_path: Path) -> None:
     assert QTable.load(path).updates == 0
 
 
-def of_version(version: int, cell: list[float]) -> bytes:
-    body = {"format": "nhm-sched-q-table", "version": version, "updates": 7, "states": {"s": {"a": cell}}}
+def of_version(version: int, cell: list[float], **more: Any) -> bytes:
+    body = {"format": "nhm-sched-q-table", "version": version, "updates": 7, "states": {"s": {"a": cell}}, **more}
     digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     return json.dumps({**body, "digest": digest}).encode()
 
@@ -128,6 +128,16 @@ def test_older_files_are_read_without_what_trials_saved(tmp_path: Path) -> None:
     assert QTable.parse(of_version(2, second), "it").cell("s", "a") == Cell(
         0.25, 7, 0.5, 0.125, pairs=50, gain=0.2, gain_m2=3.0, live=60, live_mean=0.3, live_m2=4.0
     )
+
+
+def test_a_squared_error_of_version_3_is_not_taken_for_odds() -> None:
+    third = [0.25, 7, 0.5, 0.125, 40, 0.1, 5.0, 2.0, 50, 0.2, 3.0, 60, 0.3, 4.0]
+    raw = of_version(3, third, overall={"plan:": [40, 0.1, 5.0, 2.0]})
+    table = QTable.parse(raw, "it")
+    assert table.cell("s", "a") == Cell(
+        0.25, 7, 0.5, 0.125, pairs=50, gain=0.2, gain_m2=3.0, live=60, live_mean=0.3, live_m2=4.0
+    )
+    assert table.overall == {}
 
 
 @pytest.mark.parametrize("version", [0, 5, "4", [4], None, True])

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from nhm_sched_plugin.policy.qtable import PLANNED, QTable
-from nhm_sched_plugin.twin.daily import OTHERS, DailySavings, day_s, odds
+from nhm_sched_plugin.twin.daily import DailySavings, Day, day_s, odds
 
 DAY = 86_400.0
+
+
+def alone(days: Sequence[Day]) -> float:
+    return odds([{str(day): found for day, found in enumerate(days)}])[0][0]
+
+
+def among(own: Sequence[Day], *others: Sequence[Day]) -> float:
+    return odds([{str(day): found for day, found in enumerate(days)} for days in (own, *others)])[0][0]
 
 
 def test_the_odds_are_a_bootstrap_of_days() -> None:
@@ -20,12 +29,12 @@ def test_the_odds_are_a_bootstrap_of_days() -> None:
     weight = draw.exponential(size=(200_000, 3))
     turned = np.where(draw.random(200_000) < 0.5, -0.2, 0.1)
     exact = (weight[:, 0] * 0.2 - weight[:, 1] * 0.1 + weight[:, 2] * turned >= 0).mean()
-    assert odds([(10, 2.0), (10, -1.0)], [], OTHERS) == pytest.approx(exact, abs=0.02)
+    assert alone([(10, 2.0), (10, -1.0)]) == pytest.approx(exact, abs=0.02)
 
 
 @pytest.mark.parametrize("saved", [0.3, -0.3])
 def test_few_days_are_not_certain_and_many_are(saved: float) -> None:
-    sure = [odds([(10, 10 * saved)] * days, [], OTHERS) for days in (1, 2, 5, 20)]
+    sure = [alone([(10, 10 * saved)] * days) for days in (1, 2, 5, 20)]
     if saved < 0:
         sure = [1.0 - each for each in sure]
     assert sure[0] == pytest.approx(0.5, abs=0.02)
@@ -37,27 +46,60 @@ def test_few_days_are_not_certain_and_many_are(saved: float) -> None:
 def test_one_day_that_saves_much_is_told_from_one_that_costs_much() -> None:
     """Their means are as far from 0 and their variances the same."""
     little, much = [(10, -1.0)] * 9, (10, 19.0)
-    saves = odds([*little, much], [], OTHERS)
-    costs = odds([(count, -total) for count, total in [*little, much]], [], OTHERS)
+    saves = alone([*little, much])
+    costs = alone([(count, -total) for count, total in [*little, much]])
     assert 0.5 < saves < 0.8
     assert costs == pytest.approx(1.0 - saves, abs=0.02)
-    steady = odds([(10, 1.0)] * 10, [], OTHERS)
-    assert steady > 0.95 > saves, "the same mean, day for day"
+    assert alone([(10, 1.0)] * 10) > 0.95 > saves, "the same mean, day for day"
 
 
-def test_days_of_other_states_count_until_there_are_own_ones() -> None:
-    others, own = [(10, 5.0)] * 30, [(10, -1.0)]
-    believed = [odds(own * days, others, OTHERS) for days in (0, 1, 10, 80)]
+def test_other_states_count_until_there_are_days_of_its_own() -> None:
+    believed = [among([(10, -1.0)] * days, [(10, 1.0)] * 120) for days in (1, 8, 16, 24, 100)]
     assert believed == sorted(believed, reverse=True)
-    assert believed[0] == 1.0
-    assert believed[1] > 0.95
-    assert believed[3] < 0.05
-    assert odds(own, others, 0) == odds(own, [], OTHERS), "no more of them than there were days"
+    assert believed[0] > 0.95
+    assert 0.2 < believed[2] < 0.8
+    assert believed[4] < 0.05
 
 
-def test_the_odds_do_not_hang_on_the_order_of_days() -> None:
-    days = [(count, total) for count, total in zip(range(1, 12), (0.3, -0.5, 0.1) * 4, strict=False)]
-    assert odds(days, days[::-1], 5) == odds(days[::-1], days, 5)
+def test_a_crowd_that_came_elsewhere_counts_in_its_own_size() -> None:
+    """Twenty days cost a little here; in other states one of them had a crowd that the plan was ready for."""
+    quiet = [(10, -0.1)] * 20
+    assert among(quiet, quiet) < 0.01
+    assert 0.5 < among(quiet, [*quiet[1:], (10, 20.0)]) < 0.99
+    assert among(quiet, [*quiet[1:], (10, -20.0)]) < 0.01
+
+
+def test_days_are_the_same_days_in_all_states() -> None:
+    """Ten states that met one crowd are no ten crowds: as sure as one of them alone, whose others are like it."""
+    met = [(10, -1.0)] * 5 + [(10, 8.0)]
+    assert among(met, *[met] * 9) == pytest.approx(alone(met), abs=0.05)
+
+
+def test_the_odds_do_not_hang_on_the_order_of_days_and_states() -> None:
+    days = {str(day): (1 + day % 3, (0.3, -0.5, 0.1, 0.2)[day % 4]) for day in range(12)}
+    other = {str(day): (2, 0.1 * (day - 5)) for day in range(3, 9)}
+    turned = [dict(reversed(each.items())) for each in (other, days)]
+    (first, second), unseen = odds([days, other])
+    assert odds(turned) == ([second, first], unseen)
+    assert 0.0 < first < 1.0
+    assert 0.0 < second < 1.0
+
+
+def test_what_is_the_same_on_all_days_costs_no_more() -> None:
+    assert alone([(10, 0.0)] * 3) == 1.0
+    assert odds([{"1": (1, 0.0), "2": (3, 0.0)}] * 2) == ([1.0, 1.0], 1.0)
+
+
+def test_a_state_that_was_not_tried_is_no_surer_than_the_days_nor_than_the_states() -> None:
+    """Most states save a little; what one costs on every other day makes up for more than that."""
+    table, tried = QTable(), DailySavings({}, DAY)
+    for day in range(10):
+        for _ in range(40):
+            for state in range(9):
+                tried.add(f"u{state}", f"{PLANNED}NO_ACTION", day * DAY, 0.1)
+            tried.add("dear", f"{PLANNED}NO_ACTION", day * DAY, -3.0 * (day % 2))
+    tried.tell(table)
+    assert table.overall[PLANNED].odds < 0.2 < 10 / 12
 
 
 def test_a_day_with_most_of_the_trials_is_nearly_the_only_one() -> None:
