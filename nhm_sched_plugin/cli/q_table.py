@@ -68,7 +68,7 @@ def q_table_show(
             if cell.pairs and key.startswith(state or "")
         }
         try:
-            draw_table(plot, gains, "saved against the planner's own action (shares of the pool's cost)")
+            draw_table(plot, gains, "saved against the planner's own action (shares of what usual tickets take)")
         except ValueError as error:
             raise typer.BadParameter(f"--plot {plot}: {error}") from None
     show(rows, as_json, lambda: table(rows, nothing))

@@ -62,7 +62,9 @@ TRIAL_DEPENDENCE: Final = 25
 MIN_DAYS: Final = 2.0
 """From fewer nobody can say how days differ."""
 PRIOR_SD: Final = 0.1
+"""Of a reward, and of a trial's gain in shares of what usual tickets take meanwhile: what is believed of either,"""
 PRIOR_VISITS: Final = 5
+"""as if so many had been seen."""
 _NORMAL: Final = NormalDist()
 _NO_CELLS: Final[Mapping[str, Cell]] = {}
 
@@ -175,7 +177,7 @@ def preferred(row: Mapping[str, Cell], arms: Sequence[str], rules_arm: str) -> i
 def inferior(table: QTable, state: str, arm: str) -> bool:
     """Whether the trials say that the arm probably costs more here than the planner's own: P(it does not) < `WORTH`."""
     cell = table.cell(state, arm) or UNTRIED
-    pool: _Pool = table.pooled(f"{arm} over plan", lambda _: _over_plan(table.cells(arm)))
+    pool: _Pool = table.pooled(arm, _over_plan)
     error = TRIAL_DEPENDENCE * pool.variance / cell.pairs if cell.pairs else math.inf
     return pool.trials >= MIN_TRIALS and _odds(pool, cell.gain, error) < WORTH
 
