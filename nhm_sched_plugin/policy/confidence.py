@@ -7,7 +7,7 @@ saving in this state >= 0). How sure a mean is depends on how days differ, not o
 moments of a day with one crowd tell of one crowd. So it is a bootstrap of days as they came, made where the trials are
 (`twin/daily.py`), and the Q-table keeps what it says. Below `MIN_TRIALS` of the arm, or two days, the answer is at most
 `UNSEEN`, and so it is below `SEEN` in the state; but the plan is one policy whatever it asks for, and where it was
-hardly tried the answer is at most what its days in all states say, and the share of them in which it saved.
+hardly tried the answer is at most what its days in all states say, and the mean of the answers there.
 
 The real pool has the last word: once both arms were really tried `MIN_VISITS` times and their rewards say at
 P < `BRAKE` that the arm is at least as good but for `MARGIN`, confidence is that P, whatever the twin found. Rewards

@@ -84,7 +84,10 @@ class DailySavings:
                 for day, (count, total) in days.items():
                     before = together.get(day, (0, 0.0))
                     together[day] = before[0] + count, before[1] + total
-            table.overall[name] = _saving(together.values(), min(unseen, _share_that_saves(places.values())))
+            tried = [each for days, each in zip(places.values(), sure, strict=True) if _trials(days) >= MIN_TRIALS]
+            # It may be like any of those that were tried. Two more, one sure and one not: Laplace's rule of succession.
+            alike_any = (math.fsum(tried) + 1.0) / (len(tried) + 2)
+            table.overall[name] = _saving(together.values(), min(unseen, alike_any))
 
 
 def odds(places: Sequence[Mapping[str, Day]]) -> tuple[list[float], float]:
@@ -112,12 +115,8 @@ def odds(places: Sequence[Mapping[str, Day]]) -> tuple[list[float], float]:
     return sure, float((all_saved >= 0.0).mean())
 
 
-def _share_that_saves(states: Collection[dict[str, Day]]) -> float:
-    """What to expect of a state that was not tried: the share of those that were in which there was a saving (Laplace's
-    rule of succession)."""
-    means = [_saving(days.values(), 0.0) for days in states]
-    seen = [saving.mean >= 0.0 for saving in means if saving.trials >= MIN_TRIALS]
-    return (sum(seen) + 1) / (len(seen) + 2)
+def _trials(days: Mapping[str, Day]) -> int:
+    return sum(number for number, _ in days.values())
 
 
 def _saving(days: Collection[Day], odds: float) -> Saving:

@@ -139,7 +139,7 @@ def test_the_table_is_told_of_each_arm_and_of_the_plan_in_all_states() -> None:
     assert (trials, days) == (sum(counts), pytest.approx(trials**2 / sum(count**2 for count in counts)))
     assert mean == pytest.approx(sum(sum(all_) for all_ in by_day.values()) / trials)
     plans = [cell for row in table.rows.values() for arm, cell in row.items() if arm.startswith(PLANNED)]
-    assert unseen <= (sum(cell.over >= 0 for cell in plans) + 1) / (len(plans) + 2), "Laplace"
+    assert unseen <= (sum(cell.odds for cell in plans) + 1) / (len(plans) + 2)
     assert sum(saving.trials for saving in table.overall.values()) == 400
     cells = [cell for row in table.rows.values() for cell in row.values()]
     assert sum(cell.trials for cell in cells) == 400
