@@ -51,8 +51,9 @@ CEILING: Final = 0.99
 BRAKE: Final = 0.05
 MARGIN: Final = 0.05
 """Of reward: workers that were added cost about so much before they help. Only worse than that brakes."""
-WORTH: Final = 0.3
-"""How sure at least it must be that an action costs no more than the plan, to try it on the real pool."""
+WORTH: Final = 0.5
+"""How sure at least it must be that an action costs no more than the plan, to try it on the real pool: what is more
+likely than not to cost more is paid for by the users, and with a long start-up dearly."""
 LEAVE_AT: Final = 0.95
 """How sure it must be that another arm costs less than the planner's before the planner is left."""
 DEPENDENCE: Final = 10

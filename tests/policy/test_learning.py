@@ -482,6 +482,17 @@ def test_a_crowd_ahead_makes_another_situation(tmp_path: Path) -> None:
     assert target(0.0) != target(500.0)
 
 
+@pytest.mark.parametrize(("gain", "explored"), [(-0.01, False), (0.01, True)])
+def test_what_is_more_likely_than_not_to_cost_more_is_not_explored(tmp_path: Path, gain: float, explored: bool) -> None:
+    policy = QPolicy(settings(tmp_path, epsilon=0.2), keep)
+    for trial in range(200):
+        policy.table.tried(KEY, "NO_ACTION", gain + 0.1 * (-1) ** trial)
+    others = {
+        each.action for each in (policy.explore(None, STATE, FORECAST, lambda _: True) for _ in range(500)) if each
+    }
+    assert (Action.NO_ACTION in others) is explored
+
+
 def test_nothing_known_to_be_worse_is_explored(tmp_path: Path) -> None:
     policy = QPolicy(settings(tmp_path, epsilon=0.2), keep)
     others = {
